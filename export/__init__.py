@@ -1,0 +1,1 @@
+"""Purify, shrink and export a pruned network, with proof: pruned checkpoint in, ONNX out."""

@@ -1,0 +1,1 @@
+"""Configuration, run directories and the command line: the only package that knows all stages."""
