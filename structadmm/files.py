@@ -88,7 +88,5 @@ def read_json(path: Path, *, schema: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: run its stage again")
     if value.get("schema") != schema:
-        raise UserError(
-            f"{path} has schema {value.get('schema')!r}, this version reads {schema}: run its stage again"
-        )
+        raise UserError(f"{path} has schema {value.get('schema')!r}, this version reads {schema}: run its stage again")
     return value

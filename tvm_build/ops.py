@@ -1,0 +1,151 @@
+"""What a kernel must compute: one frozen description per fused operator, the key of the schedule choice.
+
+Activations of 4-D tensors live in channel blocks of four ("C4"): `[N, ceil(C / 4), H, W]` elements of `float4`, channel `c` being lane `c % 4` of block
+`c // 4`. Lanes beyond the last channel are written as finite numbers and meet zero weights wherever they are read, so no channel
+count is a special case. Everything else (2-D tensors, operators without a schedule of ours) is plain row-major.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["none", "relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu"]
+
+
+def blocks(channels: int) -> int:
+    """Channel blocks of four that hold `channels` channels."""
+    return -(-channels // 4)
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """`activation(conv(x, w) + bias [+ residual])`; the residual has the output's shape.
+
+    Attributes:
+        padding: (top, left, bottom, right), in pixels.
+        columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all of them. Only with `groups == 1`.
+    """
+
+    batch: int
+    in_channels: int
+    in_height: int
+    in_width: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    activation: Activation = "none"
+    has_residual: bool = False
+    columns: tuple[int, ...] | None = None
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        span = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.in_height + self.padding[0] + self.padding[2] - span) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Pixels in a row of the output."""
+        span = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.in_width + self.padding[1] + self.padding[3] - span) // self.stride[1] + 1
+
+    @property
+    def reduction(self) -> int:
+        """Multiply-adds per output value."""
+        full = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
+        return full if self.columns is None else len(self.columns)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole operator."""
+        return self.batch * self.out_channels * self.out_height * self.out_width * self.reduction
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """Max or average pooling on C4. `count_include_pad` matters for averages only."""
+
+    kind: Literal["max", "avg"]
+    batch: int
+    channels: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int] = (1, 1)
+    count_include_pad: bool = False
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`activation(x @ w.T + bias)`; `x` is plain `[N, K]`, or, with `pooled_pixels` = H * W > 1, C4 `[N, K / 4, H, W]` averaged over its pixels first."""
+
+    batch: int
+    in_features: int
+    out_features: int
+    activation: Activation = "none"
+    pooled_pixels: int = 1
+    input_is_c4: bool = False
+
+
+@dataclass(frozen=True)
+class GlobalAverage:
+    """Mean over H and W: C4 in; C4 `[N, C / 4, 1, 1]` out."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """`activation(a OP b)` or `activation(a)` on C4 tensors of one shape; `scalar_b` broadcasts b over the pixels (squeeze-and-excite)."""
+
+    operator: Literal["add", "mul", "sub", "copy"]
+    batch: int
+    channels: int
+    height: int
+    width: int
+    activation: Activation = "none"
+    broadcast_pixels: bool = False
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Plain NCHW float32 to C4 of the compute type, the lanes beyond the last channel set to zero."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """C4 to plain NCHW."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ConcatChannels:
+    """C4 tensors joined along the channels, also where an offset is no multiple of four."""
+
+    batch: int
+    channels: tuple[int, ...]
+    height: int
+    width: int
+
+
+Operator = Conv2d | Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels
