@@ -1,8 +1,9 @@
 """What a kernel must compute: one frozen description per fused operator, the key of the schedule choice.
 
-Activations of 4-D tensors live in channel blocks of four ("C4"): `[N, ceil(C / 4), H, W]` elements of `float4`, channel `c` being lane `c % 4` of block
-`c // 4`. Lanes beyond the last channel are written as finite numbers and meet zero weights wherever they are read, so no channel
-count is a special case. Everything else (2-D tensors, operators without a schedule of ours) is plain row-major.
+Activations of 4-D tensors live in channel blocks of four ("C4"): `[N, ceil(C / 4), H, W]` elements of `float4`,
+channel `c` being lane `c % 4` of block `c // 4`. Lanes beyond the last channel are written as finite numbers and meet
+zero weights wherever they are read, so no channel count is a special case. Everything else (2-D tensors, operators
+without a schedule of ours) is plain row-major.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Conv2d:
 
     Attributes:
         padding: (top, left, bottom, right), in pixels.
-        columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all of them. Only with `groups == 1`.
+        columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all
+            of them. Only with `groups == 1`.
     """
 
     batch: int
@@ -85,7 +87,10 @@ class Pool2d:
 
 @dataclass(frozen=True)
 class Dense:
-    """`activation(x @ w.T + bias)`; `x` is plain `[N, K]`, or, with `pooled_pixels` = H * W > 1, C4 `[N, K / 4, H, W]` averaged over its pixels first."""
+    """`activation(x @ w.T + bias)`.
+
+    `x` is plain `[N, K]`, or with `input_is_c4` C4 `[N, K / 4, H, W]`, averaged over its `pooled_pixels` = H * W.
+    """
 
     batch: int
     in_features: int
@@ -107,7 +112,10 @@ class GlobalAverage:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """`activation(a OP b)` or `activation(a)` on C4 tensors of one shape; `scalar_b` broadcasts b over the pixels (squeeze-and-excite)."""
+    """`activation(a OP b)`, or `activation(a)` for "copy", on C4 tensors of one shape.
+
+    With `broadcast_pixels`, b is `[N, C / 4, 1, 1]` (squeeze-and-excite).
+    """
 
     operator: Literal["add", "mul", "sub", "copy"]
     batch: int
