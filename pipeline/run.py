@@ -1,0 +1,131 @@
+"""Do the stages of a run that are not done yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from pipeline.run_config import RunConfig
+from pipeline.run_directory import RunDirectory, open_run_directory
+from pipeline.stages import STAGE_BY_NAME, STAGE_NAMES, Stage, StageContext
+from pipeline.toml_config import apply_overrides, read_toml, validate
+from structadmm.errors import StructadmmError, UserError
+from structadmm.files import write_text
+from structadmm.progress import Reporter
+
+CONFIG = "config.toml"
+
+
+class InterruptedRunError(StructadmmError):
+    """The user pressed Ctrl-C; the message says how to go on."""
+
+    exit_status = 130
+
+
+def run_stages(
+    config_path: Path,
+    out: Path,
+    *,
+    device: str,
+    reporter: Reporter,
+    overrides: Sequence[str] = (),
+    stages: Sequence[str] = STAGE_NAMES,
+    forced_from: str | None = None,
+) -> list[str]:
+    """Bring `stages` of the run directory `out` up to date with the configuration.
+
+    Args:
+        config_path: a TOML file; it is copied to `out/config.toml`, overrides applied.
+        out: the run directory, created where needed.
+        device: where bundles are measured.
+        reporter: where progress is told.
+        overrides: `section.key=value`, each replacing a value of the file.
+        stages: the stages wanted, in order; those that are up to date are not run again.
+        forced_from: this stage and what follows it run in any case, from the beginning.
+
+    Returns:
+        The names of the stages that ran.
+
+    Raises:
+        UserError: the configuration, the directory or a stage's input is not usable.
+        InterruptedRunError: Ctrl-C.
+    """
+    values = apply_overrides(read_toml(config_path), overrides)
+    config = validate(RunConfig, values, str(config_path))
+    if forced_from is not None and forced_from not in STAGE_BY_NAME:
+        raise UserError(f"--from {forced_from}: no such stage: choose one of {', '.join(STAGE_NAMES)}")
+    _refuse_foreign_directory(out, config)
+    forced = STAGE_NAMES[STAGE_NAMES.index(forced_from) :] if forced_from else ()
+    done: list[str] = []
+    try:
+        with open_run_directory(out, STAGE_NAMES) as directory:
+            _keep_config(config_path, directory, values if overrides else None)
+            context = StageContext(config, directory, device, reporter)
+            _require_up_to_date(STAGE_NAMES[: STAGE_NAMES.index(stages[0])], context)
+            for name in stages:
+                if _run_stage(STAGE_BY_NAME[name], context, force=name in forced):
+                    done.append(name)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"interrupted: `structadmm run {out / CONFIG} --out {out}` goes on from here"
+        ) from None
+    if not done:
+        reporter.say(f"{out}: nothing to do, {', '.join(stages)} up to date")
+    return done
+
+
+def _run_stage(stage: Stage, context: StageContext, *, force: bool) -> bool:
+    """Run one stage if it must; True if it ran."""
+    directory, reporter = context.directory, context.reporter
+    inputs = stage.inputs(context)
+    if force:
+        reason: str | None = "forced"
+        directory.discard_partial(stage.name)
+    else:
+        reason = directory.why_run(stage.name, inputs)
+    if reason is None:
+        directory.discard_partial(stage.name)
+        reporter.say(f"{stage.name}: up to date")
+        return False
+    reporter.say(f"{stage.name}: {reason}")
+    started = time.monotonic()
+    out = directory.begin(stage.name, inputs, resume=stage.resumes)
+    stage.execute(context, out)
+    directory.complete(stage.name, inputs)
+    reporter.say(f"{stage.name}: done in {time.monotonic() - started:.1f} s")
+    return True
+
+
+def _require_up_to_date(earlier: Sequence[str], context: StageContext) -> None:
+    """A stage that is asked for by itself is not made from stale files."""
+    for name in earlier:
+        reason = context.directory.why_run(name, STAGE_BY_NAME[name].inputs(context))
+        if reason is not None:
+            raise UserError(
+                f"the {name} stage of {context.directory.path} is not up to date ({reason}): "
+                f"run `structadmm {name} {context.directory.path}` first"
+            )
+
+
+def _refuse_foreign_directory(out: Path, config: RunConfig) -> None:
+    """A directory of something else, or of another experiment, is not written into."""
+    kept = out / CONFIG
+    if kept.exists():
+        name = read_toml(kept).get("name")
+        if name != config.name:
+            raise UserError(
+                f"{out} holds the run {name!r}, this configuration is {config.name!r}: choose another --out"
+            )
+    elif out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run (it has no {CONFIG}): choose another --out")
+
+
+def _keep_config(source: Path, directory: RunDirectory, values: dict[str, object] | None) -> None:
+    """Put the configuration into the run directory: the file as it is, or, if `values` are given, those as TOML."""
+    kept = directory.path / CONFIG
+    text = source.read_text(encoding="utf-8") if values is None else tomli_w.dumps(values)
+    if not kept.exists() or kept.read_text(encoding="utf-8") != text:
+        write_text(kept, text)

@@ -1,0 +1,44 @@
+"""The configuration of one run: a name, and a section for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from device.config import MeasureConfig
+from export.config import ExportConfig
+from pydantic import BaseModel, ConfigDict, Field
+from train.config import TrainConfig
+from tvm_build.config import BuildConfig
+
+from pipeline.toml_config import apply_overrides, read_toml, validate
+from results.config import ReportConfig
+
+
+class RunConfig(BaseModel):
+    """A whole experiment: one TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+    """Names the run: in its results, and its directory under `runs/` where no `--out` is given."""
+    train: TrainConfig
+    """What is trained on what, and how it is pruned."""
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    """How the pruned network is shrunk, saved and verified."""
+    build: BuildConfig = Field(default_factory=BuildConfig)
+    """How both networks are compiled."""
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    """How both are timed."""
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    """How the results are told."""
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override (`section.key=value`) and validate a configuration.
+
+    Raises:
+        UserError: in one line, whatever is wrong with the file or an override.
+    """
+    return validate(RunConfig, apply_overrides(read_toml(path), overrides), str(path))

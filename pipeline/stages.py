@@ -1,0 +1,99 @@
+"""The five stages: their order, what each is made from, and the function that does it.
+
+Stage modules are imported when their stage runs: torch and TVM cost seconds that `structadmm --help` must not take.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.run_config import RunConfig
+from pipeline.run_directory import RunDirectory
+from structadmm.progress import Reporter
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage function is given besides its own output directory."""
+
+    config: RunConfig
+    directory: RunDirectory
+    device: str
+    reporter: Reporter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the line.
+
+    Attributes:
+        name: its directory in the run directory, its command, and its section in the configuration.
+        upstream: the stages whose files it reads.
+        resumes: whether it continues from what an interrupted attempt left; the others start over.
+        packages: the distributions whose version its output depends on.
+        execute: does the stage, writing into the directory it is given.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    resumes: bool
+    packages: tuple[str, ...]
+    execute: Callable[[StageContext, Path], None]
+
+    def inputs(self, context: StageContext) -> dict[str, Any]:
+        """Everything that decides what this stage writes, as JSON."""
+        inputs: dict[str, Any] = {
+            "config": {self.name: getattr(context.config, self.name).model_dump(mode="json")},
+            "upstream": {name: context.directory.content(name) for name in self.upstream},
+            "versions": {name: importlib.metadata.version(name) for name in self.packages},
+        }
+        if self.name == "measure":
+            inputs["device"] = context.device
+        if self.name == "report":
+            inputs["name"] = context.config.name
+        return inputs
+
+
+def _train(context: StageContext, out: Path) -> None:
+    from train.stage import run_train
+
+    run_train(context.config.train, out, context.reporter)
+
+
+def _export(context: StageContext, out: Path) -> None:
+    from export.stage import run_export
+
+    run_export(context.config.export, context.directory.stage_dir("train"), out, context.reporter)
+
+
+def _build(context: StageContext, out: Path) -> None:
+    from tvm_build.stage import run_build
+
+    run_build(context.config.build, context.directory.stage_dir("export"), out, context.reporter)
+
+
+def _measure(context: StageContext, out: Path) -> None:
+    from device.stage import run_measure
+
+    run_measure(context.config.measure, context.directory.stage_dir("build"), out, context.device, context.reporter)
+
+
+def _report(context: StageContext, out: Path) -> None:
+    from results.stage import run_report
+
+    run_report(context.config.report, context.directory.path, out, context.reporter)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("train", (), True, ("structadmm", "torch", "accelerate"), _train),
+    Stage("export", ("train",), False, ("structadmm", "torch", "onnx"), _export),
+    Stage("build", ("export",), False, ("structadmm", "apache-tvm"), _build),
+    Stage("measure", ("build",), False, ("structadmm",), _measure),
+    Stage("report", ("train", "export", "build", "measure"), False, ("structadmm",), _report),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+STAGE_BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}

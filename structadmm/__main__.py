@@ -1,0 +1,5 @@
+"""`python -m structadmm` is the command `structadmm`."""
+
+from pipeline.cli import main
+
+main()
