@@ -48,6 +48,7 @@ def demo(
 
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The configuration of the experiment.")],
+    *,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/NAME if not given.")] = None,
     device: Device = "local",
     from_stage: Annotated[
@@ -84,6 +85,7 @@ def _run(
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(
         run_dir: RunPath,
+        *,
         config: Annotated[
             Path | None, typer.Option("--config", help="Start the run directory with this configuration.")
         ] = None,
