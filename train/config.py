@@ -1,0 +1,171 @@
+"""The `[train]` section of a configuration: what is trained, on what, and how it is pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Structure = Literal["filter", "channel", "column", "nonstructured"]
+Schedule = Literal["constant", "cosine", "step"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which network to prune.
+
+    Attributes:
+        entry: a name from `train.models`, or `module:callable`.
+        kwargs: arguments of that callable; `num_classes` and `in_channels` of built-in models default to what the data has.
+        weights: state dict to start from (`.safetensors`, or a `.pt` that loads with `weights_only=True`), or nothing.
+    """
+
+    entry: str = "cifar_resnet18"
+    kwargs: dict[str, Any] = {}
+    weights: Path | None = None
+
+
+class DataConfig(_Section):
+    """Which images to train and test on.
+
+    Attributes:
+        name: a name from `train.data`, or `module:callable` that returns a `Dataset`.
+        root: folder that holds (or receives) the files; the user's cache folder by default.
+        verify: refuse files whose checksum is not the published one.
+        download: fetch absent files.
+        augment: apply the data set's augmentation to the training images.
+        kwargs: arguments of a `module:callable`.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    verify: bool = True
+    download: bool = True
+    augment: bool = True
+    kwargs: dict[str, Any] = {}
+
+
+class OptimizerConfig(_Section):
+    """The optimizer of every phase; each phase starts with a fresh one."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerConfig:
+        if self.kind == "sgd" and self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs momentum > 0: set nesterov = false or raise momentum")
+        return self
+
+
+class DenseConfig(_Section):
+    """Training of the dense network, before any pruning. `epochs = 0` takes the weights as they are."""
+
+    epochs: Annotated[int, Field(ge=0)] = 20
+    lr: Annotated[float, Field(gt=0.0)] = 0.1
+    schedule: Schedule = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class RoundConfig(_Section):
+    """One ADMM round: regularise towards a sparsity, prune hard, retrain under the mask.
+
+    Attributes:
+        structure: what is removed as a whole.
+        sparsity: fraction of the units *still alive when the round starts* that it removes, so that rounds multiply:
+            0.5 after 0.5 leaves a quarter. One number for every eligible layer, or layer name patterns
+            (`"layer3.*"`, the first that matches counts) with a number each; layers that no pattern matches stay.
+        block: kept columns come as aligned groups of this many input channels (columns only).
+        multiple: kept filters or channels are rounded up to a multiple of this, as many as are alive.
+        first_layer: prune the first convolution too, and filters that are coupled with its filters.
+            Only for a single `sparsity`; patterns name what they mean.
+        linear: prune units that linear layers produce, too (hidden layers of a classifier).
+        admm_epochs: epochs under the ADMM penalty.
+        update_every: epochs between two updates of Z and U.
+        retrain_epochs: epochs of masked retraining after the hard prune.
+        rho: initial penalty weight.
+        rho_layers: penalty weight of layers that a name pattern matches, instead of `rho`.
+        rho_growth: factor on rho at each update of Z and U.
+        rho_max: rho grows no further than this.
+        lr: learning rate of the ADMM phase.
+        schedule: its course between two updates; it restarts at each, because the target has moved.
+        retrain_lr: learning rate of the retraining.
+        retrain_schedule: its course.
+        converged_residual: the ADMM phase ends early once the primal residual of every layer is below this.
+    """
+
+    structure: Structure
+    sparsity: Fraction | dict[str, Fraction]
+    block: Annotated[int, Field(ge=1)] = 1
+    multiple: Annotated[int, Field(ge=1)] = 1
+    first_layer: bool = False
+    linear: bool = False
+    admm_epochs: Annotated[int, Field(ge=0)] = 10
+    update_every: Annotated[int, Field(ge=1)] = 1
+    retrain_epochs: Annotated[int, Field(ge=0)] = 10
+    rho: Annotated[float, Field(gt=0.0)] = 1e-3
+    rho_layers: dict[str, Annotated[float, Field(gt=0.0)]] = {}
+    rho_growth: Annotated[float, Field(ge=1.0)] = 1.3
+    rho_max: Annotated[float, Field(gt=0.0)] = 1.0
+    lr: Annotated[float, Field(gt=0.0)] = 0.01
+    schedule: Schedule = "constant"
+    retrain_lr: Annotated[float, Field(gt=0.0)] = 0.01
+    retrain_schedule: Schedule = "cosine"
+    converged_residual: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+
+    @field_validator("sparsity")
+    @classmethod
+    def _some_layer(cls, sparsity: float | dict[str, float]) -> float | dict[str, float]:
+        if isinstance(sparsity, dict) and not sparsity:
+            raise ValueError("no layer is named: give a number in [0, 1) or patterns such as {'layer3.*' = 0.5}")
+        return sparsity
+
+    @model_validator(mode="after")
+    def _options_fit_the_structure(self) -> RoundConfig:
+        if self.block != 1 and self.structure != "column":
+            raise ValueError(f"block={self.block} is for columns, the round's structure is {self.structure!r}: drop it")
+        if self.multiple != 1 and self.structure not in ("filter", "channel"):
+            raise ValueError(f"multiple={self.multiple} is for filters and channels, not {self.structure!r}: drop it")
+        return self
+
+
+class DistillConfig(_Section):
+    """Knowledge distillation from the dense network, in the ADMM and retraining phases (Hinton et al., 1503.02531)."""
+
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    temperature: Annotated[float, Field(gt=0.0)] = 4.0
+
+
+class TrainConfig(_Section):
+    """The `[train]` section.
+
+    Attributes:
+        seed: sets the initial weights, the order of the samples and their augmentation.
+        precision: of the forward and backward pass; weights are float32 always.
+        device: `auto` takes a GPU where there is one.
+        threads: of the CPU; the default is PyTorch's choice. Other counts give other rounding errors, so resuming keeps the first.
+        batch_size: global, over all processes and accumulation steps.
+        accumulate: micro-batches that one optimizer step is split into.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    channels_last: bool = False
+    label_smoothing: Fraction = 0.0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    dense: DenseConfig = DenseConfig()
+    rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
+    distill: DistillConfig | None = None

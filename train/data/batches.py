@@ -1,0 +1,91 @@
+"""The batches of one epoch: order and augmentation are a pure function of the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.data.dataset import Augmentation, Dataset
+
+
+def derived_seed(*parts: int) -> int:
+    """A 63-bit seed that depends on each of `parts` and mixes them well."""
+    state = np.random.SeedSequence(parts).generate_state(2, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+class EpochBatches:
+    """Training batches of one epoch for one of several processes.
+
+    The global batch `k` holds the samples `order[k * batch_size : (k + 1) * batch_size]`; every process takes its share of it, so
+    that the union over the processes does not depend on their number. A last batch of a single sample is dropped: BatchNorm
+    has no variance for it.
+
+    Args:
+        dataset: images and labels, on the device where batches are wanted.
+        batch_size: global.
+        seed: of the run.
+        epoch: counted over the whole run.
+        augment: apply the data set's augmentation.
+        rank: of this process.
+        processes: how many there are.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, rank: int = 0, processes: int = 1
+    ) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._rank = rank
+        self._processes = processes
+        count = len(dataset.train_labels)
+        generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
+        self._order = torch.randperm(count, generator=generator)
+        shift = dataset.augmentation.shift if augment else 0
+        self._augmentation = Augmentation(shift, augment and dataset.augmentation.flip)
+        # Drawn per sample of the epoch, not per batch: how the epoch is cut into batches changes nothing.
+        self._offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator)
+        self._flips = torch.rand(count, generator=generator) < 0.5
+        full, rest = divmod(count, batch_size)
+        self.steps = full + (1 if rest > 1 else 0)
+
+    def size(self, step: int) -> int:
+        """Samples of global batch `step`."""
+        return min(self._batch_size, len(self._order) - step * self._batch_size)
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (normalised float32 images, labels) of this process, from global batch `first` on."""
+        device = self._dataset.train_images.device
+        for step in range(first, self.steps):
+            begin = step * self._batch_size
+            size = self.size(step)
+            share = slice(
+                begin + size * self._rank // self._processes, begin + size * (self._rank + 1) // self._processes
+            )
+            chosen = self._order[share].to(device)
+            images = self._dataset.train_images[chosen]
+            if self._augmentation.shift:
+                images = shifted(images, self._offsets[share].to(device), self._augmentation.shift)
+            if self._augmentation.flip:
+                images = torch.where(self._flips[share].to(device).view(-1, 1, 1, 1), images.flip(3), images)
+            yield self._dataset.normalised(images), self._dataset.train_labels[chosen]
+
+
+def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
+    """Crop each image out of itself padded by `shift` zeros.
+
+    Args:
+        images: [N, C, H, W].
+        offsets: int64 [N, 2], row and column of the crop in [0, 2 * shift]; `shift` leaves the image where it is.
+        shift: pixels of padding on each side.
+    """
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (shift,) * 4)
+    rows = offsets[:, 0, None] + torch.arange(height, device=images.device)  # [N, H]
+    columns = offsets[:, 1, None] + torch.arange(width, device=images.device)  # [N, W]
+    sample = torch.arange(count, device=images.device)
+    # Advanced indices around the slice put the channel last: [N, H, W, C].
+    return padded[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

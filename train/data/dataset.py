@@ -1,0 +1,99 @@
+"""A whole image classification data set in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from structadmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens at random to a training image.
+
+    Attributes:
+        shift: largest translation in pixels, in each direction; uncovered pixels are 0 before normalisation.
+        flip: mirror left and right with probability 1/2.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images with their labels.
+
+    Attributes:
+        name: what it is called in reports.
+        train_images: uint8 [N, C, H, W].
+        train_labels: int64 [N], in [0, len(classes)).
+        test_images: uint8 [M, C, H, W].
+        test_labels: int64 [M].
+        classes: their names.
+        mean: per channel, of the pixels divided by 255.
+        std: per channel, likewise.
+        augmentation: of the training images.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for split, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+                raise UserError(
+                    f"data {self.name!r}: {split} images are {images.dtype} {tuple(images.shape)}, "
+                    "expected uint8 [N, C, H, W] with N > 0"
+                )
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"data {self.name!r}: {split} labels are {labels.dtype} {tuple(labels.shape)}, "
+                    f"expected int64 [{len(images)}]"
+                )
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise UserError(
+                    f"data {self.name!r}: {split} labels span [{low}, {high}], expected [0, {len(self.classes) - 1}]"
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise UserError(
+                f"data {self.name!r}: train images are {tuple(self.train_images.shape[1:])}, "
+                f"test images {tuple(self.test_images.shape[1:])}: they must be of one size"
+            )
+        channels = self.train_images.shape[1]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise UserError(
+                f"data {self.name!r}: mean {self.mean} and std {self.std} must have {channels} entries, std positive"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images [N, C, H, W], in units of 255."""
+    pixels = images.double() / 255
+    return tuple(pixels.mean(dim=(0, 2, 3)).tolist()), tuple(pixels.std(dim=(0, 2, 3)).tolist())

@@ -1,0 +1,33 @@
+"""Callables named in a configuration as `module:callable`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from structadmm.errors import UserError
+
+
+def import_callable(path: str, what: str) -> Callable[..., Any]:
+    """Import `module:callable`; dots after the colon reach attributes of attributes.
+
+    Args:
+        path: as written in the configuration.
+        what: what it should provide, for the message.
+
+    Raises:
+        UserError: the module does not import, or has no such callable.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{what} {path!r} is not of the form module:callable")
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{what} {path!r}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from error
+    for name in attribute.split("."):
+        value = getattr(value, name, None)
+    if not callable(value):
+        raise UserError(f"{what} {path!r}: {module_name} has no callable {attribute!r}")
+    return value  # type: ignore[no-any-return]
