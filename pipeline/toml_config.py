@@ -74,69 +74,97 @@ def validate(model: type[Model], values: dict[str, Any], source: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        problems: dict[tuple[int | str, ...], Any] = {}
+        for problem in error.errors(include_url=False):
+            # The members of a union each complain about the same key: the first one speaks for it.
+            problems.setdefault(_place(values, problem), problem)
+        # Beside a wrong entry, pydantic finds its table or list wrong too, which says nothing more.
+        problems = {
+            place: problem
+            for place, problem in problems.items()
+            if not any(other != place and other[: len(place)] == place for other in problems)
+        }
         # A misspelt key is the likely cause of a missing one, so it is told first.
-        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        place, problem = min(problems.items(), key=lambda item: item[1]["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{source}: {_explain(model, problems[0])}{more}") from None
+        raise UserError(f"{source}: {_explain(model, place, problem)}{more}") from None
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    """One line about one of pydantic's error records."""
-    location = tuple(problem["loc"])
+def _explain(model: type[BaseModel], place: tuple[int | str, ...], problem: Any) -> str:
+    """One line about one of pydantic's error records, which is about `place`."""
     if problem["type"] == "extra_forbidden":
-        return _unknown_key(model, location)
-    section, key = _section(location[:-1]), location[-1] if location else ""
+        return _unknown_key(model, place)
     if problem["type"] == "missing":
-        return f"{section} needs a key {key!r}"
-    message = str(problem["msg"]).removeprefix("Value error, ").replace("\n", " ")
-    message = message[:1].lower() + message[1:] if message[:2].istitle() else message
-    if isinstance(problem["input"], dict | list) or not location:
-        return f"{_section(location)}: {message}"
-    return f"{section} {key} = {problem['input']!r}: {message}"
+        return f"{_section(place[:-1])} needs a key {place[-1]!r}"
+    message = " ".join(str(problem["msg"]).removeprefix("Value error, ").split())
+    message = message.replace("Input should", "expected it to", 1)
+    if isinstance(problem["input"], dict | list) or not place:
+        return f"{_section(place)}: {message}"
+    return f"{_section(place[:-1])} {place[-1]} = {problem['input']!r}: {message}"
 
 
-def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    key = str(location[-1])
-    valid = _valid_keys(model, location[:-1])
+def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    key = str(place[-1])
+    valid = _valid_keys(model, place[:-1])
     nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if nearest:
         advice = f"did you mean {nearest[0]!r}?"
     else:
         advice = f"valid keys are {', '.join(valid)}" if valid else "remove it"
-    return f"{_section(location[:-1])} has no key {key!r}: {advice}"
+    return f"{_section(place[:-1])} has no key {key!r}: {advice}"
 
 
-def _section(location: tuple[int | str, ...]) -> str:
+def _section(place: tuple[int | str, ...]) -> str:
     """`("train", "rounds", 0)` as `[train.rounds.0]`."""
-    return f"[{'.'.join(map(str, location))}]" if location else "the top level"
+    return f"[{'.'.join(map(str, place))}]" if place else "the top level"
 
 
-def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys a table at `location` may hold; empty when the annotation does not say."""
-    candidates: list[Any] = [model]
-    for step in location:
-        following: list[Any] = []
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                field = candidate.model_fields.get(str(step))
-                # A step that is no field is the tag that pydantic adds for a union's member.
-                following += _models_and_containers(field.annotation) if field else [candidate]
-            elif isinstance(step, int) or typing.get_origin(candidate) is dict:
-                following += [part for inner in typing.get_args(candidate) for part in _models_and_containers(inner)]
-        candidates = following
-    models = [candidate for candidate in candidates if isinstance(candidate, type) and issubclass(candidate, BaseModel)]
-    return sorted({name for candidate in models for name in candidate.model_fields})
+def _place(values: Any, problem: Any) -> tuple[int | str, ...]:
+    """Pydantic's error location without the steps it adds for the members of a union, which the file has not."""
+    place: tuple[int | str, ...] = ()
+    location = problem["loc"]
+    for step in location if problem["type"] != "missing" else location[:-1]:
+        if (isinstance(values, dict) and step in values) or (isinstance(values, list) and isinstance(step, int)):
+            values = values[step]
+            place += (step,)
+    return place if problem["type"] != "missing" else (*place, location[-1])
 
 
-def _models_and_containers(annotation: Any) -> list[Any]:
+def _valid_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys that a table at `place` may hold; empty when the annotation does not say."""
+    annotations: list[Any] = [model]
+    for step in place:
+        annotations = _descend(annotations, step)
+    return sorted({name for annotation in annotations if _is_model(annotation) for name in annotation.model_fields})
+
+
+def _descend(annotations: list[Any], step: int | str) -> list[Any]:
+    """What the key or index `step` of a value annotated with any of `annotations` may be; empty for none."""
+    following: list[Any] = []
+    for annotation in annotations:
+        arguments = typing.get_args(annotation)
+        if _is_model(annotation):
+            field = annotation.model_fields.get(str(step))
+            following += _alternatives(field.annotation) if field else []
+        elif isinstance(step, int) and typing.get_origin(annotation) in (list, tuple):
+            following += [part for argument in arguments for part in _alternatives(argument) if part is not Ellipsis]
+        elif typing.get_origin(annotation) is dict:
+            following += _alternatives(arguments[1])
+    return following
+
+
+def _alternatives(annotation: Any) -> list[Any]:
     """`A | B | None` and `Annotated[A, ...]` taken apart; anything else as it is."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return _models_and_containers(typing.get_args(annotation)[0])
+        return _alternatives(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return [part for inner in typing.get_args(annotation) for part in _models_and_containers(inner)]
+        return [part for inner in typing.get_args(annotation) for part in _alternatives(inner)]
     return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _copy_tables(value: Any) -> Any:
