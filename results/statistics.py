@@ -69,7 +69,8 @@ def paired_speed_up(
     a median of paired ratios would differ from it whenever the ratios are skewed. The samples were taken in
     interleaved pairs (baseline, pruned, baseline, ...), so drift of clocks and temperature is common to a pair:
     pairs are resampled as wholes, which keeps that dependence. The interval is the percentile method of Efron and
-    Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3; chapter 8 there treats paired data.
+    Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3; chapter 8 there treats paired data. Where the
+    clock drifts by more than the samples scatter, the interval errs to the wide side.
 
     Args:
         baseline: [N] latencies of the unpruned network.
