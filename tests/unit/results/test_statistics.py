@@ -84,7 +84,8 @@ def coverage(drift_amplitude: float) -> float:
 
 
 def test_without_drift_the_interval_covers_the_true_speed_up_about_as_often_as_it_promises() -> None:
-    # Binomial(300, 0.95) has a standard deviation of 1.3 %; the percentile method on medians of 60 errs to the wide side.
+    # Binomial(300, 0.95) has a standard deviation of 1.3 %; the percentile method on medians of 60 errs to the wide
+    # side.
     assert 0.92 <= coverage(0.0) <= 0.99
 
 

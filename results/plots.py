@@ -1,0 +1,193 @@
+"""The report's plots, as SVG text to put into a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from results.report_data import Epoch, LayerTime, PrunedLayer, Residual
+
+BASELINE = "#8a94a0"
+PRUNED = "#0f766e"
+ACCENT = "#b45309"
+INK = "#1f2933"
+GRID = "#e3e7eb"
+WIDTH_IN = 8.6  # 860 CSS pixels at the report's widest column
+BAR_IN = 0.25  # height of one layer's row of bars
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: sharp, searchable, in the page's own font
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float]) -> str:
+    """Every sample of both networks as a dot, with the median and the p10 to p90 range."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(2.3)
+        jitter = np.random.default_rng(0)  # dots are spread over the height of their row, only to be told apart
+        for row, (samples, colour) in enumerate(((pruned_ms, PRUNED), (baseline_ms, BASELINE))):
+            heights = row + jitter.uniform(-0.28, 0.28, len(samples))
+            axes.plot(samples, heights, ".", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
+            p10, median, p90 = np.percentile(samples, [10, 50, 90])
+            axes.plot([p10, p90], [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([median, median], [row - 0.34, row + 0.34], color=INK, linewidth=2)
+        axes.set_yticks([0, 1], ["pruned", "baseline"])
+        axes.set_ylim(-0.6, 1.6)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("latency of one inference, ms")
+        return _svg(figure, "Latency samples of the baseline and the pruned network", "latency")
+
+
+def plot_layer_times(times: Sequence[LayerTime]) -> str:
+    """Time of each layer before and after pruning, side by side."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(times))
+        rows = np.arange(len(times))
+        axes.barh(rows - 0.2, [time.baseline_ms or 0.0 for time in times], 0.38, color=BASELINE, label="baseline")
+        axes.barh(rows + 0.2, [time.pruned_ms or 0.0 for time in times], 0.38, color=PRUNED, label="pruned")
+        _name_rows(axes, [time.layer for time in times])
+        axes.set_xlabel("time of the layer's launches in one inference, ms")
+        _legend_above(axes, 2)
+        return _svg(figure, "Time of each layer before and after pruning", "layers")
+
+
+def plot_history(epochs: Sequence[Epoch]) -> str:
+    """Training loss and test accuracy over all epochs; each phase is a band with its name."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+        loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
+        numbers = np.arange(1, len(epochs) + 1)
+        loss_axes.plot(numbers, [epoch.loss for epoch in epochs], color=ACCENT, linewidth=1.6)
+        loss_axes.set_ylabel("training loss")
+        loss_axes.set_yscale("log")
+        evaluated = [(number, epoch.accuracy) for number, epoch in zip(numbers, epochs, strict=True)]
+        points = [(number, 100 * accuracy) for number, accuracy in evaluated if accuracy is not None]
+        accuracy_axes.plot(*zip(*points, strict=True), color=PRUNED, linewidth=1.6) if points else None
+        accuracy_axes.set_ylabel("test accuracy, %")
+        accuracy_axes.set_xlabel("epoch")
+        accuracy_axes.set_xlim(0.5, len(epochs) + 0.5)
+        start = 0.5
+        for index, (phase, group) in enumerate(groupby(epochs, key=lambda epoch: epoch.phase)):
+            end = start + len(list(group))
+            for axes in (loss_axes, accuracy_axes):
+                if index % 2:
+                    axes.axvspan(start, end, color="#f1f4f6", zorder=0, linewidth=0)
+            loss_axes.text(
+                (start + end) / 2,
+                1.04,
+                phase.replace(" ", "\n", 1) if phase.count(" ") < 2 else "\n".join(phase.rsplit(" ", 1)),
+                transform=loss_axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                linespacing=1.3,
+            )
+            start = end
+        return _svg(figure, "Training loss and test accuracy over the epochs", "history")
+
+
+def plot_residuals(residuals: Sequence[Residual]) -> str:
+    """Primal and dual residual of ADMM at each update, on a logarithmic scale."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(2.7)
+        numbers = np.arange(1, len(residuals) + 1)
+        start = 0
+        for index, (number, group) in enumerate(groupby(residuals, key=lambda residual: residual.round)):
+            count = len(list(group))
+            part, at = residuals[start : start + count], numbers[start : start + count]
+            label = {"label": "primal  ‖W − Z‖ / ‖W‖"} if index == 0 else {}
+            axes.plot(at, [r.primal for r in part], "o-", color=PRUNED, markersize=3.5, linewidth=1.4, **label)
+            dual = [(n, r.dual) for n, r in zip(at, part, strict=True) if r.dual]
+            label = {"label": "dual  ρ ‖Z − Z previous‖"} if index == 0 else {}
+            if dual:
+                axes.plot(*zip(*dual, strict=True), "s--", color=ACCENT, markersize=3.5, linewidth=1.4, **label)
+            if index % 2:
+                axes.axvspan(start + 0.5, start + count + 0.5, color="#f1f4f6", zorder=0, linewidth=0)
+            axes.text(
+                start + (count + 1) / 2,
+                1.01,
+                f"round {number}",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8,
+            )
+            start += count
+        axes.set_yscale("log")
+        axes.set_xlim(0.5, len(residuals) + 0.5)
+        axes.set_xlabel("update of Z and U")
+        axes.set_ylabel("residual, all layers")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure, "ADMM residuals at each update", "residuals")
+
+
+def plot_kept(layers: Sequence[PrunedLayer]) -> str:
+    """Share of each layer's filters and weights that pruning kept."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(layers))
+        rows = np.arange(len(layers))
+        filters = [100 * layer.filters_kept / layer.shape[0] for layer in layers]
+        axes.barh(rows - 0.2, filters, 0.38, color=BASELINE, label="filters kept")
+        weights = [100 * layer.weights_kept for layer in layers]
+        axes.barh(rows + 0.2, weights, 0.38, color=PRUNED, label="weights kept")
+        for row, layer in zip(rows, layers, strict=True):
+            shape = "×".join(map(str, layer.shape))
+            axes.text(102, row, f"[{shape}]", va="center", fontsize=8, color="#616e7c")
+        _name_rows(axes, [layer.name for layer in layers])
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of the dense layer")
+        _legend_above(axes, 2)
+        return _svg(figure, "Share of each layer that pruning kept", "kept")
+
+
+def _figure(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the network's first layer on top
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _shortened(name: str, limit: int = 34) -> str:
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
+
+
+def _svg(figure: Figure, title: str, salt: str) -> str:
+    """The figure as an `<svg>` element whose ids differ from those of the page's other plots."""
+    with mpl.rc_context({"svg.hashsalt": salt}), io.BytesIO() as stream:
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+        text = stream.getvalue().decode()
+    element = text[text.index("<svg") :].strip()
+    # Definitions are named per figure; in one page the names must differ between figures, and the references with them.
+    element = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\g<1>{salt}-", element)
+    return element.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

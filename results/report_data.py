@@ -1,0 +1,88 @@
+"""What the report shows besides the result itself: histories, samples and profiles, from the stages' files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from results.records import Result
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training.
+
+    Attributes:
+        phase: `dense`, or such as `round 1 admm`, `round 1 retrain`.
+        loss: mean training loss.
+        accuracy: on the test set, in [0, 1]; None where it was not evaluated.
+    """
+
+    phase: str
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Residual:
+    """State of ADMM at one update of Z and U, over all layers.
+
+    Attributes:
+        round: number of the ADMM round, from 1.
+        primal: ||W - Z|| / ||W||.
+        dual: rho * ||Z - Z_previous||; None at the first update, which has no previous one.
+    """
+
+    round: int
+    primal: float
+    dual: float | None
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What pruning left of one convolution or linear layer.
+
+    Attributes:
+        name: dotted PyTorch name.
+        shape: of the dense weight, [O, I, kh, kw] or [O, I].
+        weights_kept: share of the weights that are not masked.
+        filters_kept: output channels that are not masked as a whole.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights_kept: float
+    filters_kept: int
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one layer's launches in a profile, ms; None where the network has no such layer."""
+
+    layer: str
+    baseline_ms: float | None
+    pruned_ms: float | None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that `report.html` and `report.md` show.
+
+    Attributes:
+        result: the record that is also `result.json`.
+        baseline_ms: latency samples in the order they were taken.
+        pruned_ms: likewise; `pruned_ms[i]` was taken beside `baseline_ms[i]`.
+        layer_times: in network order.
+        epochs: in training order.
+        residuals: in training order.
+        layers: in network order.
+        method: how the latency was measured, as label and text.
+    """
+
+    result: Result
+    baseline_ms: list[float]
+    pruned_ms: list[float]
+    layer_times: list[LayerTime]
+    epochs: list[Epoch]
+    residuals: list[Residual]
+    layers: list[PrunedLayer]
+    method: dict[str, str] = field(default_factory=dict)
