@@ -1,1 +1,112 @@
-"""Our kernels for Adreno, each a TIR function written with TVM's IRBuilder."""
+"""Our kernels for Adreno, each a TIR function written with TVM's IRBuilder.
+
+`build_kernel` turns an operator description and its constants into a `BuiltKernel`; `candidates` lists the schedules it
+can be built with and `default_schedule` chooses one of them by the cost model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from structadmm.errors import InvariantError
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Operator,
+    Pack,
+    Pool2d,
+    Unpack,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvm_build.gpu import Gpu
+    from tvm_build.kernels.built import BuiltKernel
+
+Schedule = Any
+"""A frozen dataclass of the kernel's own: `ConvSchedule`, `DenseSchedule`, `FlatSchedule`, `MeanSchedule`."""
+
+
+def supports(op: Operator) -> bool:
+    """Whether there is a kernel of ours for `op`."""
+    if isinstance(op, Conv2d):
+        return op.columns is None or op.groups == 1
+    return isinstance(op, Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels)
+
+
+def build_kernel(
+    op: Operator, constants: Mapping[str, np.ndarray[Any, Any]], gpu: Gpu, schedule: Schedule | None = None
+) -> BuiltKernel:
+    """Build the kernel for `op`.
+
+    Args:
+        op: what to compute; `supports(op)` must hold.
+        constants: "weight" [O, I / groups, kh, kw] and "bias" [O] for `Conv2d` (with `columns`, the weight is the full
+            tensor and the other columns are ignored); "weight" [O, K] and "bias" [O] for `Dense`; nothing for the rest.
+        gpu: what it is compiled for.
+        schedule: one of `candidates(op, gpu)`, or None for `default_schedule(op, gpu)`.
+
+    Raises:
+        InvariantError: there is no kernel for `op`, or a constant is missing or has the wrong shape.
+    """
+    from tvm_build.kernels.column_sparse import build_column_sparse
+    from tvm_build.kernels.conv2d import build_conv2d
+    from tvm_build.kernels.dense import build_dense
+    from tvm_build.kernels.depthwise import build_depthwise, is_depthwise
+    from tvm_build.kernels.pointwise import build_concat, build_elementwise, build_pack, build_unpack
+    from tvm_build.kernels.pool import build_global_average, build_pool2d
+
+    if not supports(op):
+        raise InvariantError(f"there is no kernel for {op}: ask `supports` first")
+    if schedule is None:
+        schedule = default_schedule(op, gpu)
+    match op:
+        case Conv2d():
+            shape = (op.out_channels, op.in_channels // op.groups, *op.kernel)
+            weight, bias = _constant(constants, "weight", shape), _constant(constants, "bias", shape[:1])
+            if op.columns is not None:
+                return build_column_sparse(op, weight, bias, schedule)
+            if is_depthwise(op):
+                return build_depthwise(op, weight, bias, schedule)
+            return build_conv2d(op, weight, bias, schedule)
+        case Dense():
+            weight = _constant(constants, "weight", (op.out_features, op.in_features))
+            return build_dense(op, weight, _constant(constants, "bias", (op.out_features,)), schedule)
+        case Pool2d():
+            return build_pool2d(op, schedule)
+        case GlobalAverage():
+            return build_global_average(op, schedule)
+        case Elementwise():
+            return build_elementwise(op, schedule)
+        case Pack():
+            return build_pack(op, schedule)
+        case Unpack():
+            return build_unpack(op, schedule)
+        case ConcatChannels():
+            return build_concat(op, schedule)
+
+
+def candidates(op: Operator, gpu: Gpu) -> list[Schedule]:
+    """Schedules worth trying for `op` on `gpu`, the likeliest first; never empty."""
+    from tvm_build.kernels.space import schedules
+
+    return schedules(op, gpu)
+
+
+def default_schedule(op: Operator, gpu: Gpu) -> Schedule:
+    """The candidate that the cost model predicts to be fastest; ties go to the earlier one."""
+    from tvm_build.cost import predict_us
+
+    return min(candidates(op, gpu), key=lambda schedule: predict_us(op, schedule, gpu))
+
+
+def _constant(constants: Mapping[str, np.ndarray[Any, Any]], name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if name not in constants or constants[name].shape != shape:
+        got = constants[name].shape if name in constants else "nothing"
+        raise InvariantError(f"expected the constant {name!r} with shape {shape}, got {got}")
+    return constants[name]

@@ -1,0 +1,135 @@
+"""What the compiler knows about each GPU it compiles for: the figures behind every *predicted* number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from structadmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One compilation target.
+
+    Attributes:
+        name: as `--target` spells it.
+        kind: "adreno", or "cpu" for OpenCL drivers that run on the host's cores.
+        gflops_fp32: peak float32 GFLOP/s, a multiply-add counted as two.
+        gflops_fp16: peak half GFLOP/s; equal to fp32 where half arithmetic is no faster.
+        dram_gb_s: sustained bandwidth of memory.
+        l2_gb_s: bandwidth of buffers that hit the last-level cache of the GPU.
+        texture_gb_s: bandwidth of image reads that hit the texture cache.
+        l2_bytes: size of that last-level cache.
+        cores: shader processors (work-groups run at the same time).
+        wave: work-items that execute in lockstep.
+        vec4_registers: 128-bit registers a work-item may use while `latency_waves` waves stay resident.
+        latency_waves: waves a core needs to hide memory latency.
+        local_bytes: local memory of a work-group.
+        max_work_group: work-items of a work-group that every kernel may have.
+        launch_us: time between two dependent launches on an in-order queue.
+        efficiency: share of the peak that good convolution kernels reach; fitted, or taken from the literature.
+        uncertainty: factor within which a prediction is believed: a predicted time t means [t / u, t * u].
+        source: where the figures come from.
+    """
+
+    name: str
+    kind: str
+    gflops_fp32: float
+    gflops_fp16: float
+    dram_gb_s: float
+    l2_gb_s: float
+    texture_gb_s: float
+    l2_bytes: int
+    cores: int
+    wave: int
+    vec4_registers: int
+    latency_waves: int
+    local_bytes: int
+    max_work_group: int
+    launch_us: float
+    efficiency: float
+    uncertainty: float
+    source: str
+
+
+def _adreno(
+    model: int, fp32: float, fp16: float, dram: float, cores: int, l2_kb: int, clock_mhz: int, source: str
+) -> Gpu:
+    """An Adreno of the A5xx to A8xx families.
+
+    Cache bandwidths scale with clock and cores from the Adreno 640, the only part with published measurements (L2 88 GB/s
+    and texture L1 192 GB/s at 585 MHz and 2 cores). Register files are 96 to 144 vec4 for 128 work-items, depending on
+    who is asked; 24 leaves four waves with the smaller one. Launch overhead is not documented: 20 us is the middle of
+    what people report for live enqueues.
+    """
+    scale = clock_mhz / 585 * cores / 2
+    return Gpu(
+        name=f"adreno-{model}",
+        kind="adreno",
+        gflops_fp32=fp32,
+        gflops_fp16=fp16,
+        dram_gb_s=dram,
+        l2_gb_s=88 * scale,
+        texture_gb_s=192 * scale,
+        l2_bytes=l2_kb * 1024,
+        cores=cores,
+        wave=64 if model < 600 else 128,
+        vec4_registers=24,
+        latency_waves=4,
+        local_bytes=32 * 1024,
+        max_work_group=256,
+        launch_us=20.0,
+        efficiency=0.2,
+        uncertainty=3.0,
+        source=source,
+    )
+
+
+_DATASHEET = "datasheet peak, caches scaled from the Adreno 640"
+_GUESS = "interpolated between its neighbours, no published measurement"
+
+_GPUS = (
+    _adreno(540, 567, 567, 29.9, 2, 1024, 710, _DATASHEET),
+    _adreno(630, 468, 690, 29.0, 2, 1024, 710, "measured peaks, bandwidth of the SoC"),
+    _adreno(640, 814, 1797, 30.0, 2, 128, 585, "measured fp32 and bandwidths, datasheet fp16"),
+    _adreno(650, 1200, 2400, 44.0, 3, 128, 587, _GUESS),
+    _adreno(660, 1382, 2765, 51.0, 3, 128, 900, _DATASHEET),
+    _adreno(730, 2000, 4000, 51.0, 4, 256, 900, _DATASHEET),
+    _adreno(740, 2500, 5000, 67.0, 6, 256, 680, _GUESS),
+    _adreno(750, 3070, 6140, 76.8, 6, 256, 1000, _DATASHEET),
+    _adreno(830, 3400, 6800, 76.8, 6, 256, 1100, _GUESS),
+    # Stands for OpenCL drivers on ordinary CPUs. Two cores with 512-bit units, fitted on Intel's runtime and PoCL.
+    Gpu(
+        name="opencl-cpu",
+        kind="cpu",
+        gflops_fp32=200.0,
+        gflops_fp16=200.0,
+        dram_gb_s=20.0,
+        l2_gb_s=100.0,
+        texture_gb_s=1.0,
+        l2_bytes=1024 * 1024,
+        cores=2,
+        wave=1,
+        vec4_registers=120,
+        latency_waves=1,
+        local_bytes=32 * 1024,
+        max_work_group=256,
+        launch_us=15.0,
+        efficiency=0.5,
+        uncertainty=2.0,
+        source="fitted on this project's test machine (host figures)",
+    ),
+)
+
+GPUS = {gpu.name: gpu for gpu in _GPUS}
+
+
+def gpu_by_name(name: str) -> Gpu:
+    """The target called `name`.
+
+    Raises:
+        UserError: there is no such target.
+    """
+    if name not in GPUS:
+        raise UserError(f"expected a target among {', '.join(GPUS)}, got {name!r}: choose one of these with --target")
+    return GPUS[name]

@@ -1,0 +1,164 @@
+"""Fully connected layer, and the global average before it in the same launch.
+
+At batch 1 this is bound by reading the weights once, so weights are packed in the order in which they are read, and the
+reduction is split over the work-items of a group until enough of them are in flight. With a pooled input the group first
+averages the image into local memory; groups are then made few and wide, for each of them repeats that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from tvm_build.kernels.body import (
+    Body,
+    Expr,
+    Grid,
+    both,
+    build_func,
+    ceil_div,
+    const,
+    gathered,
+    lane,
+    load_if,
+    quarter,
+    spread,
+)
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.epilogue import activate
+from tvm_build.kernels.pool import sum_pixels
+from tvm_build.ops import Dense, blocks
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class DenseSchedule:
+    """How a dense layer is tiled.
+
+    Attributes:
+        lanes: output features per work-item: 4, or 8 and 16 for CPUs with wide registers.
+        tiles: tiles of `lanes` features per work-group.
+        split: work-items that share one tile's reduction.
+    """
+
+    lanes: int = 4
+    tiles: int = 8
+    split: int = 8
+
+
+def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) -> BuiltKernel:
+    """The kernel for `activation(x @ w.T + bias)`, x plain, C4, or C4 averaged over its pixels."""
+    lanes, split = schedule.lanes, schedule.split
+    in_blocks = blocks(op.in_features)
+    feature_tiles = ceil_div(op.out_features, lanes)
+    tiles = min(schedule.tiles, feature_tiles)
+    chunk = ceil_div(in_blocks, split)
+    vector = f"float32x{lanes}"
+    quarters = lanes // 4
+    pooled = op.input_is_c4 and op.pooled_pixels > 1
+    whole_blocks = op.input_is_c4 or op.in_features % 4 == 0
+    whole_output = op.out_features % 4 == 0
+    grid = Grid((ceil_div(feature_tiles, tiles), op.batch), (tiles, split))
+
+    packed = np.zeros((feature_tiles * lanes, in_blocks * 4), np.float32)
+    packed[: op.out_features, : op.in_features] = weight
+    # [in block, 4, tile, lane]: work-items of neighbouring tiles read neighbouring vectors.
+    packed = np.ascontiguousarray(packed.reshape(feature_tiles, lanes, in_blocks, 4).transpose(2, 3, 0, 1))
+    bias_packed = np.zeros(feature_tiles * lanes, np.float32)
+    bias_packed[: op.out_features] = bias
+
+    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+        image, part = group[1], item[1]
+        tile = body.let(group[0] * tiles + item[0])
+        ragged = feature_tiles % tiles != 0
+        source_tile = body.let(tirx.Min(tile, const(feature_tiles - 1, "int32"))) if ragged else tile
+        if pooled:
+            means = body.shared(in_blocks, "float32x4")
+            worker = body.let(part * tiles + item[0])
+            with body.loop(0, ceil_div(in_blocks, tiles * split)) as turn:
+                block = body.let(turn * (tiles * split) + worker)
+                with body.when(block < in_blocks if in_blocks % (tiles * split) else None):
+                    first = (image * in_blocks + block) * op.pooled_pixels
+                    total = sum_pixels(body, buffers["input"], first, op.pooled_pixels, const(0, "int32"), 1)
+                    body.store(means, block, total.value * const(1 / op.pooled_pixels, "float32x4"))
+            body.barrier()
+
+        def input_block(block: Expr) -> Expr:
+            if pooled:
+                return means[block]
+            if whole_blocks:
+                return buffers["input"][image * in_blocks + block]
+            first = image * op.in_features + block * 4
+            scalars = []
+            for i in range(4):
+                exists = block * 4 + i < op.in_features if i >= op.in_features % 4 else None
+                scalars.append(body.let(load_if(exists, buffers["input"][first + i], "float32")))
+            return gathered(scalars)
+
+        accumulator = body.register(vector)
+        start = part * chunk
+        stop = tirx.Min(part * chunk + chunk, const(in_blocks, "int32")) if split > 1 else in_blocks
+        with body.loop(start if split > 1 else 0, stop) as block:
+            x = body.let(input_block(block))
+            total = accumulator.value
+            for i in range(4):
+                total = (
+                    total + spread(lane(x, i), lanes) * buffers["weight"][(block * 4 + i) * feature_tiles + source_tile]
+                )
+            accumulator.set(total)
+
+        exists = tile < feature_tiles if ragged else None
+        if split > 1:
+            partial = body.shared(split * tiles, vector)
+            body.store(partial, part * tiles + item[0], accumulator.value)
+            body.barrier()
+            exists = both(exists, part == 0)
+        with body.when(exists):
+            total = accumulator.value
+            if split > 1:
+                total = partial[item[0]]
+                for other in range(1, split):
+                    total = total + partial[other * tiles + item[0]]
+            total = body.let(total + buffers["bias"][tile])
+            for q in range(quarters):
+                value = body.let(activate(body, quarter(total, vector, q), op.activation, "float32x4"))
+                feature = body.let(tile * lanes + q * 4)
+                if whole_output:
+                    last = op.out_features % lanes != 0
+                    with body.when(feature < op.out_features if last else None):
+                        body.store(buffers["output"], image * (op.out_features // 4) + tirx.floordiv(feature, 4), value)
+                else:
+                    for i in range(4):
+                        with body.when(feature + i < op.out_features):
+                            body.store(buffers["output"], image * op.out_features + feature + i, lane(value, i))
+
+    pixels = op.pooled_pixels if op.input_is_c4 else 1
+    if whole_blocks:
+        input_parameter = (op.batch * in_blocks * pixels, "float32x4")
+    else:
+        input_parameter = (op.batch * op.in_features, "float32")
+    if whole_output:
+        output_parameter = (op.batch * op.out_features // 4, "float32x4")
+    else:
+        output_parameter = (op.batch * op.out_features, "float32")
+    parameters = {
+        "input": input_parameter,
+        "weight": (packed.size // lanes, vector),
+        "bias": (feature_tiles, vector),
+        "output": output_parameter,
+    }
+    func = build_func("dense", parameters, grid, write)
+    macs = op.batch * op.in_features * op.out_features
+    pooling = op.batch * op.in_features * pixels if pooled else 0
+    return BuiltKernel(
+        func=func,
+        roles={"input": "input0", "weight": "constant:weight", "bias": "constant:bias", "output": "output"},
+        constants={"weight": packed, "bias": bias_packed.reshape(-1, lanes)},
+        flops=2 * macs + pooling,
+        bytes=4 * (op.batch * (op.in_features * pixels + op.out_features)) + packed.nbytes + bias_packed.nbytes,
+        schedule=schedule,
+    )

@@ -1,0 +1,172 @@
+"""Kernels that move each value once: elementwise operators, layout changes and concatenation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from tvm_build.kernels.body import Body, Expr, Grid, both, build_func, ceil_div, const, gathered, lane, load_if
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.epilogue import activate
+from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks
+
+
+@dataclass(frozen=True)
+class FlatSchedule:
+    """One work-item per output vector, in groups of `local`."""
+
+    local: int = 64
+
+
+def flat_kernel(
+    name: str,
+    parameters: dict[str, tuple[int, str]],
+    roles: dict[str, str],
+    items: int,
+    schedule: FlatSchedule,
+    flops: int,
+    write: Any,
+) -> BuiltKernel:
+    """A kernel of `items` independent work-items; `write(body, buffers, index)` writes one of them."""
+    local = min(schedule.local, items)
+    grid = Grid((ceil_div(items, local),), (local,))
+
+    def guarded(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+        index = body.let(group[0] * local + item[0])
+        with body.when(index < items if items % local else None):
+            write(body, buffers, index)
+
+    size = sum(elements * 4 * int(dtype.partition("x")[2] or 1) for elements, dtype in parameters.values())
+    func = build_func(name, parameters, grid, guarded)
+    return BuiltKernel(func=func, roles=roles, flops=flops, bytes=size, schedule=schedule)
+
+
+def build_elementwise(op: Elementwise, schedule: FlatSchedule) -> BuiltKernel:
+    """`activation(a OP b)` on C4, one vector per work-item."""
+    plane = op.height * op.width
+    items = op.batch * blocks(op.channels) * plane
+    parameters = {"input0": (items, "float32x4")}
+    if op.operator != "copy":
+        parameters["input1"] = (items // plane if op.broadcast_pixels else items, "float32x4")
+    roles = {name: name for name in parameters} | {"output": "output"}
+
+    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+        value = body.let(buffers["input0"][index])
+        if op.operator != "copy":
+            other = buffers["input1"][tirx.floordiv(index, plane) if op.broadcast_pixels else index]
+            other = body.let(other)
+            value = {"add": value + other, "sub": value - other, "mul": value * other}[op.operator]
+        body.store(buffers["output"], index, activate(body, value, op.activation, "float32x4"))
+
+    return flat_kernel(
+        "elementwise", parameters | {"output": (items, "float32x4")}, roles, items, schedule, 4 * items, write
+    )
+
+
+def build_pack(op: Pack, schedule: FlatSchedule) -> BuiltKernel:
+    """NCHW to C4: four strided scalar reads, one vector write."""
+    plane = op.height * op.width
+    channel_blocks = blocks(op.channels)
+    items = op.batch * channel_blocks * plane
+
+    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+        block_row = body.let(tirx.floordiv(index, plane))
+        image = tirx.floordiv(block_row, channel_blocks)
+        block = body.let(tirx.floormod(block_row, channel_blocks))
+        first = body.let((image * op.channels + block * 4) * plane + tirx.floormod(index, plane))
+        values = []
+        for i in range(4):
+            exists = block * 4 + i < op.channels if op.channels % 4 and i >= op.channels % 4 else None
+            values.append(body.let(load_if(exists, buffers["input"][first + i * plane], "float32")))
+        body.store(buffers["output"], index, gathered(values))
+
+    parameters = {"input": (op.batch * op.channels * plane, "float32"), "output": (items, "float32x4")}
+    return flat_kernel("pack", parameters, {"input": "input0", "output": "output"}, items, schedule, 0, write)
+
+
+def build_unpack(op: Unpack, schedule: FlatSchedule) -> BuiltKernel:
+    """C4 to NCHW: one vector read, four strided scalar writes."""
+    plane = op.height * op.width
+    channel_blocks = blocks(op.channels)
+    items = op.batch * channel_blocks * plane
+
+    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+        block_row = body.let(tirx.floordiv(index, plane))
+        image = tirx.floordiv(block_row, channel_blocks)
+        block = body.let(tirx.floormod(block_row, channel_blocks))
+        first = body.let((image * op.channels + block * 4) * plane + tirx.floormod(index, plane))
+        value = body.let(buffers["input"][index])
+        for i in range(4):
+            exists = block * 4 + i < op.channels if op.channels % 4 and i >= op.channels % 4 else None
+            with body.when(exists):
+                body.store(buffers["output"], first + i * plane, lane(value, i))
+
+    parameters = {"input": (items, "float32x4"), "output": (op.batch * op.channels * plane, "float32")}
+    return flat_kernel("unpack", parameters, {"input": "input0", "output": "output"}, items, schedule, 0, write)
+
+
+def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
+    """Concatenation along channels of C4 tensors.
+
+    Output blocks that one input fills are a copy, or two neighbouring vectors shifted by the offset's remainder; a block
+    in which inputs meet is put together lane by lane. Which of them a work-item has depends on its block alone.
+    """
+    plane = op.height * op.width
+    total = sum(op.channels)
+    out_blocks = blocks(total)
+    items = op.batch * out_blocks * plane
+    offsets = [sum(op.channels[:i]) for i in range(len(op.channels))]
+
+    def source(channel: int) -> int:
+        return max(i for i, offset in enumerate(offsets) if offset <= channel)
+
+    # Runs of blocks written the same way: (first block, end, input that fills them or None where inputs meet).
+    runs: list[tuple[int, int, int | None]] = []
+    for block in range(out_blocks):
+        inputs = {source(c) for c in range(block * 4, min(block * 4 + 4, total))}
+        filled = inputs.pop() if len(inputs) == 1 else None
+        if filled is not None and runs and runs[-1][2] == filled:
+            runs[-1] = (runs[-1][0], block + 1, filled)
+        else:
+            runs.append((block, block + 1, filled))
+
+    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+        block_row = body.let(tirx.floordiv(index, plane))
+        image = body.let(tirx.floordiv(block_row, out_blocks))
+        block = body.let(tirx.floormod(block_row, out_blocks))
+        pixel = body.let(tirx.floormod(index, plane))
+
+        def at(number: int, input_block: Expr) -> Expr:
+            return buffers[f"input{number}"][(image * blocks(op.channels[number]) + input_block) * plane + pixel]
+
+        for first, end, filled in runs:
+            inside = both(block >= first if first else None, block < end if end < out_blocks else None)
+            with body.when(inside):
+                if filled is None:
+                    values = []
+                    for c in range(first * 4, first * 4 + 4):
+                        number = source(min(c, total - 1))
+                        local = c - offsets[number]
+                        values.append(
+                            lane(body.let(at(number, local // 4)), local % 4) if c < total else const(0, "float32")
+                        )
+                    body.store(buffers["output"], index, gathered(values))
+                    continue
+                shift = (-offsets[filled]) % 4
+                start = body.let(block + (-offsets[filled]) // 4)
+                low = body.let(at(filled, start))
+                if shift == 0:
+                    body.store(buffers["output"], index, low)
+                    continue
+                # The last block may need no second vector; its lanes are then beyond the last channel.
+                limit = blocks(op.channels[filled])
+                exists = start + 1 < limit if (end - 1) + (-offsets[filled]) // 4 + 1 >= limit else None
+                high = body.let(load_if(exists, at(filled, start + 1), "float32x4"))
+                lanes = [lane(low, i) for i in range(shift, 4)] + [lane(high, i) for i in range(shift)]
+                body.store(buffers["output"], index, gathered(lanes))
+
+    parameters = {f"input{i}": (op.batch * blocks(c) * plane, "float32x4") for i, c in enumerate(op.channels)}
+    roles = {name: name for name in parameters} | {"output": "output"}
+    return flat_kernel("concat", parameters | {"output": (items, "float32x4")}, roles, items, schedule, 0, write)

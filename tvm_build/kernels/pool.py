@@ -1,0 +1,145 @@
+"""Pooling on C4: windows, and the mean of whole images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from tvm_build.kernels.body import Body, Expr, Grid, Register, both, build_func, const, spread
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.conv2d import inside
+from tvm_build.kernels.pointwise import FlatSchedule, flat_kernel
+from tvm_build.ops import GlobalAverage, Pool2d, blocks
+
+_UNROLLED_TAPS = 25
+_LOWEST = -3.402823e38
+
+
+@dataclass(frozen=True)
+class MeanSchedule:
+    """`split` work-items share the pixels of one channel block."""
+
+    split: int = 16
+
+
+def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
+    """One output vector per work-item.
+
+    A maximum starts from the lowest finite float32, so a window wholly in the padding gives that, not minus infinity.
+    An average divides by the number of taps inside the image, or inside image and padding with `count_include_pad`:
+    with a rounded-up output size the last window may reach beyond the padding, where it never counts.
+    """
+    in_plane, out_plane = op.in_height * op.in_width, op.out_height * op.out_width
+    items = op.batch * blocks(op.channels) * out_plane
+    kh, kw = op.kernel
+    top, left, bottom, right = op.padding
+    unrolled = kh * kw <= _UNROLLED_TAPS
+
+    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+        pixel = body.let(tirx.floormod(index, out_plane))
+        base = body.let(tirx.floordiv(index, out_plane) * in_plane)
+        y = body.let(tirx.floordiv(pixel, op.out_width) * op.stride[0] - top)
+        x = body.let(tirx.floormod(pixel, op.out_width) * op.stride[1] - left)
+        highest_y = (op.out_height - 1) * op.stride[0] - top
+        highest_x = (op.out_width - 1) * op.stride[1] - left
+        total = body.register("float32x4")
+        if op.kind == "max":
+            total.set(const(_LOWEST, "float32x4"))
+
+        def tap(ky: Expr, kx: Expr) -> None:
+            iy, ix = y + ky * op.dilation[0], x + kx * op.dilation[1]
+            ok = both(
+                _tap_inside(iy, ky, kh, op.dilation[0], -top, highest_y, op.in_height),
+                _tap_inside(ix, kx, kw, op.dilation[1], -left, highest_x, op.in_width),
+            )
+            with body.when(ok):
+                value = buffers["input"][base + iy * op.in_width + ix]
+                total.set(tirx.Max(total.value, value) if op.kind == "max" else total.value + value)
+
+        if unrolled:
+            for ky in range(kh):
+                for kx in range(kw):
+                    tap(ky, kx)
+        else:
+            with body.loop(0, kh) as ky, body.loop(0, kw) as kx:
+                tap(ky, kx)
+        result = total.value
+        if op.kind == "avg":
+            grown = op.count_include_pad
+            rows = _taps_inside(body, y, kh, op.dilation[0], op.in_height, (top, bottom) if grown else (0, 0))
+            columns = _taps_inside(body, x, kw, op.dilation[1], op.in_width, (left, right) if grown else (0, 0))
+            # A window without any tap inside sums to zero; dividing by one keeps it finite.
+            count = body.let(tirx.Cast("float32", tirx.Max(rows * columns, const(1, "int32"))))
+            result = result / spread(count, 4)
+        body.store(buffers["output"], index, result)
+
+    parameters = {
+        "input": (op.batch * blocks(op.channels) * in_plane, "float32x4"),
+        "output": (items, "float32x4"),
+    }
+    roles = {"input": "input0", "output": "output"}
+    return flat_kernel(f"{op.kind}_pool", parameters, roles, items, schedule, 4 * items * kh * kw, write)
+
+
+def _tap_inside(
+    position: Expr, tap: Expr, taps: int, dilation: int, lowest: int, highest: int, extent: int
+) -> Expr | None:
+    """Whether a tap lies in the image; None where it always does. `tap` is a constant or a loop variable."""
+    first, last = (tap, tap) if isinstance(tap, int) else (0, taps - 1)
+    return inside(position, lowest + first * dilation, highest + last * dilation, extent)
+
+
+def _taps_inside(body: Body, start: Expr, taps: int, dilation: int, extent: int, grown: tuple[int, int]) -> Expr:
+    """How many of `start`, `start + dilation`, ... lie in [-grown[0], extent + grown[1])."""
+    low, high = -grown[0], extent + grown[1]
+    # Taps before the image, and taps before its end, are each a clipped division rounded up.
+    before = tirx.floordiv(tirx.Max(low - start, const(0, "int32")) + (dilation - 1), dilation)
+    before_end = tirx.floordiv(tirx.Max(high - start, const(0, "int32")) + (dilation - 1), dilation)
+    limit = const(taps, "int32")
+    return body.let(tirx.Min(before_end, limit) - tirx.Min(before, limit))
+
+
+def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKernel:
+    """Mean over the image, `split` work-items per channel block and a local-memory sum."""
+    plane = op.height * op.width
+    count = op.batch * blocks(op.channels)
+    split = min(schedule.split, plane)
+
+    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+        total = sum_pixels(body, buffers["input"], group[0] * plane, plane, item[0], split)
+        if split == 1:
+            body.store(buffers["output"], group[0], total.value * const(1 / plane, "float32x4"))
+            return
+        partial = body.shared(split, "float32x4")
+        body.store(partial, item[0], total.value)
+        body.barrier()
+        with body.when(item[0] == 0):
+            result = partial[0]
+            for part in range(1, split):
+                result = result + partial[part]
+            body.store(buffers["output"], group[0], result * const(1 / plane, "float32x4"))
+
+    parameters = {"input": (count * plane, "float32x4"), "output": (count, "float32x4")}
+    func = build_func("global_average", parameters, Grid((count,), (split,)), write)
+    return BuiltKernel(
+        func=func,
+        roles={"input": "input0", "output": "output"},
+        flops=4 * count * plane,
+        bytes=16 * count * (plane + 1),
+        schedule=schedule,
+    )
+
+
+def sum_pixels(body: Body, source: Any, first: Expr, plane: int, part: Expr, split: int) -> Register:
+    """Sum of every `split`-th pixel of a plane that starts at `first`, from pixel `part` on."""
+    total = body.register("float32x4")
+    whole, rest = divmod(plane, split)
+    if whole:
+        with body.loop(0, whole) as turn:
+            total.set(total.value + source[first + turn * split + part])
+    if rest:
+        with body.when(part < rest):
+            total.set(total.value + source[first + whole * split + part])
+    return total
