@@ -373,59 +373,29 @@ class AtomFlow:
         return spread(larger, shape)
 
     def _move(self, node: Node) -> list[Tensor]:
-        value = literals(node, self.batch)
         if node.op == "getitem":
             source, index = node.args
             assert isinstance(source, Ref) and isinstance(index, int)
             return [self.values[source.node][index]]
-        if node.op in ("aten.cat.default", "aten.concat.default"):
-            parts = [self.operand(item) for item in node.args[0]]
-            dim = int(argument_of(node, 1, "dim", 0)) % parts[0].ndim
-            return [self._cat(parts, dim)]
-
-        def rebuild(argument: Argument) -> Any:
-            if isinstance(argument, (Ref, StateRef)):
-                return self.operand(argument)
-            if isinstance(argument, tuple):
-                return [rebuild(item) for item in argument]
-            return value(argument)
-
-        if "upsample" in node.op or "_pad" in node.op:
-            # These have no integer kernels; doubles hold atom numbers exactly.
-            result = resolve(node.op)(
-                self.operand(node.args[0]).to(torch.float64), *(rebuild(item) for item in node.args[1:])
-            ).to(torch.int64)
-        else:
-            kwargs = {key: rebuild(item) for key, item in (node.kwargs or {}).items()}
-            result = resolve(_copying(node.op))(*(rebuild(item) for item in node.args), **kwargs)
-        results = [result] if isinstance(result, Tensor) else list(result)
-        found = [spread(item, item.shape) for item in results]
+        found = run_move(node, self.operand, self.batch)
+        if node.op in ("aten.cat.default", "aten.concat.default", "aten.stack.default"):
+            return found
+        source = collapse(self.operand(node.args[0]))
         if node.op == "aten.select.int":
-            source = collapse(self.operand(node.args[0]))
-            dim = int(node.args[1]) % source.ndim
-            if source.shape[dim] > 1:
+            if source.shape[int(node.args[1]) % source.ndim] > 1:
                 self.sets.freeze(found[0], f"{node.label} selects it by number")
-        if node.op == "aten.slice.Tensor" and int(argument_of(node, 4, "step", 1)) != 1:
-            source = collapse(self.operand(node.args[0]))
+        elif node.op == "aten.slice.Tensor" and int(argument_of(node, 4, "step", 1)) != 1:
             if source.shape[int(argument_of(node, 1, "dim", 0))] > 1:
                 self.sets.freeze(source, f"{node.label} slices it with a step")
-        if node.op in ("aten.flip.default", "aten.repeat.default"):
+        elif node.op in ("aten.channel_shuffle.default", "aten.native_channel_shuffle.default"):
+            channels = self._channels(self.operand(node.args[0]), 1).view(int(node.args[1]), -1)
+            self.sets.unite(channels[:1], channels)
+        elif node.op in ("aten.flip.default", "aten.repeat.default"):
             # Right where it does not touch the channels, which is what these are used for.
-            before, after = collapse(self.operand(node.args[0])), collapse(found[0])
-            if before.shape != after.shape or not torch.equal(before, after):
+            after = collapse(found[0])
+            if source.shape != after.shape or not torch.equal(source, after):
                 return self._opaque(node, f"{node.op} at {node.label} rearranges channels")
         return found
-
-    def _cat(self, parts: list[Tensor], dim: int) -> Tensor:
-        shape = list(parts[0].shape)
-        shape[dim] = sum(part.shape[dim] for part in parts)
-        narrow = [collapse(part) for part in parts]
-        common = [max(part.shape[d] for part in narrow) for d in range(len(shape))]
-        sized = []
-        for part, small in zip(parts, narrow, strict=True):
-            size = [part.shape[d] if d == dim or common[d] > 1 else 1 for d in range(len(shape))]
-            sized.append(small.expand(size))
-        return spread(torch.cat(sized, dim), shape)
 
     def _pad(self, node: Node) -> Tensor:
         """Padding of space passes through; padding of channels creates channels that nobody produces."""
@@ -451,7 +421,7 @@ class AtomFlow:
                 target = list(operand.shape)
                 target[dim] = amount
                 sides.append(self.sets.new(amount).reshape(size).expand(target))
-            operand = self._cat([sides[0], operand, sides[1]], dim)
+            operand = concatenate([sides[0], operand, sides[1]], dim)
             small = collapse(operand)
         return operand
 
@@ -519,6 +489,49 @@ def _space(node: Node) -> int:
         if f"{space}d" in name:
             return space
     return 2
+
+
+def concatenate(parts: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that leaves dimensions along which no part changes at stride 0."""
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    narrow = [collapse(part) for part in parts]
+    common = [max(part.shape[d] for part in narrow) for d in range(len(shape))]
+    sized = []
+    for part, small in zip(parts, narrow, strict=True):
+        size = [part.shape[d] if d == dim or common[d] > 1 else 1 for d in range(len(shape))]
+        sized.append(small.expand(size))
+    return spread(torch.cat(sized, dim), shape)
+
+
+def run_move(node: Node, operand: Callable[[Argument], Tensor], batch: int | None) -> list[Tensor]:
+    """Execute a data-movement operator on int64 tensors that stand for its operands.
+
+    Args:
+        node: any node whose role is `move`, except `getitem`.
+        operand: the int64 tensor that stands for a `Ref` or `StateRef`.
+        batch: what `Batch` arguments count.
+    """
+    value = literals(node, batch)
+    if node.op in ("aten.cat.default", "aten.concat.default"):
+        parts = [operand(item) for item in node.args[0]]
+        return [concatenate(parts, int(argument_of(node, 1, "dim", 0)) % parts[0].ndim)]
+
+    def rebuild(argument: Argument) -> Any:
+        if isinstance(argument, (Ref, StateRef)):
+            return operand(argument)
+        if isinstance(argument, tuple):
+            return [rebuild(item) for item in argument]
+        return value(argument)
+
+    kwargs = {key: rebuild(item) for key, item in (node.kwargs or {}).items()}
+    if "upsample" in node.op or "_pad" in node.op:
+        # These have no integer kernels; doubles hold atom numbers exactly.
+        doubles = operand(node.args[0]).to(torch.float64)
+        result = resolve(node.op)(doubles, *(rebuild(item) for item in node.args[1:]), **kwargs).to(torch.int64)
+    else:
+        result = resolve(_copying(node.op))(*(rebuild(item) for item in node.args), **kwargs)
+    return [spread(item, item.shape) for item in ([result] if isinstance(result, Tensor) else result)]
 
 
 def _copying(op: str) -> str:

@@ -20,14 +20,13 @@ PRELU = ("prelu.default",)
 POINTWISE = (
     "relu.default", "relu6.default", "leaky_relu.default", "elu.default", "celu.default", "selu.default",
     "gelu.default", "silu.default", "mish.default", "hardswish.default", "hardsigmoid.default", "hardtanh.default",
-    "sigmoid.default", "tanh.default", "softplus.default", "log_sigmoid.default",
-    "hardshrink.default", "softshrink.default", "threshold.default",
-    "abs.default", "neg.default", "exp.default", "log.default", "sqrt.default", "rsqrt.default", "square.default",
-    "reciprocal.default", "sin.default", "cos.default", "erf.default", "clamp.default", "clamp_min.default",
-    "clamp_max.default", "pow.Tensor_Scalar", "add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar", "rsub.Scalar",
-    "dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default",
-    "contiguous.default", "clone.default", "alias.default", "detach.default", "lift_fresh_copy.default",
-    "to.dtype", "_to_copy.default", "type_as.default",
+    "sigmoid.default", "tanh.default", "softplus.default", "log_sigmoid.default", "hardshrink.default",
+    "softshrink.default", "threshold.default", "abs.default", "neg.default", "exp.default", "log.default",
+    "sqrt.default", "rsqrt.default", "square.default", "reciprocal.default", "sin.default", "cos.default",
+    "erf.default", "clamp.default", "clamp_min.default", "clamp_max.default", "pow.Tensor_Scalar", "add.Scalar",
+    "sub.Scalar", "mul.Scalar", "div.Scalar", "rsub.Scalar", "dropout.default", "feature_dropout.default",
+    "alpha_dropout.default", "feature_alpha_dropout.default", "contiguous.default", "clone.default", "alias.default",
+    "detach.default", "lift_fresh_copy.default", "to.dtype", "_to_copy.default", "type_as.default",
 )  # fmt: skip
 # Two tensors (or a tensor and a number), with broadcasting.
 BINARY = (
@@ -35,16 +34,17 @@ BINARY = (
 )  # fmt: skip
 # Every output element is one input element: followed by running the operator on arrays of atom numbers.
 MOVE = (
-    "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int", "permute.default",
-    "transpose.int", "t.default", "movedim.int", "movedim.intlist", "swapaxes.default", "squeeze.default",
-    "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "slice.Tensor", "select.int",
-    "narrow.default", "chunk.default", "split.Tensor", "split.sizes", "split_with_sizes.default", "unbind.int", "cat.default",
-    "concat.default", "stack.default", "pixel_shuffle.default", "pixel_unshuffle.default", "channel_shuffle.default",
-    "native_channel_shuffle.default", "flip.default", "repeat.default", "upsample_nearest1d.vec",
-    "upsample_nearest2d.vec", "upsample_nearest3d.vec", "upsample_nearest2d.default", "_upsample_nearest_exact2d.vec",
-    "reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default", "replication_pad2d.default",
+    "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
+    "permute.default", "transpose.int", "t.default", "movedim.int", "movedim.intlist", "swapaxes.default",
+    "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "slice.Tensor",
+    "select.int", "narrow.default", "chunk.default", "split.Tensor", "split.sizes", "split_with_sizes.default",
+    "unbind.int", "cat.default", "concat.default", "stack.default", "pixel_shuffle.default", "pixel_unshuffle.default",
+    "channel_shuffle.default", "native_channel_shuffle.default", "flip.default", "repeat.default",
+    "upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec", "upsample_nearest2d.default",
+    "_upsample_nearest_exact2d.vec", "reflection_pad1d.default", "reflection_pad2d.default",
+    "replication_pad1d.default", "replication_pad2d.default",
 )  # fmt: skip
-# `pad` covers F.pad in all modes; only zero and constant padding of channels needs care.
+# Constant padding of channels creates channels that nobody produces.
 PAD = ("constant_pad_nd.default", "pad.default")
 # Each output element depends on input elements of the same sample and channel.
 SPATIAL = (
@@ -56,10 +56,10 @@ SPATIAL = (
 REDUCE = ("mean.dim", "sum.dim_IntList", "amax.default", "amin.default")
 OPAQUE = (
     "layer_norm.default", "softmax.int", "log_softmax.int", "_softmax.default", "_log_softmax.default",
-    "matmul.default", "bmm.default", "mm.default", "addmm.default", "scaled_dot_product_attention.default", "mean.default", "sum.default",
-    "index_select.default", "linalg_vector_norm.default", "argmax.default", "max.dim", "min.dim", "einsum.default",
-    "roll.default", "repeat_interleave.self_int", "cumsum.default", "glu.default", "where.self", "pow.Tensor_Tensor",
-    "unfold.default", "im2col.default", "col2im.default", "baddbmm.default",
+    "matmul.default", "bmm.default", "mm.default", "addmm.default", "scaled_dot_product_attention.default",
+    "mean.default", "sum.default", "index_select.default", "linalg_vector_norm.default", "argmax.default", "max.dim",
+    "min.dim", "einsum.default", "roll.default", "repeat_interleave.self_int", "cumsum.default", "glu.default",
+    "where.self", "pow.Tensor_Tensor", "unfold.default", "im2col.default", "col2im.default", "baddbmm.default",
     "adaptive_max_pool2d.default", "max_pool2d_with_indices.default", "adaptive_max_pool1d.default", "outer.default",
     "grid_sampler.default", "bilinear.default", "std.correction", "var.correction", "std.dim", "var.dim",
 )  # fmt: skip

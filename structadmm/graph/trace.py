@@ -288,6 +288,11 @@ class _Reader:
             op = f"aten.{packet[:-1]}." + op.split(".")[2]
         args = tuple(self._argument(value, fx_node) for value in fx_node.args)
         kwargs = {key: self._argument(value, fx_node) for key, value in fx_node.kwargs.items() if key not in _PLACEMENT}
+        if op == "aten.pad.default" and (len(args) < 3 or args[2] == "constant"):
+            op, args = (
+                "aten.constant_pad_nd.default",
+                (*args[:2], args[3] if len(args) > 3 and args[3] is not None else 0),
+            )
         aliasing = inplace or packet in _ALIASING
         self._add(
             fx_node, op, args, kwargs, alias_of=first.name if aliasing and isinstance(first, torch.fx.Node) else None
