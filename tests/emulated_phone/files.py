@@ -209,7 +209,8 @@ class PathRewriter:
     """Turns the phone's absolute paths into this computer's in commands, and back in what programs print.
 
     A path is recognised where it begins a word (after a blank, a quote, `=`, `:`, `<`, `>`, `;`, `(`, `|`, `&`), so a
-    command that puts a path together from pieces is not understood. On the way back every occurrence of the root is removed.
+    command that puts a path together from pieces is not understood. On the way back every occurrence of the root is
+    removed.
     """
 
     def __init__(self, root: Path) -> None:

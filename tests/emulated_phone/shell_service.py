@@ -1,8 +1,8 @@
 """`shell:`, `shell,v2:` and `exec:`, AOSP `daemon/shell_service.cpp`.
 
 Android's sh is not here: commands go to this computer's `/bin/sh`, with the phone's paths rewritten (`PathRewriter`)
-and a PATH that holds only the phone's tools. Where a v1 stream ends, adbd's pseudo-terminal sends SIGHUP to the session;
-here the daemon does.
+and a PATH that holds only the phone's tools. Where a v1 stream ends, adbd's pseudo-terminal sends SIGHUP to the
+session; here the daemon does.
 """
 
 from __future__ import annotations
