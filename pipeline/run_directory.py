@@ -177,7 +177,7 @@ def _file_digests(directory: Path) -> dict[str, str]:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between two sets of stage inputs, the first few entries."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = (dict(_leaves({key: part for key, part in side.items() if part})) for side in (old, new))
     changes = []
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):

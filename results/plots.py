@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +24,7 @@ GRID = "#e3e7eb"
 WIDTH_IN = 8.6  # 860 CSS pixels at the report's widest column
 BAR_IN = 0.25  # height of one layer's row of bars
 
-_STYLE = {
+_STYLE: Any = {  # matplotlib types the keys as one literal of them all
     "svg.fonttype": "none",  # text stays text: sharp, searchable, in the page's own font
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -117,7 +118,7 @@ def plot_residuals(residuals: Sequence[Residual]) -> str:
         for index, (number, group) in enumerate(groupby(residuals, key=lambda residual: residual.round)):
             count = len(list(group))
             part, at = residuals[start : start + count], numbers[start : start + count]
-            label = {"label": "primal  ‖W − Z‖ / ‖W‖"} if index == 0 else {}
+            label: Any = {"label": "primal  ‖W − Z‖ / ‖W‖"} if index == 0 else {}
             axes.plot(at, [r.primal for r in part], "o-", color=PRUNED, markersize=3.5, linewidth=1.4, **label)
             dual = [(n, r.dual) for n, r in zip(at, part, strict=True) if r.dual]
             label = {"label": "dual  ρ ‖Z − Z previous‖"} if index == 0 else {}
@@ -154,7 +155,7 @@ def plot_kept(layers: Sequence[PrunedLayer]) -> str:
         axes.barh(rows + 0.2, weights, 0.38, color=PRUNED, label="weights kept")
         for row, layer in zip(rows, layers, strict=True):
             shape = "×".join(map(str, layer.shape))
-            axes.text(102, row, f"[{shape}]", va="center", fontsize=8, color="#616e7c")
+            axes.text(102, float(row), f"[{shape}]", va="center", fontsize=8, color="#616e7c")
         _name_rows(axes, [layer.name for layer in layers])
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the dense layer")
@@ -185,7 +186,8 @@ def _legend_above(axes: Axes, columns: int) -> None:
 def _svg(figure: Figure, title: str, salt: str) -> str:
     """The figure as an `<svg>` element whose ids differ from those of the page's other plots."""
     with mpl.rc_context({"svg.hashsalt": salt}), io.BytesIO() as stream:
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure)  # without a canvas, savefig would ask for one that may need a display
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
         text = stream.getvalue().decode()
     element = text[text.index("<svg") :].strip()
     # Definitions are named per figure; in one page the names must differ between figures, and the references with them.
