@@ -105,7 +105,8 @@ def _headline(result: Result) -> str:
             "accuracy",
             f"{points:+.2f}".replace("-", "−"),
             "points of accuracy",
-            f"{100 * accuracy.dense:.2f} % to {100 * accuracy.pruned:.2f} % on {accuracy.test_samples:,} test samples, "
+            f"{100 * accuracy.dense:.2f} % to {100 * accuracy.pruned:.2f} % on "
+            f"{_data('accuracy.test_samples', accuracy.test_samples, f'{accuracy.test_samples:,}')} test samples, "
             "last epoch",
         ),
     ]
@@ -121,20 +122,20 @@ def _headline(result: Result) -> str:
 
 
 def _side_by_side(result: Result) -> str:
-    paths = ("accuracy", "conv_params", "params", "macs", "latency_ms")
+    fields = (
+        ("accuracy.dense", "accuracy.pruned", None),
+        *((f"{path}.dense", f"{path}.pruned", f"{path}.ratio") for path in ("conv_params", "params", "macs")),
+        ("latency_ms.baseline.median", "latency_ms.pruned.median", "latency_ms.speedup.median"),
+    )
     rows = []
-    for path, row in zip(paths, summary_rows(result), strict=True):
-        dense, pruned = (
-            ("latency_ms.baseline.median", "latency_ms.pruned.median")
-            if path == "latency_ms"
-            else (f"{path}.dense", f"{path}.pruned")
-        )
+    for (dense, pruned, change), row in zip(fields, summary_rows(result), strict=True):
+        change_text = row.change.text.replace("-", "−")
         rows.append(
             [
                 escape(row.label),
                 _data(dense, row.dense.value, row.dense.text),
                 _data(pruned, row.pruned.value, row.pruned.text),
-                escape(row.change.text.replace("-", "−")),
+                _data(change, row.change.value, change_text) if change else escape(change_text),
             ]
         )
     return _table(["", "dense", "pruned", "change"], rows)

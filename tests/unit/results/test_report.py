@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from results.markdown import report_markdown
+from results.records import Result
+from results.report_html import report_html
+from results.table import print_table
+
+from .synthetic import synthetic_data
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about: numbers by field, ids, references, and whether tags nest."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.numbers: dict[str, set[float]] = defaultdict(set)
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self._skip = False
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.attributes += [(tag, name, value) for name, value in values.items()]
+        if "data-field" in values:
+            self.numbers[values["data-field"]].add(float(values["value"]))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data
+
+
+def numbers_of(result: Result) -> dict[str, float]:
+    """Every number of `result.json` but the environment's, by its dotted place."""
+    found: dict[str, float] = {}
+
+    def walk(value: Any, place: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{place}.{key}" if place else key)
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                walk(inner, f"{place}.{index}")
+        elif isinstance(value, int | float):
+            found[place] = value
+
+    walk(result.model_dump(mode="json", exclude={"environment", "schema_"}), "")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(report_html(synthetic_data()))
+
+
+def test_every_number_of_the_result_stands_in_the_page_in_full_precision(page: Page) -> None:
+    numbers = numbers_of(synthetic_data().result)
+    assert len(numbers) > 30
+    assert page.numbers == {place: {value} for place, value in numbers.items()}
+
+
+def test_the_page_needs_no_other_file(page: Page) -> None:
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "action", "data"):
+            assert value.startswith("#"), (tag, name, value)
+        assert "url(" not in value or "url(#" in value, value
+    assert not [tag for tag, _, _ in page.attributes if tag in ("script", "link", "iframe")]
+
+
+def test_references_inside_the_plots_find_their_own_plots_definitions(page: Page) -> None:
+    identities = [value for _, name, value in page.attributes if name == "id"]
+    assert len(identities) == len(set(identities))
+    for _, name, value in page.attributes:
+        for target in re.findall(r"url\(#([^)]*)\)", value) + ([value[1:]] if name == "xlink:href" else []):
+            assert target in identities
+
+
+def test_names_with_markup_in_them_are_shown_as_text(page: Page) -> None:
+    assert "a <network> & its name" in page.text
+    assert "network" not in {tag for tag, _, _ in page.attributes}
+
+
+def test_every_latency_in_the_page_says_that_it_is_a_host_timing(page: Page) -> None:
+    sections = page.text.split("host timing, not a phone")
+    assert len(sections) >= 4  # the headline, the samples, the layers, the method
+    assert "Median latency (host)" in page.text
+
+
+def test_a_page_without_profile_and_histories_leaves_their_sections_out() -> None:
+    bare = replace(synthetic_data(), layer_times=[], epochs=[], residuals=[], layers=[])
+    text = Page(report_html(bare)).text
+    assert "Time per layer" not in text
+    assert "ADMM\n" not in text
+    assert "Checks" in text
+
+
+def test_the_same_data_give_the_same_page() -> None:
+    assert report_html(synthetic_data()) == report_html(synthetic_data())
+
+
+def test_the_markdown_tables_are_rectangular_and_labelled() -> None:
+    text = report_markdown(synthetic_data("a|b"))
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert "**host timing, not a phone**" in text
+    assert "13.4× fewer" in text
+
+
+def test_the_terminal_table_shows_both_networks_the_interval_and_the_device() -> None:
+    stream = io.StringIO()
+    data = synthetic_data("name")
+    print_table(data.result, Console(file=stream, width=200))
+    text = stream.getvalue()
+    low, high = data.result.latency_ms.speedup.ci95
+    for expected in ("98.33 %", "97.78 %", "697,000", f"{low:.2f} to {high:.2f}", data.result.latency_ms.device):
+        assert expected in text
+
+
+def test_the_style_sheet_is_installed_with_the_package() -> None:
+    import results
+
+    assert (Path(results.__file__).parent / "report.css").is_file()
