@@ -1,0 +1,25 @@
+/* The command line. */
+#ifndef STRUCTADMM_OPTIONS_H
+#define STRUCTADMM_OPTIONS_H
+
+#include "plan.h"
+
+enum { MAX_BUNDLES = 16 };
+
+enum command { COMMAND_INFO, COMMAND_RUN, COMMAND_CHECK, COMMAND_BENCH, COMMAND_PROFILE, COMMAND_HELP };
+
+struct options {
+    enum command command;
+    const char *bundles[MAX_BUNDLES];
+    uint32_t bundle_count;
+    const char *inputs[MAX_TENSORS], *outputs[MAX_TENSORS];
+    uint32_t input_count, output_count;
+    const char *device, *cache; /* NULL when not given */
+    uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs;
+};
+
+int options_parse(struct options *options, int count, char **words);
+
+extern const char help_text[];
+
+#endif
