@@ -30,12 +30,12 @@ class Row:
 def summary_rows(result: Result) -> list[Row]:
     """Accuracy, sizes and latency of both networks, side by side."""
     accuracy, latency = result.accuracy, result.latency_ms
-    points = 100 * (accuracy.pruned - accuracy.dense)
+    points = accuracy.pruned - accuracy.dense
     return [
         Row(
             "Test accuracy",
-            Figure(accuracy.dense, f"{100 * accuracy.dense:.2f} %"),
-            Figure(accuracy.pruned, f"{100 * accuracy.pruned:.2f} %"),
+            Figure(accuracy.dense, f"{accuracy.dense:.2f} %"),
+            Figure(accuracy.pruned, f"{accuracy.pruned:.2f} %"),
             Figure(points, f"{points:+.2f} points"),
         ),
         _reduction_row("CONV parameters", result.conv_params),

@@ -83,9 +83,7 @@ def plot_history(epochs: Sequence[Epoch]) -> str:
         loss_axes.plot(numbers, [epoch.loss for epoch in epochs], color=ACCENT, linewidth=1.6)
         loss_axes.set_ylabel("training loss")
         loss_axes.set_yscale("log")
-        evaluated = [(number, epoch.accuracy) for number, epoch in zip(numbers, epochs, strict=True)]
-        points = [(number, 100 * accuracy) for number, accuracy in evaluated if accuracy is not None]
-        accuracy_axes.plot(*zip(*points, strict=True), color=PRUNED, linewidth=1.6) if points else None
+        accuracy_axes.plot(numbers, [epoch.accuracy for epoch in epochs], color=PRUNED, linewidth=1.6)
         accuracy_axes.set_ylabel("test accuracy, %")
         accuracy_axes.set_xlabel("epoch")
         accuracy_axes.set_xlim(0.5, len(epochs) + 0.5)
@@ -118,12 +116,13 @@ def plot_residuals(residuals: Sequence[Residual]) -> str:
         for index, (number, group) in enumerate(groupby(residuals, key=lambda residual: residual.round)):
             count = len(list(group))
             part, at = residuals[start : start + count], numbers[start : start + count]
-            label: Any = {"label": "primal  ‖W − Z‖ / ‖W‖"} if index == 0 else {}
-            axes.plot(at, [r.primal for r in part], "o-", color=PRUNED, markersize=3.5, linewidth=1.4, **label)
-            dual = [(n, r.dual) for n, r in zip(at, part, strict=True) if r.dual]
-            label = {"label": "dual  ρ ‖Z − Z previous‖"} if index == 0 else {}
-            if dual:
-                axes.plot(*zip(*dual, strict=True), "s--", color=ACCENT, markersize=3.5, linewidth=1.4, **label)
+            for values, mark, colour, label in (
+                ([r.primal_worst for r in part], "^:", PRUNED, "primal ‖W − Z‖ / ‖W‖,\nworst layer"),
+                ([r.primal_median for r in part], "o-", PRUNED, "the same,\nmedian layer"),
+                ([r.dual for r in part], "s--", ACCENT, "dual ρ ‖Z − Z previous‖,\nall layers"),
+            ):
+                legend = label if index == 0 else None
+                axes.plot(at, values, mark, color=colour, markersize=3.5, linewidth=1.4, label=legend)
             if index % 2:
                 axes.axvspan(start + 0.5, start + count + 0.5, color="#f1f4f6", zorder=0, linewidth=0)
             axes.text(
@@ -139,27 +138,34 @@ def plot_residuals(residuals: Sequence[Residual]) -> str:
         axes.set_yscale("log")
         axes.set_xlim(0.5, len(residuals) + 0.5)
         axes.set_xlabel("update of Z and U")
-        axes.set_ylabel("residual, all layers")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_ylabel("residual")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
         return _svg(figure, "ADMM residuals at each update", "residuals")
 
 
 def plot_kept(layers: Sequence[PrunedLayer]) -> str:
-    """Share of each layer's filters and weights that pruning kept."""
+    """Share of each layer's filters, columns and weights that pruning kept."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(layers))
         rows = np.arange(len(layers))
-        filters = [100 * layer.filters_kept / layer.shape[0] for layer in layers]
-        axes.barh(rows - 0.2, filters, 0.38, color=BASELINE, label="filters kept")
-        weights = [100 * layer.weights_kept for layer in layers]
-        axes.barh(rows + 0.2, weights, 0.38, color=PRUNED, label="weights kept")
+        for offset, colour, label, shares in (
+            (-0.27, BASELINE, "filters", [layer.filters_kept / layer.filters for layer in layers]),
+            (0.0, ACCENT, "columns", [layer.columns_kept / layer.columns for layer in layers]),
+            (
+                0.27,
+                PRUNED,
+                "weights (filters × columns)",
+                [layer.filters_kept / layer.filters * layer.columns_kept / layer.columns for layer in layers],
+            ),
+        ):
+            axes.barh(rows + offset, [100 * share for share in shares], 0.25, color=colour, label=label)
         for row, layer in zip(rows, layers, strict=True):
             shape = "×".join(map(str, layer.shape))
             axes.text(102, float(row), f"[{shape}]", va="center", fontsize=8, color="#616e7c")
         _name_rows(axes, [layer.name for layer in layers])
         axes.set_xlim(0, 100)
-        axes.set_xlabel("% of the dense layer")
-        _legend_above(axes, 2)
+        axes.set_xlabel("kept, % of the dense layer")
+        _legend_above(axes, 3)
         return _svg(figure, "Share of each layer that pruning kept", "kept")
 
 

@@ -16,7 +16,7 @@ SCHEMA = 1
 # JSON has no infinity and no NaN, and neither is a result.
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Difference = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -30,10 +30,10 @@ class Record(BaseModel):
 
 
 class Accuracy(Record):
-    """Share of test samples classified right, after the last epoch."""
+    """Percent of the test samples that are classified right, after the last epoch."""
 
-    dense: Fraction
-    pruned: Fraction
+    dense: Percent
+    pruned: Percent
     test_samples: Count
 
 

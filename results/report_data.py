@@ -14,12 +14,12 @@ class Epoch:
     Attributes:
         phase: `dense`, or such as `round 1 admm`, `round 1 retrain`.
         loss: mean training loss.
-        accuracy: on the test set, in [0, 1]; None where it was not evaluated.
+        accuracy: percent of the test set.
     """
 
     phase: str
     loss: float
-    accuracy: float | None
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class Residual:
 
     Attributes:
         round: number of the ADMM round, from 1.
-        primal: ||W - Z|| / ||W||.
-        dual: rho * ||Z - Z_previous||; None at the first update, which has no previous one.
+        primal_median: ||W - Z|| / ||W||, the median of the pruned layers.
+        primal_worst: likewise, the largest.
+        dual: rho * ||Z - Z_previous||, the layers' root sum of squares.
     """
 
     round: int
-    primal: float
-    dual: float | None
+    primal_median: float
+    primal_worst: float
+    dual: float
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class PrunedLayer:
     Attributes:
         name: dotted PyTorch name.
         shape: of the dense weight, [O, I, kh, kw] or [O, I].
-        weights_kept: share of the weights that are not masked.
-        filters_kept: output channels that are not masked as a whole.
+        filters: of the dense layer.
+        filters_kept: of them, those that are not masked as a whole.
+        columns: of the dense layer's GEMM matrix.
+        columns_kept: likewise.
     """
 
     name: str
     shape: tuple[int, ...]
-    weights_kept: float
+    filters: int
     filters_kept: int
+    columns: int
+    columns_kept: int
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def report_html(data: ReportData) -> str:
 def _headline(result: Result) -> str:
     latency, accuracy = result.latency_ms, result.accuracy
     low, high = latency.speedup.ci95
-    points = 100 * (accuracy.pruned - accuracy.dense)
+    points = accuracy.pruned - accuracy.dense
     cards = [
         (
             "speedup",
@@ -105,7 +105,7 @@ def _headline(result: Result) -> str:
             "accuracy",
             f"{points:+.2f}".replace("-", "−"),
             "points of accuracy",
-            f"{100 * accuracy.dense:.2f} % to {100 * accuracy.pruned:.2f} % on "
+            f"{accuracy.dense:.2f} % to {accuracy.pruned:.2f} % on "
             f"{_data('accuracy.test_samples', accuracy.test_samples, f'{accuracy.test_samples:,}')} test samples, "
             "last epoch",
         ),

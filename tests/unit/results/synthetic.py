@@ -24,7 +24,7 @@ def synthetic_data(name: str = "a <network> & its name") -> ReportData:
     pruned = [1.9 * generator.lognormvariate(0, 0.05) for _ in range(100)]
     result = Result(
         name=name,
-        accuracy=Accuracy(dense=0.9833, pruned=0.9778, test_samples=360),
+        accuracy=Accuracy(dense=98.33, pruned=97.78, test_samples=360),
         conv_params=Reduction.of(697_000, 52_113),
         params=Reduction.of(701_000, 53_001),
         macs=Reduction.of(35_000_000, 3_900_000),
@@ -42,7 +42,7 @@ def synthetic_data(name: str = "a <network> & its name") -> ReportData:
     names = ["conv1", *(f"layer{s}.{b}.conv{c}" for s in range(1, 5) for b in range(2) for c in (1, 2)), "fc"]
     phases = [("dense", 12), ("round 1 admm", 6), ("round 1 retrain", 5), ("round 2 admm", 6), ("round 2 retrain", 6)]
     epochs = [
-        Epoch(phase, 2.0 * math.exp(-0.2 * i) + 0.01, min(0.99, 0.6 + 0.04 * i) if i % 2 else None)
+        Epoch(phase, 2.0 * math.exp(-0.2 * i) + 0.01, min(99.0, 60.0 + 4.0 * i))
         for phase, count in phases
         for i in range(count)
     ]
@@ -53,10 +53,10 @@ def synthetic_data(name: str = "a <network> & its name") -> ReportData:
         layer_times=[LayerTime(n, 0.3, None if n == "fc" else 0.1) for n in names],
         epochs=epochs,
         residuals=[
-            Residual(r, 0.5 * math.exp(-0.5 * i), None if i == 0 else 0.1 * math.exp(-0.3 * i))
+            Residual(r, 0.3 * math.exp(-0.5 * i), 0.5 * math.exp(-0.4 * i), 0.1 * math.exp(-0.3 * i))
             for r in (1, 2)
             for i in range(6)
         ],
-        layers=[PrunedLayer(n, (64, 32, 3, 3), 0.1, 30) for n in names],
+        layers=[PrunedLayer(n, (64, 32, 3, 3), 64, 30, 288, 90) for n in names],
         method={"Order": "baseline and pruned in turn, one inference each", "Warm-up": "10 inferences"},
     )

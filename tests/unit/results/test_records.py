@@ -45,7 +45,7 @@ def test_the_file_has_every_field_of_schema_1(values: dict[str, Any]) -> None:
         (("latency_ms", "pruned", "median"), 0.0, "greater than 0"),
         (("latency_ms", "kind"), "guess", "'host' or 'phone'"),
         (("macs", "ratio"), 99.0, "is not"),
-        (("accuracy", "pruned"), 1.5, "less than or equal to 1"),
+        (("accuracy", "pruned"), 100.5, "less than or equal to 100"),
         (("unheard_of",), 1, "Extra inputs"),
     ],
 )
