@@ -125,7 +125,7 @@ def project_nonstructured(weight: Tensor, keep: int, mask: Tensor | None = None)
     return _restrict(alive_weight, kept, mask)
 
 
-def project_group(members: Sequence[Member], keep: int) -> tuple[Projection, ...]:
+def project_group(members: Sequence[Member], keep: int) -> tuple[tuple[Projection, ...], Tensor]:
     """Nearest tensors to all members together such that at most `keep` of their common units are non-zero.
 
     A unit's norm is taken over its slices in every member: convolutions joined by an Add lose the same filters. Parts of a
@@ -136,7 +136,7 @@ def project_group(members: Sequence[Member], keep: int) -> tuple[Projection, ...
         keep: units to keep, 1 <= keep <= units. Ties go to the lower index.
 
     Returns:
-        One projection per member, in order.
+        One projection per member, in order, and which units are kept (bool [units]).
 
     Raises:
         ValueError: `keep` is out of range, or the members disagree in their number of units.
@@ -156,10 +156,11 @@ def project_group(members: Sequence[Member], keep: int) -> tuple[Projection, ...
         else:
             alive |= member.mask.movedim(member.axis, 0).flatten(1).any(dim=1)[member.indices].any(dim=1)
     kept = kept_units(scores, alive, keep)
-    return tuple(
+    projections = tuple(
         _restrict(member.tensor, units_mask(member.tensor.shape, member.axis, member.indices, kept), member.mask)
         for member in members
     )
+    return projections, kept
 
 
 def units_mask(shape: Sequence[int], axis: int, indices: Tensor, kept: Tensor) -> Tensor:
@@ -183,7 +184,8 @@ def units_mask(shape: Sequence[int], axis: int, indices: Tensor, kept: Tensor) -
 
 def _project_slices(weight: Tensor, keep: int, mask: Tensor | None, axis: int) -> Projection:
     indices = torch.arange(weight.shape[axis], device=weight.device).unsqueeze(1)
-    return project_group([Member(weight, axis, indices, mask)], keep)[0]
+    (projection,), _ = project_group([Member(weight, axis, indices, mask)], keep)
+    return projection
 
 
 def _check_keep(keep: int, units: int, *weights: Tensor) -> None:

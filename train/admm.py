@@ -1,0 +1,125 @@
+"""The ADMM state of one round in scaled form (StructADMM, arXiv 1807.11091; Boyd et al. 2011, section 3.1.1).
+
+Minimise f(W) subject to W in S through
+
+    W <- argmin f(W) + sum_l rho_l / 2 ||W_l - Z_l + U_l||_F^2      by the training loop's optimizer
+    Z <- projection of W + U onto S
+    U <- U + W - Z
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train import foreach
+from train.constraint import Constraint, project_all
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How far one weight is from convergence.
+
+    Attributes:
+        primal: ||W - Z|| / ||W||.
+        dual: rho * ||Z - Z_prev||.
+    """
+
+    primal: float
+    dual: float
+
+
+class Admm:
+    """Z, U and rho of every constrained weight of a round.
+
+    Args:
+        weights: all constrained weights by name; read and never written.
+        constraints: what Z satisfies.
+        masks: supports from earlier rounds; Z and U are zero outside of them.
+        rho: penalty weight by name.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        constraints: Sequence[Constraint],
+        masks: Mapping[str, Tensor],
+        rho: Mapping[str, float],
+    ) -> None:
+        self._constraints = tuple(constraints)
+        self._masks = masks
+        self._names = tuple(dict.fromkeys(name for constraint in constraints for name in constraint.parameters))
+        self._weights = [weights[name] for name in self._names]
+        self._rho = [rho[name] for name in self._names]
+        self._U = [torch.zeros_like(weight) for weight in self._weights]
+        self._Z = self._projected()
+
+    @property
+    def rho(self) -> dict[str, float]:
+        """Current penalty weights by name."""
+        return dict(zip(self._names, self._rho, strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Z and U by name, as `Z.NAME` and `U.NAME`; with `rho` all that a checkpoint needs."""
+        Z = {f"Z.{name}": value for name, value in zip(self._names, self._Z, strict=True)}
+        U = {f"U.{name}": value for name, value in zip(self._names, self._U, strict=True)}
+        return Z | U
+
+    def load_state(self, state: Mapping[str, Tensor], rho: Mapping[str, float]) -> None:
+        """Restore what `state` and `rho` gave."""
+        for name, Z, U in zip(self._names, self._Z, self._U, strict=True):
+            Z.copy_(state[f"Z.{name}"])
+            U.copy_(state[f"U.{name}"])
+        self._rho = [rho[name] for name in self._names]
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """The regulariser sum_l rho_l / 2 ||W_l - Z_l + U_l||_F^2, with its square."""
+        total = 0.0
+        for weight, Z, U, rho in zip(self._weights, self._Z, self._U, self._rho, strict=True):
+            total += rho / 2 * float((weight - Z + U).double().square().sum())
+        return total
+
+    @torch.no_grad()
+    def add_penalty_gradient(self) -> None:
+        """Add the penalty's gradient, rho (W - Z + U), to each weight's `grad`, which must be there.
+
+        The same as adding the penalty to the loss, without a second graph: three fused passes over the weights. Weight decay
+        is the optimizer's and acts on W beside this, as part of f.
+        """
+        difference = foreach.subtract(self._weights, self._Z)
+        foreach.add_(difference, self._U)
+        foreach.multiply_(difference, self._rho)
+        foreach.add_([weight.grad for weight in self._weights if weight.grad is not None], difference)
+
+    @torch.no_grad()
+    def update(self, rho_growth: float, rho_max: float) -> dict[str, Residual]:
+        """Do the Z-step and the U-step, then multiply rho, and return the residuals at the old rho by name.
+
+        U is the dual divided by rho, so a greater rho means a smaller U for the same dual.
+        """
+        previous = self._Z
+        self._Z = self._projected()
+        gap = foreach.subtract(self._weights, self._Z)
+        foreach.add_(self._U, gap)
+        # One transfer for all layers: on a GPU each float() waits for the queue.
+        gaps, sizes, moves = (
+            foreach.norms(values).tolist() for values in (gap, self._weights, foreach.subtract(self._Z, previous))
+        )
+        residuals = {
+            name: Residual(gaps[i] / sizes[i] if sizes[i] > 0 else 0.0, self._rho[i] * moves[i])
+            for i, name in enumerate(self._names)
+        }
+        grown = [max(rho, min(rho * rho_growth, rho_max)) for rho in self._rho]
+        foreach.multiply_(self._U, [old / new for old, new in zip(self._rho, grown, strict=True)])
+        self._rho = grown
+        return residuals
+
+    @torch.no_grad()
+    def _projected(self) -> list[Tensor]:
+        named = {name: weight + U for name, weight, U in zip(self._names, self._weights, self._U, strict=True)}
+        projections = project_all(self._constraints, named, self._masks).projections
+        return [projections[name].tensor for name in self._names]

@@ -1,0 +1,200 @@
+"""Progressive pruning: from the rounds of a configuration to phases of training, and to constraints on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from structadmm.graph import CoupledGroup, Coupling
+from train.budget import Rates, first_match, keep_count
+from train.config import RoundConfig, Schedule, TrainConfig
+from train.constraint import Constraint, GroupConstraint, LayerConstraint
+from train.layers import ConvLayer, layer_name
+from train.project import column_units
+
+PhaseKind = Literal["dense", "admm", "retrain"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with one objective, one optimizer and one learning rate schedule.
+
+    Attributes:
+        kind: what is minimised.
+        round: index of the round, -1 for the dense network.
+        epochs: how many.
+        lr: its highest learning rate.
+        schedule: the learning rate's course.
+        warmup_epochs: linear rise from 0 at the start.
+        restart_every: epochs after which the schedule starts again.
+    """
+
+    kind: PhaseKind
+    round: int
+    epochs: int
+    lr: float
+    schedule: Schedule
+    warmup_epochs: float
+    restart_every: int
+
+
+def phases(config: TrainConfig) -> tuple[Phase, ...]:
+    """The phases of a run, in order: dense, then ADMM and masked retraining for each round."""
+    dense = config.dense
+    found = [Phase("dense", -1, dense.epochs, dense.lr, dense.schedule, dense.warmup_epochs, max(1, dense.epochs))]
+    for index, entry in enumerate(config.rounds):
+        found.append(Phase("admm", index, entry.admm_epochs, entry.lr, entry.schedule, 0.0, entry.update_every))
+        length = max(1, entry.retrain_epochs)
+        found.append(
+            Phase("retrain", index, entry.retrain_epochs, entry.retrain_lr, entry.retrain_schedule, 0.0, length)
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """A layer, or a group of layers, that a round leaves as it is, and why."""
+
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What a round does to the network.
+
+    Attributes:
+        constraints: one per layer or group that loses something.
+        units: for each constraint by name, how many units are alive before and after.
+        unpruned: everything else.
+    """
+
+    constraints: tuple[Constraint, ...]
+    units: dict[str, tuple[int, int]]
+    unpruned: tuple[Unpruned, ...]
+
+    def rho(self, config: RoundConfig) -> dict[str, float]:
+        """The initial penalty weight of each constrained weight."""
+        names = [name for constraint in self.constraints for name in constraint.parameters]
+        return {name: first_match(config.rho_layers, layer_name(name)) or config.rho for name in names}
+
+
+def plan_round(
+    config: RoundConfig, layers: Sequence[ConvLayer], coupling: Coupling, masks: Mapping[str, Tensor]
+) -> RoundPlan:
+    """Decide how many units of what the round keeps.
+
+    Args:
+        config: of the round.
+        layers: the convolutions in execution order.
+        coupling: of the traced network.
+        masks: supports from earlier rounds; sparsity counts what they leave.
+
+    Raises:
+        UserError: a pattern in `sparsity` or `rho_layers` names no layer, or coupled layers are given different rates.
+    """
+    if config.structure in ("filter", "channel"):
+        return _plan_groups(config, layers, coupling, masks)
+    return _plan_layers(config, layers, masks)
+
+
+def _plan_layers(config: RoundConfig, layers: Sequence[ConvLayer], masks: Mapping[str, Tensor]) -> RoundPlan:
+    rates = Rates(config.sparsity, [layer.name for layer in layers])
+    Rates(config.rho_layers, [layer.name for layer in layers])
+    constraints: list[Constraint] = []
+    units: dict[str, tuple[int, int]] = {}
+    unpruned = []
+    for position, layer in enumerate(layers):
+        rate = rates.of_layer(layer.name)
+        reason = None
+        if rate is None:
+            reason = "no pattern names it"
+        elif config.structure == "column" and layer.transposed:
+            reason = "columns of a transposed convolution are not contiguous"
+        elif config.structure == "column" and layer.groups != 1:
+            reason = "columns of a grouped convolution differ from group to group"
+        elif config.structure == "column" and len(layer.shape) != 4:
+            reason = "columns are those of two-dimensional convolutions"
+        elif position == 0 and rates.uniform and not config.first_layer:
+            reason = "first layer (first_layer = true prunes it)"
+        if rate is None or reason is not None:
+            unpruned.append(Unpruned((layer.name,), reason or ""))
+            continue
+        if config.structure == "column":
+            alive = _alive_columns(layer, masks.get(layer.parameter), config.block)
+            keep = keep_count(alive, rate)
+            constraint = LayerConstraint(layer.name, layer.parameter, "column", keep, config.block)
+        else:
+            mask = masks.get(layer.parameter)
+            alive = layer.params if mask is None else int(mask.sum())
+            keep = keep_count(alive, rate)
+            constraint = LayerConstraint(layer.name, layer.parameter, "nonstructured", keep)
+        if keep >= alive:
+            unpruned.append(Unpruned((layer.name,), f"{rate:g} of {alive} units is less than one"))
+            continue
+        constraints.append(constraint)
+        units[layer.name] = (alive, keep)
+    return RoundPlan(tuple(constraints), units, tuple(unpruned))
+
+
+def _alive_columns(layer: ConvLayer, mask: Tensor | None, block: int) -> int:
+    if mask is None:
+        return column_units(layer.shape, block)
+    columns = mask.any(dim=0)  # [I, kh, kw]
+    return sum(int(columns[start : start + block].any(dim=0).sum()) for start in range(0, len(columns), block))
+
+
+def _plan_groups(
+    config: RoundConfig, layers: Sequence[ConvLayer], coupling: Coupling, masks: Mapping[str, Tensor]
+) -> RoundPlan:
+    convolutions = {layer.parameter for layer in layers}
+    first = layers[0].parameter
+    producers = [part.parameter for group in coupling.groups for part in group.producers]
+    names = [layer_name(name) for name in dict.fromkeys(producers) if name in convolutions or config.linear]
+    rates = Rates(config.sparsity, names)
+    Rates(config.rho_layers, [layer_name(part.parameter) for group in coupling.groups for part in group.slices])
+    constraints: list[Constraint] = []
+    units: dict[str, tuple[int, int]] = {}
+    unpruned = []
+    for group in coupling.groups:
+        owners = tuple(dict.fromkeys(layer_name(part.parameter) for part in group.producers))
+        if not owners:
+            continue  # the network's input, or a constant: nothing that has filters
+        rate = rates.of_group(owners)
+        reason = None
+        if group.frozen is not None:
+            reason = group.frozen
+        elif rate is None:
+            reason = "no pattern names it"
+        elif not config.linear and not any(part.parameter in convolutions for part in group.producers):
+            reason = "linear layer (linear = true prunes it)"
+        elif rates.uniform and not config.first_layer and any(part.parameter == first for part in group.producers):
+            reason = "shares its filters with the first layer (first_layer = true prunes them)"
+        elif config.structure == "channel" and not group.consumers:
+            reason = "no layer reads its channels"
+        if rate is None or reason is not None:
+            unpruned.append(Unpruned(owners, reason or ""))
+            continue
+        alive = _alive_units(group, masks)
+        keep = keep_count(alive, rate, config.multiple)
+        if keep >= alive:
+            unpruned.append(Unpruned(owners, f"{rate:g} of {alive} units leaves all of them"))
+            continue
+        constraints.append(
+            GroupConstraint(group.name, group, "filter" if config.structure == "filter" else "channel", keep)
+        )
+        units[group.name] = (alive, keep)
+    return RoundPlan(tuple(constraints), units, tuple(unpruned))
+
+
+def _alive_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> int:
+    # Dead units were removed as a whole, so any one member tells.
+    part = group.producers[0]
+    mask = masks.get(part.parameter)
+    if mask is None:
+        return group.units
+    along = mask.movedim(part.axis, 0).flatten(1).any(dim=1)
+    return sum(int(along[list(unit)].any()) for unit in part.indices)

@@ -1,0 +1,347 @@
+"""A training run: phases in order, each epoch followed by a checkpoint from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from structadmm.errors import UserError
+from structadmm.graph import find_coupling, trace
+from structadmm.progress import Reporter, SilentReporter
+from train import foreach
+from train.admm import Admm, Residual
+from train.checkpoint import (
+    Checkpoint,
+    Position,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    save_tensors,
+)
+from train.config import TrainConfig
+from train.data.dataset import Dataset
+from train.layers import conv_layers
+from train.loop import Loop, make_accelerator, make_optimizer
+from train.masking import MaskedTraining, hard_prune
+from train.rounds import Phase, RoundPlan, phases, plan_round
+
+CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.jsonl"
+DENSE = "dense.safetensors"
+_SIGTERM_STATUS = 128 + signal.SIGTERM
+
+
+class TrainingRun:
+    """The state of a run, from the first epoch to the last.
+
+    Args:
+        config: of the run.
+        model: with its initial weights.
+        dataset: loaded.
+        out: directory of the run's files; a checkpoint in it is resumed.
+        reporter: shows progress.
+
+    Raises:
+        UserError: the model has nothing to prune, or the checkpoint belongs to another configuration or architecture.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module, dataset: Dataset, out: Path, reporter: Reporter) -> None:
+        self._config = config
+        self._out = out
+        self._accelerator = make_accelerator(config)
+        self._main: bool = self._accelerator.is_main_process
+        self._reporter = reporter if self._main else SilentReporter()
+        graph = trace(model, (dataset.normalised(dataset.test_images[:2]),))
+        self.layers = conv_layers(graph)
+        if not self.layers:
+            raise UserError(
+                f"model {config.model.entry!r} has no convolution to prune: give a convolutional network as train.model.entry"
+            )
+        self.coupling = find_coupling(graph)
+        self._loop = Loop(config, self._accelerator, model, dataset)
+        self.model = self._loop.model
+        self._parameters = dict(self.model.named_parameters())
+        self._phases = phases(config)
+        self.masks: dict[str, Tensor] = {}
+        self.record: dict[str, Any] = {"rounds": []}
+        self._position = Position()
+        self._rho: dict[str, float] = {}
+        self._history_bytes = 0
+        self._resumed: Checkpoint | None = None
+        self._stop = False
+        # Every round's patterns are checked before the first epoch: a mistake in the last must not cost a night.
+        for entry in config.rounds:
+            plan_round(entry, self.layers, self.coupling, {})
+        if (out / CHECKPOINT).exists():
+            self._resume(load_checkpoint(out / CHECKPOINT))
+
+    @property
+    def is_main_process(self) -> bool:
+        """The process that writes the run's files."""
+        return self._main
+
+    def execute(self) -> None:
+        """Run all phases that are left. A SIGTERM ends the process with a checkpoint at the current step."""
+        with self._sigterm_requests_a_checkpoint():
+            for index in range(self._position.phase, len(self._phases)):
+                self._run_phase(self._phases[index])
+                self._position = replace(self._position, phase=index + 1, epoch=0, done=False)
+
+    def _run_phase(self, phase: Phase) -> None:
+        plan: RoundPlan | None = None
+        admm: Admm | None = None
+        config = self._config.rounds[phase.round] if phase.round >= 0 else None
+        if phase.kind == "admm" and config is not None:
+            plan = plan_round(config, self.layers, self.coupling, self.masks)
+            if phase.epochs:
+                admm = Admm(self._parameters, plan.constraints, self.masks, plan.rho(config))
+        if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
+            self._loop.teacher = self._make_teacher()
+        optimizer = make_optimizer(self._config.optimizer, self.model, phase.lr)
+        masked = MaskedTraining(self._parameters, self.masks)
+        if self._resumed is not None:
+            load_optimizer_tensors(optimizer, self._parameters, self._resumed.part("optimizer"))
+            if admm is not None and self._resumed.rho:
+                admm.load_state(self._resumed.tensors, self._resumed.rho)
+            self._resumed = None
+        title = "dense" if phase.round < 0 else f"round {phase.round + 1} {phase.kind}"
+        steps = self._loop.batches(0).steps
+        if phase.epochs and not self._position.done:
+            with self._reporter.task(f"train: {title}", phase.epochs * steps) as task:
+                task.advance(self._position.epoch * steps + self._position.step)
+                while self._position.epoch < phase.epochs and not self._position.done:
+                    self._run_epoch(phase, optimizer, admm, masked, task)
+        if phase.kind == "dense":
+            self._finish_dense()
+        elif plan is not None:
+            self._finish_admm(phase, plan)
+        else:
+            self._finish_retrain(phase)
+
+    def _run_epoch(
+        self, phase: Phase, optimizer: torch.optim.Optimizer, admm: Admm | None, masked: MaskedTraining, task: Any
+    ) -> None:
+        position = self._loop.train_epoch(phase, self._position, optimizer, admm, masked, task, stop=lambda: self._stop)
+        if position.step < self._loop.batches(position.global_epoch).steps:
+            self._position = position
+            self._checkpoint(optimizer, admm)
+            self._leave()
+        self._refuse_broken_weights(phase, position)
+        masked.check()
+        finished = position.epoch + 1
+        done = False
+        if admm is not None:
+            config = self._config.rounds[phase.round]
+            if finished % config.update_every == 0:
+                residuals = self._update(phase, admm, finished // config.update_every)
+                limit = config.converged_residual
+                done = limit is not None and max(value.primal for value in residuals.values()) < limit
+        started = time.perf_counter()
+        test = self._loop.evaluate()
+        samples = self._loop.samples(position.global_epoch)
+        line = {
+            "type": "epoch",
+            "phase": phase.kind,
+            "round": phase.round,
+            "epoch": finished,
+            "loss": position.loss_sum / samples,
+            "train_accuracy": 100.0 * position.correct / samples,
+            "test_accuracy": test.accuracy,
+            "lr": optimizer.param_groups[0]["lr"],
+            "seconds": position.seconds + time.perf_counter() - started,
+        }
+        self._append(line)
+        task.advance(0, note=f"loss {line['loss']:.3f}, test {test.accuracy:.2f} %")
+        self._position = replace(
+            position,
+            epoch=finished,
+            global_epoch=position.global_epoch + 1,
+            step=0,
+            loss_sum=0.0,
+            correct=0,
+            seconds=0.0,
+            done=done,
+        )
+        self._checkpoint(optimizer, admm)
+        if self._all_asked_to_stop():
+            self._leave()
+
+    def _update(self, phase: Phase, admm: Admm, update: int) -> dict[str, Residual]:
+        config = self._config.rounds[phase.round]
+        rho = admm.rho
+        residuals = admm.update(config.rho_growth, config.rho_max)
+        self._append(
+            {
+                "type": "residuals",
+                "round": phase.round,
+                "update": update,
+                "rho": max(rho.values()),
+                "layers": {name: asdict(value) for name, value in residuals.items()},
+            }
+        )
+        return residuals
+
+    def _finish_dense(self) -> None:
+        test = self._loop.evaluate()
+        self.record["dense"] = {"correct": test.correct, "total": test.total}
+        if self._main:
+            save_tensors(self._out / DENSE, self.model.state_dict())
+        self._accelerator.wait_for_everyone()
+        self._reporter.say(f"dense network: {test.accuracy:.2f} % of {test.total} test images")
+
+    def _finish_admm(self, phase: Phase, plan: RoundPlan) -> None:
+        self.masks = hard_prune(self.model, plan.constraints, self.masks)
+        test = self._loop.evaluate()
+        self.record["rounds"].append(
+            {
+                "structure": self._config.rounds[phase.round].structure,
+                "units": {name: {"before": before, "kept": kept} for name, (before, kept) in plan.units.items()},
+                "unpruned": [{"layers": list(entry.layers), "reason": entry.reason} for entry in plan.unpruned],
+                "hard_pruned_correct": test.correct,
+            }
+        )
+        self._append({"type": "hard_prune", "round": phase.round, "test_accuracy": test.accuracy, "units": plan.units})
+
+    def _finish_retrain(self, phase: Phase) -> None:
+        test = self._loop.evaluate()
+        self.record["rounds"][phase.round]["retrained_correct"] = test.correct
+        self.record["pruned"] = {"correct": test.correct, "total": test.total}
+        structure = self._config.rounds[phase.round].structure
+        self._reporter.say(f"round {phase.round + 1} ({structure}): {test.accuracy:.2f} % of {test.total} test images")
+
+    def _make_teacher(self) -> nn.Module:
+        teacher: nn.Module = copy.deepcopy(self.model)
+        teacher.load_state_dict(load_file(self._out / DENSE))
+        teacher.requires_grad_(False)
+        teacher.eval()
+        return teacher
+
+    def _refuse_broken_weights(self, phase: Phase, position: Position) -> None:
+        # The loss of a step is that of the weights before it: the last step of an epoch shows in the weights alone.
+        if not bool(foreach.norms([parameter.detach() for parameter in self._parameters.values()]).isfinite().all()):
+            raise UserError(
+                f"weights are not finite after epoch {position.epoch + 1} of the {phase.kind} phase, step {position.step} "
+                f"(learning rate up to {phase.lr:.3g}): lower the learning rate"
+            )
+
+    def _checkpoint(self, optimizer: torch.optim.Optimizer, admm: Admm | None) -> None:
+        if self._main:
+            names: Mapping[Tensor, str] = {parameter: name for name, parameter in self._parameters.items()}
+            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer, names).items()}
+            tensors |= {f"mask.{name}": value for name, value in self.masks.items()}
+            if admm is not None:
+                tensors |= admm.state()
+            save_checkpoint(
+                self._out / CHECKPOINT,
+                Checkpoint(
+                    position=self._position,
+                    tensors=tensors,
+                    rho=admm.rho if admm is not None else {},
+                    config=self._config.model_dump(mode="json"),
+                    threads=torch.get_num_threads(),
+                    history_bytes=self._history_bytes,
+                    record=self.record,
+                ),
+            )
+        self._accelerator.wait_for_everyone()
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        path = self._out / CHECKPOINT
+        different = _first_difference(checkpoint.config, self._config.model_dump(mode="json"))
+        if different is not None:
+            raise UserError(
+                f"{path} belongs to another configuration (train.{different} differs): restore it, or delete "
+                f"{self._out} to start over"
+            )
+        try:
+            self.model.load_state_dict(checkpoint.part("model"))
+        except RuntimeError as error:
+            problem = str(error).replace("\n", " ").replace("\t", " ")
+            raise UserError(f"{path} is of another architecture ({problem[:200]}): delete it to start over") from error
+        device = self._accelerator.device
+        self.masks = {name: mask.to(device) for name, mask in checkpoint.part("mask").items()}
+        self.record = checkpoint.record
+        self._position = checkpoint.position
+        self._history_bytes = checkpoint.history_bytes
+        self._resumed = checkpoint
+        history = self._out / HISTORY
+        size = history.stat().st_size if history.exists() else 0
+        if size < checkpoint.history_bytes:
+            raise UserError(f"{history} is shorter than its checkpoint says: delete {self._out} to start over")
+        if self._main:
+            # Lines after the checkpoint are of epochs that are done again.
+            with history.open("r+b") as stream:
+                stream.truncate(checkpoint.history_bytes)
+        self._reporter.say(f"resuming after {checkpoint.position.global_epoch} epochs from {path}")
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if not self._main:
+            return
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with (self._out / HISTORY).open("r+b" if self._history_bytes else "wb") as stream:
+            stream.seek(self._history_bytes)
+            stream.write(data)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._history_bytes += len(data)
+
+    @contextmanager
+    def _sigterm_requests_a_checkpoint(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may install handlers
+            return
+
+        def request(_signal: int, _frame: object) -> None:
+            self._stop = True
+
+        before = signal.signal(signal.SIGTERM, request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _all_asked_to_stop(self) -> bool:
+        if self._accelerator.num_processes == 1:
+            return self._stop
+        asked = torch.tensor(int(self._stop), device=self._accelerator.device)
+        return int(self._accelerator.reduce(asked, reduction="sum")) > 0
+
+    def _leave(self) -> None:
+        self._reporter.say("stopped by SIGTERM after a checkpoint: the same command goes on from it")
+        raise SystemExit(_SIGTERM_STATUS)
+
+
+def _first_difference(old: Any, new: Any, place: str = "") -> str | None:
+    """Dotted place of the first difference between two JSON values, or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            inner = f"{place}.{key}" if place else key
+            if key not in old or key not in new:
+                return inner
+            found = _first_difference(old[key], new[key], inner)
+            if found is not None:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            found = _first_difference(left, right, f"{place}.{index}")
+            if found is not None:
+                return found
+        return None
+    return None if old == new else place

@@ -1,0 +1,177 @@
+"""The training stage: model and data in, dense and pruned weights, masks and their record out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import structadmm
+from structadmm.errors import UserError
+from structadmm.files import atomic_path, write_json
+from structadmm.progress import Reporter
+from train.checkpoint import load_checkpoint, save_tensors
+from train.config import ModelConfig, TrainConfig
+from train.data import Dataset, load_dataset
+from train.layers import kept_filters_and_columns
+from train.loop import reproducible
+from train.models import MODELS, build_model
+from train.run import CHECKPOINT, TrainingRun
+
+_SAMPLES = 64
+
+
+def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
+    """Train, prune and retrain a network; resume if `out` holds what an interrupted attempt left.
+
+    Writes `dense.safetensors`, `pruned.safetensors` (masked weights, dense shapes), `masks.safetensors` (bool, for each
+    parameter that lost something), `pruning.json` (schema 1), `history.jsonl` and `samples.npz` (preprocessed test images).
+
+    Args:
+        config: the `[train]` section.
+        out: the stage's directory.
+        reporter: shows progress.
+
+    Raises:
+        UserError: something in the configuration, the data or a checkpoint is wrong, or the loss diverges.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / CHECKPOINT
+    threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
+    with reproducible(threads):
+        dataset = load_dataset(config.data)
+        kwargs = model_kwargs(config.model, dataset)
+        torch.manual_seed(config.seed)
+        model = build_model(config.model.entry, kwargs)
+        _check_outputs(config.model, model, dataset)
+        if config.model.weights is not None:
+            _load_weights(config.model.weights, model)
+        run = TrainingRun(config, model, dataset, out, reporter)
+        run.execute()
+        if run.is_main_process:
+            _write_results(config, kwargs, dataset, run, out)
+            checkpoint.unlink(missing_ok=True)
+
+
+def model_kwargs(config: ModelConfig, dataset: Dataset) -> dict[str, Any]:
+    """The model's arguments; built-in models take the number of classes and channels from the data.
+
+    Raises:
+        UserError: a built-in model is told another number than the data has.
+    """
+    kwargs = dict(config.kwargs)
+    if config.entry in MODELS:
+        for name, value in (("num_classes", len(dataset.classes)), ("in_channels", dataset.image_shape[0])):
+            if kwargs.setdefault(name, value) != value:
+                raise UserError(
+                    f"train.model.kwargs.{name} is {kwargs[name]}, data {dataset.name!r} has {value}: drop the argument"
+                )
+    return kwargs
+
+
+def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> None:
+    images = dataset.normalised(dataset.test_images[:2])
+    try:
+        with torch.no_grad():
+            logits = model.eval()(images)
+    except (RuntimeError, TypeError, ValueError) as error:
+        problem = str(error).replace("\n", " ")[:300]
+        raise UserError(f"model {config.entry!r} does not take images {tuple(images.shape)}: {problem}") from error
+    expected = (2, len(dataset.classes))
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"model {config.entry!r} maps {tuple(images.shape)} to {found}, expected logits {expected}")
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        model.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        )
+    except FileNotFoundError:
+        raise UserError(f"train.model.weights: {path} does not exist") from None
+    except Exception as error:  # damaged files fail in as many ways as there are formats
+        problem = str(error).replace("\n", " ")[:300]
+        raise UserError(f"train.model.weights: {path} does not fit the model ({problem})") from error
+
+
+def _write_results(config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset, run: TrainingRun, out: Path) -> None:
+    save_tensors(out / "pruned.safetensors", run.model.state_dict())
+    masks = {name: mask.cpu() for name, mask in run.masks.items()}
+    save_tensors(out / "masks.safetensors", masks)
+    samples = dataset.test_images[:_SAMPLES]
+    with atomic_path(out / "samples.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, images=dataset.normalised(samples).numpy(), labels=dataset.test_labels[:_SAMPLES].numpy())
+    layers: list[dict[str, Any]] = []
+    for layer in run.layers:
+        filters, columns = kept_filters_and_columns(layer, masks)
+        axis = 1 if layer.transposed else 0
+        layers.append(
+            {
+                "name": layer.name,
+                "shape": list(layer.shape),
+                "groups": layer.groups,
+                "filters": layer.shape[axis],
+                "kept_filters": filters,
+                "columns": layer.params // layer.shape[axis],
+                "kept_columns": columns,
+                "params": layer.params,
+                "kept_params": filters * columns,
+                "nonzero": int(masks[layer.parameter].sum()) if layer.parameter in masks else layer.params,
+            }
+        )
+    dense_params = sum(entry["params"] for entry in layers)
+    kept_params = sum(entry["kept_params"] for entry in layers)
+    dense, pruned = run.record["dense"], run.record["pruned"]
+    write_json(
+        out / "pruning.json",
+        {
+            "schema": 1,
+            "model": {"entry": config.model.entry, "kwargs": kwargs},
+            "input_shape": [1, *dataset.image_shape],
+            "data": {
+                "name": dataset.name,
+                "classes": list(dataset.classes),
+                "mean": list(dataset.mean),
+                "std": list(dataset.std),
+                "train_images": len(dataset.train_labels),
+                "test_images": len(dataset.test_labels),
+            },
+            "accuracy": {
+                "dense": 100.0 * dense["correct"] / dense["total"],
+                "pruned": 100.0 * pruned["correct"] / pruned["total"],
+                "dense_correct": dense["correct"],
+                "pruned_correct": pruned["correct"],
+                "test_images": pruned["total"],
+            },
+            "conv_params": {"dense": dense_params, "pruned": kept_params, "ratio": dense_params / kept_params},
+            "layers": layers,
+            "rounds": [
+                {"sparsity": entry.model_dump(mode="json")["sparsity"], **result}
+                for entry, result in zip(config.rounds, run.record["rounds"], strict=True)
+            ],
+            "frozen": [
+                {"group": group.name, "units": group.units, "reason": group.frozen}
+                for group in run.coupling.groups
+                if group.frozen is not None and group.producers
+            ],
+            "seed": config.seed,
+            "versions": {
+                "structadmm": structadmm.__version__,
+                "torch": torch.__version__,
+                "accelerate": accelerate.__version__,
+                "safetensors": safetensors.__version__,
+            },
+        },
+    )
