@@ -1,0 +1,242 @@
+"""Which channels of which tensors have a value that does not depend on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from structadmm.graph.atoms import (
+    argument_of,
+    collapse,
+    convolution_groups,
+    literals,
+    run_move,
+)
+from structadmm.graph.ir import Argument, Graph, Node, Ref, StateRef
+from structadmm.graph.module import resolve
+from structadmm.graph.operators import ROLES
+
+_UNKNOWN = float("nan")
+
+
+def squeeze_repeats(values: Tensor) -> Tensor:
+    """`collapse` for float64 with NaN, which compares by bits."""
+    return collapse(values.view(torch.int64)).view(torch.float64)
+
+
+class ConstantFlow:
+    """Evaluates a graph in evaluation mode with an unknown input, in float64.
+
+    A value is NaN where it is unknown. Zero times an unknown is zero: activations are finite.
+
+    Attributes:
+        values: float64 tensors by node, in the node's shape at batch 1, stride 0 where nothing changes.
+    """
+
+    def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
+        self.graph = graph
+        self.state = state
+        self.batch = 1 if graph.batch is not None else None
+        self.values: dict[str, list[Tensor]] = {}
+        for node in graph.nodes:
+            self.values[node.name] = self._node(node)
+
+    def operand(self, argument: Argument) -> Tensor:
+        """The value of a tensor argument."""
+        if isinstance(argument, Ref):
+            return self.values[argument.node][0]
+        return self.tensor(argument)
+
+    def tensor(self, argument: Argument) -> Tensor:
+        """A tensor of the state in float64."""
+        assert isinstance(argument, StateRef)
+        return self.state[argument.name].detach().to("cpu", torch.float64)
+
+    def channels(self, argument: Argument, axis: int = 1) -> Tensor:
+        """One value per index of `axis`; unknown where it differs along other dimensions. float64 [size]."""
+        operand = self.operand(argument)
+        size = operand.shape[axis]
+        rows = squeeze_repeats(operand).movedim(axis, 0)
+        rows = rows.expand(size, *rows.shape[1:]).reshape(size, -1)
+        same = (rows == rows[:, :1]).all(dim=1)
+        return torch.where(same, rows[:, 0], _UNKNOWN)
+
+    def _shapes(self, node: Node) -> list[tuple[int, ...]]:
+        batch = self.graph.batch
+        if batch is None or any(not shape or shape[0] % batch for shape in node.shapes):
+            return list(node.shapes)
+        return [(shape[0] // batch, *shape[1:]) for shape in node.shapes]
+
+    def _unknown(self, node: Node) -> list[Tensor]:
+        return [
+            torch.full([1] * len(shape), _UNKNOWN, dtype=torch.float64).expand(shape) for shape in self._shapes(node)
+        ]
+
+    def _from_channels(self, node: Node, values: Tensor, axis: int = 1) -> list[Tensor]:
+        (shape,) = self._shapes(node)
+        return [values.reshape([-1 if d == axis % len(shape) else 1 for d in range(len(shape))]).expand(shape)]
+
+    def _node(self, node: Node) -> list[Tensor]:
+        if ROLES.get(node.op) in ("conv", "conv_transpose") and len(node.shape) != node_rank(node, self.graph):
+            return self._unknown(node)  # no batch dimension
+        match ROLES.get(node.op, "opaque"):
+            case "conv" | "conv_transpose" | "linear" if isinstance(node.args[1], StateRef):
+                axis = -1 if node.op == "aten.linear.default" else 1
+                return self._from_channels(node, self._weighted(node, axis), axis)
+            case "batch_norm" | "instance_norm" | "group_norm":
+                return self._from_channels(node, self._normalised(node))
+            case "prelu" if isinstance(node.args[1], StateRef):
+                channels, slope = self.channels(node.args[0]), self.tensor(node.args[1])
+                return self._from_channels(node, torch.where(channels > 0, channels, channels * slope))
+            case "pointwise":
+                return self._pointwise(node)
+            case "binary":
+                return self._binary(node)
+            case "move" | "pad":
+                return self._move(node)
+            case "spatial":
+                values = self.channels(node.args[0])
+                padded = "avg_pool" in node.op and any(literals(node, 1)(argument_of(node, 3, "padding", ())) or [0])
+                return self._from_channels(node, torch.where(values == 0, 0.0, _UNKNOWN) if padded else values)
+            case "reduce":
+                return self._reduce(node)
+        return self._unknown(node)
+
+    def _weighted(self, node: Node, axis: int) -> Tensor:
+        """Output channels of a convolution or linear: known where every weight that is not zero meets a known value."""
+        given = self.channels(node.args[0], axis)
+        reads, sums = weight_use(node, self.tensor(node.args[1]))
+        known = ~given.isnan()
+        harmless = known if folds_exactly(node) else known & (given == 0)
+        settled = ~(reads & ~harmless).any(dim=1)
+        total = torch.where(reads, sums * given.nan_to_num(), 0.0).sum(dim=1)
+        bias = argument_of(node, 2, "bias")
+        if bias is not None:
+            total = total + self.operand(bias)
+        return torch.where(settled, total, _UNKNOWN)
+
+    def _normalised(self, node: Node) -> Tensor:
+        given = self.channels(node.args[0])
+        shifted = 2 if ROLES[node.op] == "group_norm" else 1
+        gamma, beta = (
+            self.tensor(item) if item is not None else torch.full_like(given, default)
+            for item, default in zip(node.args[shifted : shifted + 2], (1.0, 0.0), strict=True)
+        )
+        unknown = torch.full_like(given, _UNKNOWN)
+        if ROLES[node.op] == "group_norm":
+            grouped = given.view(int(node.args[1]), -1)
+            level = (grouped == grouped[:, :1]).all(dim=1, keepdim=True).expand_as(grouped).reshape(-1)
+            result = torch.where(level, beta, unknown)
+        elif node.args[3] is not None and node.args[5] is not True:
+            mean, variance = self.tensor(node.args[3]), self.tensor(node.args[4])
+            result = (given - mean) / (variance + float(node.args[7])).sqrt() * gamma + beta
+        else:
+            # Statistics of the input itself: a constant channel is its own mean.
+            result = torch.where(given.isnan(), unknown, beta)
+        return torch.where(gamma == 0, beta, result)
+
+    def _pointwise(self, node: Node) -> list[Tensor]:
+        operand = squeeze_repeats(self.operand(node.args[0]))
+        value = literals(node, self.batch)
+        rest = [item if isinstance(item, (Ref, StateRef)) else value(item) for item in node.args[1:]]
+        if any(isinstance(item, (Ref, StateRef)) for item in rest):
+            return self._unknown(node)
+        kwargs = {key: value(item) for key, item in (node.kwargs or {}).items() if key != "memory_format"}
+        result = resolve(node.op)(operand.nan_to_num(), *rest, **kwargs).to(torch.float64)
+        (shape,) = self._shapes(node)
+        # Some operators swallow NaN, so what is unknown is carried beside the value.
+        return [torch.where(operand.isnan(), _UNKNOWN, result).expand(shape)]
+
+    def _binary(self, node: Node) -> list[Tensor]:
+        value = literals(node, self.batch)
+        operands: list[Any] = [
+            squeeze_repeats(self.operand(item)) if isinstance(item, (Ref, StateRef)) else value(item)
+            for item in node.args[:2]
+        ]
+        kwargs = {key: value(item) for key, item in (node.kwargs or {}).items()}
+        clean = [item.nan_to_num() if isinstance(item, Tensor) else item for item in operands]
+        result = resolve(node.op)(*clean, *(value(item) for item in node.args[2:]), **kwargs)
+        unknown = torch.zeros_like(result, dtype=torch.bool)
+        for item in operands:
+            if isinstance(item, Tensor):
+                unknown = unknown | item.isnan()
+        result = torch.where(unknown, _UNKNOWN, result)
+        if node.op == "aten.mul.Tensor":
+            for item in operands:
+                result = torch.where(torch.as_tensor(item == 0), 0.0, result)
+        (shape,) = self._shapes(node)
+        return [result.expand(shape)]
+
+    def _move(self, node: Node) -> list[Tensor]:
+        if node.op == "getitem":
+            return [self.values[node.args[0].node][node.args[1]]]
+        if ROLES[node.op] == "pad" and node.op != "aten.constant_pad_nd.default":
+            return self._unknown(node)
+        if "upsample" in node.op or "_pad" in node.op:
+            value = literals(node, self.batch)
+            result = resolve(node.op)(self.operand(node.args[0]), *(value(item) for item in node.args[1:]))
+            return [result]
+        moved = run_move(node, lambda item: self.operand(item).view(torch.int64), self.batch)
+        return [item.view(torch.float64) for item in moved]
+
+    def _reduce(self, node: Node) -> list[Tensor]:
+        operand = self.operand(node.args[0])
+        value = literals(node, self.batch)
+        # NaN spreads through sums, means and extrema, so unknown stays unknown.
+        result = resolve(node.op)(
+            operand, *(value(item) for item in node.args[1:]), **{k: value(v) for k, v in (node.kwargs or {}).items()}
+        )
+        return [result.to(torch.float64)]
+
+
+def weight_use(node: Node, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Which output channel reads which input channel, and with what total weight.
+
+    Args:
+        node: a convolution, transposed convolution or linear.
+        weight: its weight.
+
+    Returns:
+        bool [outputs, inputs]: any weight is not zero; float [outputs, inputs]: the sum over the kernel.
+    """
+    flat = weight.reshape(*weight.shape[:2], -1)
+    uses, sums = (flat != 0).any(dim=2), flat.sum(dim=2)
+    role = ROLES[node.op]
+    if role == "linear":
+        return uses, sums
+    groups = convolution_groups(node)
+    if role == "conv_transpose":
+        # [I, O/g] per group -> [O/g, I/g] per group.
+        uses, sums = (item.reshape(groups, -1, item.shape[1]).transpose(1, 2).flatten(0, 1) for item in (uses, sums))
+    if groups == 1:
+        return uses, sums
+    outputs, per_group = uses.shape
+    full_uses = torch.zeros(outputs, per_group * groups, dtype=torch.bool, device=uses.device)
+    full_sums = torch.zeros(outputs, per_group * groups, dtype=sums.dtype, device=sums.device)
+    rows = outputs // groups
+    for group in range(groups):
+        box = slice(group * rows, (group + 1) * rows), slice(group * per_group, (group + 1) * per_group)
+        full_uses[box], full_sums[box] = uses[box[0]], sums[box[0]]
+    return full_uses, full_sums
+
+
+def folds_exactly(node: Node) -> bool:
+    """Whether a constant input channel adds the same constant everywhere: no zeros of padding mix in."""
+    role = ROLES[node.op]
+    if role == "linear":
+        return True
+    if role != "conv":
+        return False  # a transposed convolution overlaps unevenly
+    padding = argument_of(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        return padding == "valid"
+    return not any(padding) if isinstance(padding, tuple) else padding == 0
+
+
+def node_rank(node: Node, graph: Graph) -> int:
+    """Dimensions of the node's weight; 0 if it is computed."""
+    weight = argument_of(node, 1, "weight")
+    return len(graph.state[weight.name].shape) if isinstance(weight, StateRef) else 0

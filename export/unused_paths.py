@@ -1,0 +1,264 @@
+"""Exact removal of what has no effect: dead filters, channels nobody reads, and what follows from them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.constants import ConstantFlow, folds_exactly, weight_use
+from structadmm.graph.atoms import AtomFlow, argument_of, collapse
+from structadmm.graph.coupling import CoupledGroup, Coupling, coupling_of
+from structadmm.graph.ir import Graph, Node, StateEntry, StateRef, leaves
+from structadmm.graph.operators import ROLES
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A network whose removable units are all zero, and which ones they are.
+
+    Attributes:
+        graph: the given graph; some convolutions may have gained a bias.
+        state: the given state with every removed unit zeroed; shares the tensors that did not change.
+        flow: the atoms of `graph`.
+        coupling: the groups of `graph`.
+        removed: by group name, the unit numbers to remove, ascending; never all of a group.
+        folded: constants that were moved into a bias, one line each.
+        kept: units that are dead or constant and stay, by group name: unit number -> why.
+    """
+
+    graph: Graph
+    state: dict[str, Tensor]
+    flow: AtomFlow
+    coupling: Coupling
+    removed: dict[str, list[int]]
+    folded: tuple[str, ...]
+    kept: dict[str, dict[int, str]]
+
+    @property
+    def count(self) -> int:
+        """How many units are removed."""
+        return sum(len(units) for units in self.removed.values())
+
+
+def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
+    """Zero every unit that does not influence the output, to a fixed point.
+
+    A unit goes when, at each convolution and linear that reads it, its weights are zero, its value is zero, or its value
+    is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it).
+
+    Ensures: the network computes the same function in evaluation mode; every unit that could go is zero in all its parts.
+
+    Args:
+        graph: the network.
+        state: its tensors; not modified.
+    """
+    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    folded: list[str] = []
+    while True:
+        work = _Work(graph, tensors)
+        while work.step():
+            pass
+        tensors = work.state
+        folded += work.folded
+        if not work.without_bias:
+            return work.result(tuple(folded))
+        graph, tensors = _with_biases(graph, tensors, work.without_bias)
+
+
+class _Work:
+    """The sweeps over one graph; stops early when a constant needs a bias that its layer does not have."""
+
+    def __init__(self, graph: Graph, state: dict[str, Tensor]) -> None:
+        self.graph = graph
+        self.state = dict(state)
+        self.flow = AtomFlow(graph)
+        self.coupling = coupling_of(self.flow)
+        self.without_bias: set[str] = set()
+        self.nodes = graph.by_name()
+        self.times_used = Counter(ref.name for node in graph.nodes for ref in leaves(node, StateRef))
+        self.removed: set[int] = set()  # roots
+        self.folded: list[str] = []
+        # The atom that stands for each unit.
+        self.roots = {group.name: unit_roots(self.flow, group) for group in self.coupling.groups}
+        self.group_of = {
+            root: (group, unit) for group in self.coupling.groups for unit, root in enumerate(self.roots[group.name])
+        }
+        self.blockers: dict[int, str] = {}
+
+    def step(self) -> bool:
+        """One sweep; whether anything changed."""
+        blocked = self._silence_blocked_filters()
+        constants = ConstantFlow(self.graph, self.state)
+        self.blockers = {}
+        folds: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
+        for node in self.graph.nodes:
+            reader = self._reader(node)
+            if reader is not None:
+                self._read(node, reader, constants, folds)
+        chosen = []
+        for group in self.coupling.groups:
+            if group.frozen is not None:
+                continue
+            left = [root for root in self.roots[group.name] if root not in self.removed]
+            free = [root for root in left if root not in self.blockers]
+            if len(free) == len(left) and free:
+                # A dimension of size zero is no network; the first unit stays, zero or not.
+                self.blockers[free[0]] = "it is the last unit of its group"
+                free = free[1:]
+            chosen += free
+        chosen = self._keep_tensors_non_empty(chosen)
+        self.without_bias = {name for root in chosen for name, _ in folds.get(root, ()) if self._bias(name) is None}
+        if self.without_bias:
+            return False
+        for root in chosen:
+            for name, values in folds.get(root, ()):
+                self._add_bias(name, values)
+            self._zero(root)
+            self.removed.add(root)
+        return bool(chosen) or blocked
+
+    def _reader(self, node: Node) -> tuple[int, ...] | None:
+        """The dimension of the first operand that `node` reads units from; None if it reads none."""
+        role = ROLES.get(node.op)
+        if role not in ("conv", "conv_transpose", "linear") or not isinstance(node.args[1], StateRef):
+            return None
+        key = (node.args[1].name, 0 if role == "conv_transpose" else 1)
+        if self.flow.roles.get(key) != "consumer":
+            return None  # depthwise and the like: inputs and outputs are one unit
+        return (len(self.flow.operand(node.args[0]).shape) - 1,) if role == "linear" else (1,)
+
+    def _read(
+        self,
+        node: Node,
+        reader: tuple[int, ...],
+        constants: ConstantFlow,
+        folds: dict[int, list[tuple[str, Tensor]]],
+    ) -> None:
+        axis = reader[0]
+        atoms = self.flow.channels(self.flow.operand(node.args[0]), axis)
+        roots = [self.flow.sets.find(atom) for atom in atoms.tolist()]
+        values = constants.channels(node.args[0], axis)
+        uses, sums = weight_use(node, constants.tensor(node.args[1]))
+        read = uses.any(dim=0)
+        for channel in torch.nonzero(read & (values != 0)).flatten().tolist():
+            root = roots[channel]
+            value = float(values[channel])
+            if np.isnan(value):
+                self.blockers[root] = f"{node.layer or node.name} reads it"
+            elif not folds_exactly(node):
+                self.blockers.setdefault(
+                    root,
+                    f"its constant {value:.4g} meets the padding of {node.layer or node.name}, so folding is inexact",
+                )
+            elif self.times_used[self._bias(node.name) or ""] > 1:
+                self.blockers.setdefault(root, f"the bias of {node.layer or node.name} is shared, so nothing is folded")
+            else:
+                folds[root].append((node.name, sums[:, channel] * value))
+
+    def _keep_tensors_non_empty(self, chosen: list[int]) -> list[int]:
+        """Take back units without which some tensor would have no elements."""
+        going = self.removed | set(chosen)
+        for node in self.graph.nodes:
+            for atoms in self.flow.values[node.name]:
+                roots = [self.flow.sets.find(atom) for atom in collapse(atoms).flatten().tolist()]
+                if roots and all(root in going for root in roots):
+                    back = next(root for root in roots if root not in self.removed)
+                    going.discard(back)
+                    self.blockers[back] = f"{node.label} would be left empty"
+        return [root for root in chosen if root in going]
+
+    def _zero(self, root: int) -> None:
+        group, unit = self.group_of[root]
+        for part in group.slices:
+            entry = self.graph.state[part.parameter]
+            if entry.kind == "parameter":
+                self._zero_slice(part.parameter, part.axis, part.indices[unit].tolist())
+
+    def _zero_slice(self, name: str, axis: int, indices: list[int]) -> None:
+        tensor = self.state[name].clone()
+        tensor.index_fill_(axis, torch.tensor(indices, device=tensor.device), 0)
+        self.state[name] = tensor
+
+    def _silence_blocked_filters(self) -> bool:
+        """Zero a filter whose only reader is a normalisation that multiplies it by zero."""
+        changed = False
+        users = self.graph.users()
+        returned = {ref.node for ref in self.graph.outputs}
+        produced = {node.name: node for node in self.graph.nodes if ROLES.get(node.op) in ("conv", "linear")}
+        for node in self.graph.nodes:
+            if ROLES.get(node.op) != "batch_norm" or not isinstance(node.args[1], StateRef):
+                continue
+            source = produced.get(getattr(node.args[0], "node", ""))
+            if source is None or len(users[source.name]) > 1 or source.name in returned:
+                continue
+            names = [item.name for item in source.args[1:3] if isinstance(item, StateRef)]
+            if any(self.times_used[name] > 1 for name in names) or node.args[1].name in names:
+                continue
+            dead = torch.nonzero(self.state[node.args[1].name] == 0).flatten().tolist()
+            for name in names:
+                alive = [o for o in dead if bool((self.state[name][o] != 0).any())]
+                if alive:
+                    self._zero_slice(name, 0, alive)
+                    changed = True
+        return changed
+
+    def _bias(self, name: str) -> str | None:
+        bias = argument_of(self.nodes[name], 2, "bias")
+        return bias.name if isinstance(bias, StateRef) else None
+
+    def _add_bias(self, name: str, values: Tensor) -> None:
+        bias = self._bias(name)
+        assert bias is not None
+        before = self.state[bias]
+        self.state[bias] = (before.double() + values.to(before.device)).to(before.dtype)
+        self.folded.append(f"a constant channel was folded into {bias}")
+
+    def result(self, folded: tuple[str, ...]) -> Removal:
+        """What the sweeps found."""
+        removed: dict[str, list[int]] = {}
+        kept: dict[str, dict[int, str]] = {}
+        for group in self.coupling.groups:
+            for unit, root in enumerate(self.roots[group.name]):
+                if root in self.removed:
+                    removed.setdefault(group.name, []).append(unit)
+                elif self._has_dead_filter(group, unit):
+                    why = group.frozen or self.blockers[root]
+                    kept.setdefault(group.name, {})[unit] = why
+        return Removal(self.graph, self.state, self.flow, self.coupling, removed, folded, kept)
+
+    def _has_dead_filter(self, group: CoupledGroup, unit: int) -> bool:
+        return any(
+            not bool(self.state[part.parameter].index_select(part.axis, torch.from_numpy(part.indices[unit])).any())
+            for part in group.producers
+        )
+
+
+def unit_roots(flow: AtomFlow, group: CoupledGroup) -> list[int]:
+    """The representative atom of each unit of `group`."""
+    first = group.slices[0]
+    return [flow.sets.find(int(flow.axes[first.parameter, first.axis][row[0]])) for row in first.indices]
+
+
+def _with_biases(graph: Graph, state: Mapping[str, Tensor], names: set[str]) -> tuple[Graph, dict[str, Tensor]]:
+    """`graph` with a zero bias for the convolutions and linears called `names`."""
+    tensors, entries, nodes = dict(state), dict(graph.state), list(graph.nodes)
+    for position, node in enumerate(graph.nodes):
+        if node.name not in names:
+            continue
+        weight = node.args[1]
+        assert isinstance(weight, StateRef)
+        name = weight.name.removesuffix("weight") + "bias"
+        while name in entries:
+            name += "_"
+        like = tensors[weight.name]
+        outputs = node.shape[-1] if ROLES[node.op] == "linear" else node.shape[1]
+        tensors[name] = torch.zeros(outputs, dtype=like.dtype, device=like.device)
+        entries[name] = StateEntry("parameter", (outputs,), str(like.dtype).removeprefix("torch."))
+        kwargs = {key: value for key, value in (node.kwargs or {}).items() if key != "bias"}
+        nodes[position] = replace(node, args=(*node.args[:2], StateRef(name), *node.args[3:]), kwargs=kwargs)
+    return replace(graph, nodes=tuple(nodes), state=entries), tensors
