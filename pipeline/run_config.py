@@ -17,22 +17,25 @@ from results.config import ReportConfig
 
 
 class RunConfig(BaseModel):
-    """A whole experiment: one TOML file."""
+    """A whole experiment: one TOML file.
+
+    Attributes:
+        name: names the run: in its results, and its directory under `runs/` where no `--out` is given.
+        train: what is trained on what, and how it is pruned.
+        export: how the pruned network is shrunk, saved and verified.
+        build: how both networks are compiled.
+        measure: how both are timed.
+        report: how the results are told.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
-    """Names the run: in its results, and its directory under `runs/` where no `--out` is given."""
     train: TrainConfig
-    """What is trained on what, and how it is pruned."""
     export: ExportConfig = Field(default_factory=ExportConfig)
-    """How the pruned network is shrunk, saved and verified."""
     build: BuildConfig = Field(default_factory=BuildConfig)
-    """How both networks are compiled."""
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
-    """How both are timed."""
     report: ReportConfig = Field(default_factory=ReportConfig)
-    """How the results are told."""
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
