@@ -24,8 +24,9 @@ INTRODUCTION = """# Configuration
 
 <!-- Made by `python -m pipeline.config_reference > docs/configuration.md`; do not edit. -->
 
-One TOML file describes a whole experiment. `configs/` has some to start from. An unknown key, a missing one and a value out of range end the command with one
-line that names the place. `--set SECTION.KEY=VALUE` overrides a value on the command line, for example `--set train.seed=1`.
+One TOML file describes a whole experiment: `pipeline/demo.toml` is the demo's, and `configs/` has others. An unknown
+key, a missing one and a value out of range end the command with one line that names the place.
+`--set SECTION.KEY=VALUE` overrides a value on the command line, for example `--set train.seed=1`.
 
 A list of tables, such as the rounds of pruning, is written `[[train.rounds]]` once for each.
 """

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from device.config import MeasureConfig
 from export.config import ExportConfig
-from pydantic import BaseModel, ConfigDict, Field
-from train.config import TrainConfig
-from tvm_build.config import BuildConfig
-
 from pipeline.toml_config import apply_overrides, read_toml, validate
 from results.config import ReportConfig
+from train.config import TrainConfig
+from tvm_build.config import BuildConfig
 
 
 class RunConfig(BaseModel):
