@@ -1,0 +1,131 @@
+"""Lowered network to launch plan, kernels.cl and weights.bin."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tvm_build.launch_plan import (
+    CONSTANT_ALIGNMENT,
+    Buffer,
+    Constant,
+    Endpoint,
+    Launch,
+    LaunchPlan,
+    Memory,
+    MemoryArgument,
+    Program,
+    valid_name,
+)
+from tvm_build.lowered import External, LoweredNetwork
+from tvm_build.memory_plan import largest_live_bytes, lives, plan_memory
+from tvm_build.network import Array
+
+# What the mobile engines pass. Not -cl-fast-relaxed-math: it lets a driver assume that no value is NaN or infinite, and
+# `runner check` finds unwritten memory by just these.
+BUILD_OPTIONS = ("-cl-mad-enable",)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a bundle that follow from the lowered network alone.
+
+    Attributes:
+        plan: without samples.
+        kernels: kernels.cl.
+        weights: weights.bin.
+        activation_bytes: of all buffers.
+        live_bytes: the largest total of tensors alive at one launch; no plan needs less.
+    """
+
+    plan: LaunchPlan
+    kernels: bytes
+    weights: bytes
+    activation_bytes: int
+    live_bytes: int
+
+
+def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
+    """Give every tensor and constant its memory object, and join the kernels into one program.
+
+    Raises:
+        InvariantError: two live tensors would share memory, or the plan breaks a rule of the format.
+    """
+    accesses = [[name for name in launch.arguments if name in lowered.sizes] for launch in lowered.launches]
+    alive = lives(
+        lowered.sizes,
+        accesses,
+        inputs=[external.tensor for external in lowered.inputs],
+        outputs=[external.tensor for external in lowered.outputs],
+    )
+    memory_plan = plan_memory(alive)
+    memory: list[Memory] = [Buffer(size) for size in memory_plan.buffers]
+    identity = dict(memory_plan.buffer_of)
+    constants = {name for launch in lowered.launches for name in launch.arguments if name in lowered.constants}
+    weights = bytearray()
+    by_content: dict[bytes, int] = {}
+    for name, array in lowered.constants.items():
+        if name not in constants:
+            continue
+        data = _little_endian(array)
+        digest = hashlib.sha256(data).digest()
+        if digest not in by_content:
+            weights += b"\0" * (-len(weights) % CONSTANT_ALIGNMENT)
+            by_content[digest] = len(memory)
+            memory.append(Constant(len(data), len(weights)))
+            weights += data
+        identity[name] = by_content[digest]
+    kernels = _kernel_sources(lowered)
+    launches = tuple(
+        Launch(
+            program=0,
+            kernel=launch.kernel.name,
+            global_size=launch.kernel.global_size,
+            local_size=launch.kernel.local_size,
+            flops=launch.flops,
+            bytes=launch.bytes,
+            layer=valid_name(launch.layer),
+            arguments=tuple(MemoryArgument(identity[name]) for name in launch.arguments),
+        )
+        for launch in lowered.launches
+    )
+    plan = LaunchPlan(
+        target=target,
+        dtype=dtype,
+        memory=tuple(memory),
+        inputs=tuple(_endpoint(external, identity) for external in lowered.inputs),
+        outputs=tuple(_endpoint(external, identity) for external in lowered.outputs),
+        sample_inputs=(),
+        sample_outputs=(),
+        programs=(Program(0, len(kernels), BUILD_OPTIONS),),
+        launches=launches,
+    )
+    plan.check()
+    return Assembly(plan, kernels, bytes(weights), memory_plan.total_bytes, largest_live_bytes(alive))
+
+
+def _little_endian(array: Array) -> bytes:
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _endpoint(external: External, identity: dict[str, int]) -> Endpoint:
+    # The format has no arrays of rank 0: a single number is an array of one.
+    return Endpoint(identity[external.tensor], external.dtype, external.shape or (1,), valid_name(external.name))
+
+
+def _kernel_sources(lowered: LoweredNetwork) -> bytes:
+    sources = {launch.kernel.name: launch.kernel.source for launch in lowered.launches}
+    return "\n".join(sources.values()).encode("ascii")
+
+
+def with_samples(plan: LaunchPlan, tolerances: tuple[float, ...]) -> LaunchPlan:
+    """`plan` with a sample for every input and output, in the files that `tvm_build.bundle` writes."""
+    from tvm_build.launch_plan import SampleInput, SampleOutput
+
+    return replace(
+        plan,
+        sample_inputs=tuple(SampleInput(k, f"input_{k}.npy") for k in range(len(plan.inputs))),
+        sample_outputs=tuple(SampleOutput(k, f"output_{k}.npy", t) for k, t in enumerate(tolerances)),
+    )

@@ -1,0 +1,219 @@
+"""ONNX file to bundle: the compiler from end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structadmm.errors import UserError
+from structadmm.files import sha256_file
+from structadmm.progress import Reporter, SilentReporter
+from tvm_build.assemble import Assembly, assemble, with_samples
+from tvm_build.bundle import check_destination, write_bundle
+from tvm_build.gpu import Gpu, gpu_by_name
+from tvm_build.import_onnx import ImportedNetwork, import_onnx
+from tvm_build.lowered import LoweredNetwork
+from tvm_build.reference import expected_outputs, sample_inputs, tolerance
+
+Schedules = Literal["structadmm", "upstream"]
+
+
+@dataclass(frozen=True)
+class CompileSummary:
+    """What came out of one compilation.
+
+    Attributes:
+        path: the bundle.
+        launches: kernel launches of one inference.
+        kernels: distinct kernels.
+        macs: multiply-adds of convolutions and dense layers that are really done (kept columns only).
+        parameters: of the ONNX file.
+        activation_bytes: of all buffers.
+        live_bytes: the most that is alive at one launch; no plan needs less.
+        weight_bytes: of all constants.
+        predicted_ms: by the cost model for the target; a prediction.
+        compile_s: seconds from file to bundle.
+    """
+
+    path: Path
+    launches: int
+    kernels: int
+    macs: int
+    parameters: int
+    activation_bytes: int
+    live_bytes: int
+    weight_bytes: int
+    predicted_ms: float
+    compile_s: float
+
+
+def compile_onnx(
+    path: Path,
+    out: Path,
+    *,
+    target: str = "adreno-640",
+    dtype: str = "float32",
+    schedules: Schedules = "structadmm",
+    sample: Mapping[str, NDArray[Any]] | None = None,
+    reporter: Reporter | None = None,
+) -> CompileSummary:
+    """Compile an ONNX network to an OpenCL bundle. The same file gives the same bytes.
+
+    Args:
+        path: the ONNX file; batch and all other sizes fixed, float32.
+        out: the bundle's directory, `NAME.clbundle`; replaced if it is there.
+        target: a GPU of `tvm_build.gpu.GPUS`.
+        dtype: of activations and weights in the kernels; float32.
+        schedules: our kernels, or TVM's own Adreno pipeline for comparison.
+        sample: an input by name to ship with the bundle; seeded noise if None.
+        reporter: where progress is shown.
+
+    Raises:
+        UserError: the file is not a network that can be compiled, or an option is unknown.
+    """
+    started = time.perf_counter()
+    reporter = reporter or SilentReporter()
+    gpu = gpu_by_name(target)
+    if dtype != "float32":
+        raise UserError(f"expected dtype float32, got {dtype!r}: this version computes in float32 only")
+    check_destination(out)
+    imported = import_onnx(path)
+    shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
+    inputs = sample_inputs(shapes, sample)
+    lowered, macs = _lower(imported, gpu, schedules, reporter)
+    for external in lowered.outputs:
+        if external.dtype != "float32":
+            raise UserError(
+                f"{path}: output {external.name!r} is {external.dtype}, expected float32: cut the network before it"
+            )
+    assembly = assemble(lowered, gpu.name, dtype)
+    outputs = expected_outputs(path, inputs)
+    outputs = [value.reshape(end.shape) for value, end in zip(outputs, assembly.plan.outputs, strict=True)]
+    plan = with_samples(assembly.plan, tuple(tolerance(value, dtype) for value in outputs))
+    manifest = _manifest(path, out, lowered, assembly, imported, gpu, dtype, schedules, macs)
+    write_bundle(
+        out,
+        plan=plan,
+        kernels=assembly.kernels,
+        weights=assembly.weights,
+        manifest=manifest,
+        inputs=[inputs[name] for name, _ in imported.inputs],
+        outputs=outputs,
+    )
+    return CompileSummary(
+        path=out,
+        launches=len(plan.launches),
+        kernels=len({launch.kernel for launch in plan.launches}),
+        macs=macs,
+        parameters=imported.parameters,
+        activation_bytes=assembly.activation_bytes,
+        live_bytes=assembly.live_bytes,
+        weight_bytes=len(assembly.weights),
+        predicted_ms=_predicted_ms(lowered),
+        compile_s=time.perf_counter() - started,
+    )
+
+
+def _lower(imported: ImportedNetwork, gpu: Gpu, schedules: str, reporter: Reporter) -> tuple[LoweredNetwork, int]:
+    from tvm_build.fuse import fuse
+    from tvm_build.layout import assign_layouts
+    from tvm_build.lower import lower
+    from tvm_build.recognize import recognize
+    from tvm_build.upstream import lower_upstream
+
+    # 1. Names for what the network does, nothing joined yet: the multiply-adds are those of the file.
+    network = recognize(imported)
+    if schedules == "upstream":
+        return lower_upstream(imported, gpu, reporter), _macs(network)
+    if schedules != "structadmm":
+        raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
+    # 2. One operator per launch.
+    network = fuse(network)
+    # 3. Channel blocks of four, and conversions where somebody needs plain data.
+    network = assign_layouts(network)
+    # 4. Kernels.
+    return lower(network, gpu, reporter), _macs(network)
+
+
+def _macs(network: Any) -> int:
+    from tvm_build.ops import Conv2d, Dense
+
+    total = 0
+    for node in network.nodes:
+        if isinstance(node.op, Conv2d):
+            total += node.op.macs
+        elif isinstance(node.op, Dense):
+            total += node.op.batch * node.op.in_features * node.op.out_features
+    return total
+
+
+def _predicted_ms(lowered: LoweredNetwork) -> float:
+    return round(sum(launch.predicted_us for launch in lowered.launches) / 1e3, 6)
+
+
+def _manifest(
+    path: Path,
+    out: Path,
+    lowered: LoweredNetwork,
+    assembly: Assembly,
+    imported: ImportedNetwork,
+    gpu: Gpu,
+    dtype: str,
+    schedules: str,
+    macs: int,
+) -> dict[str, Any]:
+    plan = assembly.plan
+    ends = {
+        side: [{"name": end.name, "shape": list(end.shape), "dtype": end.dtype} for end in endpoints]
+        for side, endpoints in (("inputs", plan.inputs), ("outputs", plan.outputs))
+    }
+    return {
+        "schema": 1,
+        "name": out.stem,
+        "target": gpu.name,
+        "dtype": dtype,
+        "schedules": schedules,
+        "source": {"file": path.name, "sha256": sha256_file(path)},
+        **ends,
+        "macs": macs,
+        "parameters": imported.parameters,
+        "launches": len(plan.launches),
+        "activation_bytes": assembly.activation_bytes,
+        "weight_bytes": len(assembly.weights),
+        "predicted_ms": {"device": gpu.name, "median": _predicted_ms(lowered), "kind": "predicted"},
+        "layers": [
+            {"layer": launch.layer, "kernel": launch.kernel, "flops": launch.flops, "bytes": launch.bytes}
+            for launch in plan.launches
+        ],
+        "versions": {name: version(package) for name, package in _VERSIONS.items()},
+    }
+
+
+_VERSIONS = {"structadmm": "structadmm", "tvm": "apache-tvm", "onnx": "onnx"}
+
+
+def sample_from_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The first images of a `samples.npz`, as many as the batch has.
+
+    Args:
+        path: an archive with `images` `[count, C, H, W]`.
+        shape: the network's input, `[N, C, H, W]`.
+
+    Raises:
+        UserError: the file is no such archive, or its images do not fit the network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["images"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: expected an archive with `images` ({error}): run the train stage again") from None
+    if images.shape[1:] != shape[1:] or len(images) < shape[0]:
+        raise UserError(f"{path}: expected images {list(shape)}, got {list(images.shape)}: run the export stage again")
+    return np.ascontiguousarray(images[: shape[0]], dtype=np.float32)

@@ -1,0 +1,273 @@
+"""Operators joined into what one launch can do.
+
+Each rule rewrites one node and returns the changed network, or None; rules run until none applies. A fused node takes the
+place of its *last* part, so everything it reads has been computed by then and no cycle can arise. A tensor that
+somebody else reads too is never fused away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_build.network import (
+    Activate,
+    Array,
+    ChannelAffine,
+    Generic,
+    Network,
+    Node,
+    Tensor,
+    View,
+    ZeroPad,
+    zeros,
+)
+from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d, blocks
+
+# Below this share of kept columns the compacted kernel beats the dense one even where its gathers cost it vector loads.
+MAX_KEPT_COLUMNS = 0.75
+
+Rule = Callable[[Network, int], "Network | None"]
+
+
+def fuse(network: Network) -> Network:
+    """Join every convolution with what surrounds it, and the other operators as far as their kernels allow.
+
+    Ensures: no `ChannelAffine`, `ZeroPad` or `Activate` remains; what no kernel takes is `Generic`.
+    """
+    for rules in _PHASES:
+        network = _until_settled(network, rules)
+    network = network.with_nodes(_settle(node, network) for node in network.nodes).without_dead_nodes()
+    network.check()
+    return network
+
+
+def _until_settled(network: Network, rules: tuple[Rule, ...]) -> Network:
+    index = 0
+    while index < len(network.nodes):
+        for rule in rules:
+            changed = rule(network, index)
+            if changed is not None:
+                network, index = changed.without_dead_nodes(), -1
+                break
+        index += 1
+    return network
+
+
+def _replace(network: Network, index: int, node: Node, *removed: Node) -> Network:
+    """Put `node` at `index` and take out `removed`, whose outputs nobody else reads."""
+    nodes = list(network.nodes)
+    nodes[index] = node
+    return network.with_nodes(item for item in nodes if not any(item is gone for gone in removed))
+
+
+def _only_reader(network: Network, tensor: str) -> bool:
+    return network.uses()[tensor] == 1
+
+
+# --- rules: each looks at the node at `index` ------------------------------------------------------------------------
+
+
+def _self_gate(network: Network, index: int) -> Network | None:
+    """`x * sigmoid(x)` is SiLU; `x * hard_sigmoid(x)` is hard-swish."""
+    node = network.nodes[index]
+    if not (isinstance(node.op, Elementwise) and node.op.operator == "mul" and not node.op.broadcast_pixels):
+        return None
+    if node.op.activation != "none":
+        return None
+    producers = network.producers()
+    gates: dict[str, Activation] = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}
+    for value, gated in (node.inputs, node.inputs[::-1]):
+        gate = producers.get(gated)
+        if gate is None or not isinstance(gate.op, Activate) or gate.inputs != (value,):
+            continue
+        kind = gates.get(gate.op.activation)
+        if kind is not None and _only_reader(network, gated):
+            joined = Node(node.layer, Activate(kind), (value,), node.outputs, source=gate.source + node.source)
+            return _replace(network, index, joined, gate)
+    return None
+
+
+def _pad_into_window(network: Network, index: int) -> Network | None:
+    """A `ZeroPad` before a convolution, or before an average that counts padding, becomes padding of the window."""
+    node = network.nodes[index]
+    pad = network.producers().get(node.inputs[0]) if node.inputs else None
+    if pad is None or not isinstance(pad.op, ZeroPad):
+        return None
+    if isinstance(node.op, Pool2d):
+        no_padding_yet = node.op.padding == (0, 0, 0, 0)
+        if node.op.kind != "avg" or not (node.op.count_include_pad or no_padding_yet):
+            return None
+        op: Conv2d | Pool2d = replace(node.op, count_include_pad=True)
+    elif isinstance(node.op, Conv2d):
+        op = node.op
+    else:
+        return None
+    _, _, height, width = network.tensors[pad.inputs[0]].shape
+    total = tuple(a + b for a, b in zip(op.padding, pad.op.padding, strict=True))
+    grown = replace(op, in_height=height, in_width=width, padding=total)  # type: ignore[arg-type]
+    joined = replace(node, op=grown, inputs=(pad.inputs[0], *node.inputs[1:]), source=pad.source + node.source)
+    return _replace(network, index, joined)
+
+
+def _affine_into_weights(network: Network, index: int) -> Network | None:
+    """A `ChannelAffine` after a convolution or dense layer is a scaling of its weights and a bias."""
+    node = network.nodes[index]
+    if not isinstance(node.op, ChannelAffine):
+        return None
+    before = network.producers().get(node.inputs[0])
+    if before is None or not isinstance(before.op, Conv2d | Dense) or not _only_reader(network, node.inputs[0]):
+        return None
+    if before.op.activation != "none" or (isinstance(before.op, Conv2d) and before.op.has_residual):
+        return None
+    constants = _scaled(before, node.constants["scale"], node.constants["shift"])
+    source = before.source + node.source
+    return _replace(network, index, Node(before.layer, before.op, before.inputs, node.outputs, constants, source), before)
+
+
+def _scaled(node: Node, scale: Array, shift: Array) -> dict[str, Array]:
+    weight, bias = node.constants["weight"], node.constants["bias"]
+    column = scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    # In float64, so that a bias alone (scale 1) leaves every weight's bits as they are and a BatchNorm rounds once.
+    return {
+        "weight": (weight.astype(np.float64) * column).astype(np.float32),
+        "bias": (bias.astype(np.float64) * scale + shift).astype(np.float32),
+    }
+
+
+def _residual(network: Network, index: int) -> Network | None:
+    """`conv(x) + y` is one launch, if nobody else reads `conv(x)`."""
+    node = network.nodes[index]
+    if not (isinstance(node.op, Elementwise) and node.op.operator == "add" and not node.op.broadcast_pixels):
+        return None
+    if node.op.activation != "none" or node.inputs[0] == node.inputs[1]:
+        return None
+    producers = network.producers()
+    order = {name: position for position, item in enumerate(network.nodes) for name in item.outputs}
+    # The later of two convolutions takes the sum: the other one's output has its life to itself.
+    for value in sorted(node.inputs, key=lambda name: order.get(name, -1), reverse=True):
+        conv = producers.get(value)
+        if conv is None or not isinstance(conv.op, Conv2d) or not _only_reader(network, value):
+            continue
+        if conv.op.has_residual or conv.op.activation != "none":
+            continue
+        other = node.inputs[1] if value == node.inputs[0] else node.inputs[0]
+        op = replace(conv.op, has_residual=True)
+        source = conv.source + node.source
+        joined = Node(conv.layer, op, (*conv.inputs, other), node.outputs, conv.constants, source)
+        return _replace(network, index, joined, conv)
+    return None
+
+
+def _activation(network: Network, index: int) -> Network | None:
+    """An activation runs in the epilogue of the operator before it."""
+    node = network.nodes[index]
+    if not isinstance(node.op, Activate):
+        return None
+    before = network.producers().get(node.inputs[0])
+    if before is None or not isinstance(before.op, Conv2d | Dense | Elementwise) or before.op.activation != "none":
+        return None
+    if not _only_reader(network, node.inputs[0]):
+        return None
+    op = replace(before.op, activation=node.op.activation)
+    source = before.source + node.source
+    return _replace(network, index, replace(before, op=op, outputs=node.outputs, source=source), before)
+
+
+def _pooled_dense(network: Network, index: int) -> Network | None:
+    """Global average, flatten and dense layer are one launch."""
+    node = network.nodes[index]
+    if not isinstance(node.op, Dense) or node.op.input_is_c4:
+        return None
+    producers = network.producers()
+    view = producers.get(node.inputs[0])
+    if view is None or not isinstance(view.op, View):
+        return None
+    pooled = producers.get(view.inputs[0])
+    if pooled is None or not isinstance(pooled.op, GlobalAverage):
+        return None
+    if not (_only_reader(network, view.output) and _only_reader(network, pooled.output)):
+        return None
+    if node.op.batch != pooled.op.batch or node.op.in_features != pooled.op.channels:
+        return None
+    op = replace(node.op, input_is_c4=True, pooled_pixels=pooled.op.height * pooled.op.width)
+    joined = replace(node, op=op, inputs=pooled.inputs, source=pooled.source + view.source + node.source)
+    return _replace(network, index, joined)
+
+
+def _affine_is_depthwise(network: Network, index: int) -> Network | None:
+    """A `ChannelAffine` that found no convolution (pre-activation networks) is a 1x1 depthwise convolution."""
+    node = network.nodes[index]
+    shape = network.tensors[node.inputs[0]].shape if node.inputs else ()
+    if not isinstance(node.op, ChannelAffine) or len(shape) != 4:
+        return None
+    before = network.producers().get(node.inputs[0])
+    if before is None or isinstance(before.op, Generic | View):
+        return None  # on plain data TVM's kernel, joined with its neighbours, spares a conversion
+    conv = Conv2d(shape[0], shape[1], shape[2], shape[3], shape[1], (1, 1), groups=shape[1])
+    constants = {
+        "weight": node.constants["scale"].astype(np.float32).reshape(-1, 1, 1, 1),
+        "bias": node.constants["shift"].astype(np.float32),
+    }
+    return _replace(network, index, replace(node, op=conv, constants=constants))
+
+
+def _lone_pad(network: Network, index: int) -> Network | None:
+    """A `ZeroPad` that found no window is left to TVM."""
+    node = network.nodes[index]
+    return _replace(network, index, replace(node, op=Generic())) if isinstance(node.op, ZeroPad) else None
+
+
+def _zero_columns(network: Network, index: int) -> Network | None:
+    """A convolution whose weight is zero in the same columns of every filter reduces over the others only."""
+    node = network.nodes[index]
+    if not isinstance(node.op, Conv2d) or node.op.groups != 1 or node.op.columns is not None:
+        return None
+    weight = node.constants["weight"]
+    kept = np.flatnonzero(weight.reshape(weight.shape[0], -1).any(axis=0))
+    if not 0 < len(kept) <= MAX_KEPT_COLUMNS * node.op.reduction:
+        return None
+    return _replace(network, index, replace(node, op=replace(node.op, columns=tuple(int(column) for column in kept))))
+
+
+_PHASES: tuple[tuple[Rule, ...], ...] = (
+    (_self_gate, _pad_into_window, _affine_into_weights),
+    (_affine_is_depthwise, _lone_pad),
+    (_residual, _activation, _pooled_dense),
+    (_zero_columns,),
+)
+
+
+def _settle(node: Node, network: Network) -> Node:
+    """Give what no rule took up its final operator."""
+    if isinstance(node.op, Activate):
+        shape = network.tensors[node.inputs[0]].shape
+        if len(shape) == 4:
+            copy = Elementwise("copy", shape[0], shape[1], shape[2], shape[3], activation=node.op.activation)
+            return replace(node, op=copy)
+        return replace(node, op=Generic())
+    return replace(node, op=Generic()) if isinstance(node.op, ChannelAffine) else node
+
+
+def flatten_into_dense(node: Node, flattened: Tensor) -> Node:
+    """A dense layer that reads a flattened C4 tensor as it lies in memory, its weight permuted to match.
+
+    Args:
+        node: a `Dense` node on plain `[N, C * H * W]`.
+        flattened: the tensor `[N, C, H, W]` before the flattening; in memory `[N, C / 4, H, W, 4]`.
+
+    Returns:
+        The node on `blocks(C) * H * W * 4` features; the weight of lanes beyond the last channel is zero.
+    """
+    assert isinstance(node.op, Dense)
+    _, channels, height, width = flattened.shape
+    weight = node.constants["weight"]
+    grown = np.zeros((weight.shape[0], blocks(channels) * 4, height, width), dtype=weight.dtype)
+    grown[:, :channels] = weight.reshape(-1, channels, height, width)
+    laid_out = grown.reshape(weight.shape[0], blocks(channels), 4, height, width).transpose(0, 1, 3, 4, 2)
+    packed = np.ascontiguousarray(laid_out.reshape(weight.shape[0], -1))
+    op = replace(node.op, in_features=packed.shape[1])
+    bias = node.constants.get("bias", zeros(weight.shape[0]))
+    return replace(node, op=op, constants={"weight": packed, "bias": bias}, inputs=(flattened.name, *node.inputs[1:]))

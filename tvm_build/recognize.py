@@ -1,0 +1,424 @@
+"""Relax bindings to nodes: whatever has a kernel of ours is named, everything else stays `Generic`.
+
+Nothing is fused here: a convolution is a convolution without bias, a bias is a `ChannelAffine`, an activation an
+`Activate`. `tvm_build.fuse` joins them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from structadmm.errors import InvariantError
+from tvm_build.import_onnx import ImportedNetwork, Step
+from tvm_build.network import (
+    Activate,
+    Array,
+    ChannelAffine,
+    Generic,
+    Network,
+    Node,
+    NodeOperator,
+    Port,
+    Tensor,
+    View,
+    ZeroPad,
+    zeros,
+)
+from tvm_build.ops import Activation, ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d
+
+_ELEMENTWISE = {"relax.add": "add", "relax.subtract": "sub", "relax.multiply": "mul"}
+_VIEWS = {"relax.reshape", "relax.nn.batch_flatten", "relax.squeeze", "relax.expand_dims", "relax.flatten"}
+
+
+def recognize(imported: ImportedNetwork) -> Network:
+    """Name every operator of an imported network.
+
+    Raises:
+        InvariantError: a binding has a form that the importer never writes.
+    """
+    return _Recognizer(imported).run()
+
+
+class _Recognizer:
+    """Walks the steps once; `self.value` maps each Relax variable to a tensor name, a constant or a tuple."""
+
+    def __init__(self, imported: ImportedNetwork) -> None:
+        self.imported = imported
+        self.tensors: dict[str, Tensor] = {}
+        self.nodes: list[Node] = []
+        self.value: dict[Any, Any] = {}
+        self.tuples: dict[Any, Any] = {}
+
+    def run(self) -> Network:
+        inputs = tuple(Port(name, self._new_tensor(variable)) for name, variable in self.imported.inputs)
+        for step in self.imported.steps:
+            if not self._activation(step):
+                for binding in step.bindings:
+                    self._binding(step, binding)
+        outputs = tuple(Port(name, self._output(name, value)) for name, value in self.imported.outputs)
+        variables = {variable: name for variable, name in self.value.items() if isinstance(name, str)}
+        functions = {str(name.name_hint): function for name, function in self.imported.module.functions.items()}
+        network = Network(self.tensors, tuple(self.nodes), inputs, outputs, variables, functions)
+        network.check()
+        return network.without_dead_nodes()
+
+    def _new_tensor(self, variable: Any) -> str:
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = Tensor(name, _shape(variable), str(variable.ty.dtype))
+        self.value[variable] = name
+        return name
+
+    def _output(self, name: str, value: Any) -> str:
+        tensor = self._resolve(value)
+        if not isinstance(tensor, str):
+            raise InvariantError(f"the output {name} does not depend on the inputs")
+        return tensor
+
+    def _resolve(self, expression: Any) -> Any:
+        """A tensor's name, a numpy array, or None for anything else (tuples, shapes, numbers)."""
+        import tvm
+
+        if isinstance(expression, tvm.ir.GenericConst):
+            return expression.value.numpy()
+        try:
+            return self.value.get(expression)
+        except TypeError:  # an expression that cannot be a variable
+            return None
+
+    # --- one ONNX node at a time -------------------------------------------------------------------------------------
+
+    def _activation(self, step: Step) -> bool:
+        """Take a step whose ONNX operator is an activation as a whole, however many bindings TVM wrote for it."""
+        activation = _activation_of(step)
+        if activation is None:
+            return False
+        own = {binding.var for binding in step.bindings}
+        read = {argument for binding in step.bindings for argument in _variables(binding.value)} - own
+        sources = [variable for variable in read if isinstance(self._resolve(variable), str)]
+        last = step.bindings[-1].var
+        if len(read) != 1 or len(sources) != 1 or _shape(sources[0]) != _shape(last):
+            return False
+        source = self.value[sources[0]]
+        self._add(step, Activate(activation), (source,), last, source_bindings=step.bindings)
+        return True
+
+    def _binding(self, step: Step, binding: Any) -> None:
+        from tvm import relax
+
+        value, variable = binding.value, binding.var
+        if isinstance(value, relax.Tuple):
+            self.tuples[variable] = list(value.fields)
+            return
+        if isinstance(value, relax.TupleGetItem):
+            self._tuple_item(step, binding)
+            return
+        if not isinstance(value, relax.Call):
+            known = self._resolve(value)
+            if known is None and not isinstance(variable.ty, relax.ShapeType):
+                raise InvariantError(f"{step.layer}: cannot follow the binding {binding}")
+            self.value[variable] = known
+            return
+        if isinstance(variable.ty, relax.TupleType):
+            self.tuples[variable] = binding
+            return
+        if not isinstance(variable.ty, relax.TensorType):
+            return
+        if not self._named_operator(step, binding, value):
+            self._generic(step, binding)
+
+    def _tuple_item(self, step: Step, binding: Any) -> None:
+        held = self.tuples[binding.value.tuple_value]
+        index = int(binding.value.index)
+        if isinstance(held, list):
+            self.value[binding.var] = self._resolve(held[index])
+            return
+        call = held.value
+        if call.op.name == "relax.nn.batch_norm" and index == 0 and isinstance(self._resolve(call.args[0]), str):
+            gamma, beta, mean, variance = (self._resolve(argument) for argument in call.args[1:5])
+            if all(isinstance(array, np.ndarray) for array in (gamma, beta, mean, variance)) and int(call.attrs.axis) == 1:
+                scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + float(call.attrs.epsilon))
+                shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
+                constants = {"scale": scale, "shift": shift}
+                self._add(step, ChannelAffine(), (self._resolve(call.args[0]),), binding.var, constants, (held, binding))
+                return
+        self._generic(step, held, binding)
+
+    def _generic(self, step: Step, *bindings: Any) -> None:
+        read = [variable for binding in bindings for variable in _variables(binding.value)]
+        own = {binding.var for binding in bindings}
+        inputs: list[str] = []
+        for variable in read:
+            name = self._resolve(variable)
+            if variable in own or (isinstance(name, str) and name in inputs):
+                continue
+            if not isinstance(name, str):
+                raise InvariantError(f"{step.layer}: reads {variable}, which is no tensor")
+            inputs.append(name)
+        self._add(step, Generic(), tuple(inputs), bindings[-1].var, source_bindings=bindings)
+
+    def _add(
+        self,
+        step: Step,
+        op: NodeOperator,
+        inputs: tuple[str, ...],
+        variable: Any,
+        constants: dict[str, Array] | None = None,
+        source_bindings: tuple[Any, ...] = (),
+    ) -> None:
+        output = self._new_tensor(variable)
+        self.nodes.append(Node(step.layer, op, inputs, (output,), constants or {}, tuple(source_bindings)))
+
+    # --- operators -------------------------------------------------------------------------------------------------
+
+    def _named_operator(self, step: Step, binding: Any, call: Any) -> bool:
+        """Add a node for `call` if it is one of ours; else leave everything as it is and return False."""
+        if step.pads is not None and _is_call_tir(call):
+            return self._zero_pad(step, binding, call)
+        name = getattr(call.op, "name", "")
+        values = [self._resolve(argument) for argument in call.args]
+        if not values or (str(binding.var.ty.dtype) != "float32"):
+            return False
+        if name == "relax.concat":
+            return self._concat(step, binding, call)
+        if name in _ELEMENTWISE or name == "relax.divide":
+            return self._binary(step, binding, name, values)
+        data = values[0]
+        if not isinstance(data, str):
+            return False
+        shape, out = self.tensors[data].shape, _shape(binding.var)
+        if name == "relax.nn.conv2d" and isinstance(values[1], np.ndarray):
+            return self._conv2d(step, binding, call.attrs, data, values[1])
+        if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+            return self._pool(step, binding, name, call.attrs, data)
+        if _is_global_average(name, call, shape, out):
+            average = GlobalAverage(shape[0], shape[1], shape[2], shape[3])
+            if len(out) == 4:
+                self._add(step, average, (data,), binding.var, source_bindings=(binding,))
+                return True
+            pooled = Tensor(f"t{len(self.tensors)}", (shape[0], shape[1], 1, 1))
+            self.tensors[pooled.name] = pooled
+            self.nodes.append(Node(step.layer, average, (data,), (pooled.name,)))
+            self._add(step, View(), (pooled.name,), binding.var)
+            return True
+        if name == "relax.matmul" and len(shape) == 2 and isinstance(values[1], np.ndarray) and values[1].ndim == 2:
+            weight = np.ascontiguousarray(values[1].T)
+            dense = Dense(shape[0], shape[1], weight.shape[0])
+            self._add(step, dense, (data,), binding.var, {"weight": weight, "bias": zeros(len(weight))}, (binding,))
+            return True
+        if name in _VIEWS:
+            self._add(step, View(), (data,), binding.var, source_bindings=(binding,))
+            return True
+        return False
+
+    def _conv2d(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
+        layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+        if layouts != ("NCHW", "OIHW", "NCHW"):
+            return False
+        batch, channels, height, width = self.tensors[data].shape
+        conv = Conv2d(
+            batch=batch,
+            in_channels=channels,
+            in_height=height,
+            in_width=width,
+            out_channels=weight.shape[0],
+            kernel=(weight.shape[2], weight.shape[3]),
+            stride=_pair(attrs.strides),
+            padding=_four(attrs.padding),
+            dilation=_pair(attrs.dilation),
+            groups=int(attrs.groups),
+        )
+        if (batch, conv.out_channels, conv.out_height, conv.out_width) != _shape(binding.var):
+            raise InvariantError(f"{step.layer}: TVM gives {_shape(binding.var)} for {conv}")
+        self._add(step, conv, (data,), binding.var, {"weight": weight, "bias": zeros(weight.shape[0])}, (binding,))
+        return True
+
+    def _pool(self, step: Step, binding: Any, name: str, attrs: Any, data: str) -> bool:
+        if str(attrs.layout) != "NCHW" or str(attrs.out_layout) != "NCHW":
+            return False
+        batch, channels, height, width = self.tensors[data].shape
+        out = _shape(binding.var)
+        kernel, stride, dilation = _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation)
+        padding = _four(attrs.padding)
+        average = name == "relax.nn.avg_pool2d"
+        if average:
+            # With ceil_mode the last window may reach beyond the padding, where what counts is a matter of convention.
+            reach = [stride[i] * (out[i + 2] - 1) + dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+            if reach[0] > height + padding[0] + padding[2] or reach[1] > width + padding[1] + padding[3]:
+                return False
+        pool = Pool2d(
+            kind="avg" if average else "max",
+            batch=batch,
+            channels=channels,
+            in_height=height,
+            in_width=width,
+            out_height=out[2],
+            out_width=out[3],
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            count_include_pad=average and bool(attrs.count_include_pad),
+        )
+        self._add(step, pool, (data,), binding.var, source_bindings=(binding,))
+        return True
+
+    def _concat(self, step: Step, binding: Any, call: Any) -> bool:
+        from tvm import relax
+
+        fields = call.args[0]
+        items = list(fields.fields) if isinstance(fields, relax.Tuple) else self.tuples.get(fields)
+        if not isinstance(items, list) or call.attrs.axis is None:
+            return False
+        names = [self._resolve(item) for item in items]
+        out = _shape(binding.var)
+        if len(out) != 4 or int(call.attrs.axis) not in (1, -3) or not all(isinstance(name, str) for name in names):
+            return False
+        channels = tuple(self.tensors[name].shape[1] for name in names)
+        concat = ConcatChannels(out[0], channels, out[2], out[3])
+        self._add(step, concat, tuple(names), binding.var, source_bindings=(binding,))
+        return True
+
+    def _binary(self, step: Step, binding: Any, name: str, values: list[Any]) -> bool:
+        left, right = values
+        out = _shape(binding.var)
+        if isinstance(left, str) and isinstance(right, str):
+            return self._elementwise(step, binding, name, left, right)
+        data = left if isinstance(left, str) else right
+        if not isinstance(data, str) or self.tensors[data].shape != out or len(out) not in (2, 4):
+            return False
+        constant = right if isinstance(left, str) else left
+        channel = _per_channel(constant, out)
+        if channel is None or (name == "relax.divide" and not isinstance(left, str)):
+            return False
+        one, zero = np.ones(out[1]), np.zeros(out[1])
+        if name == "relax.add":
+            scale, shift = one, channel
+        elif name == "relax.multiply":
+            scale, shift = channel, zero
+        elif name == "relax.divide":
+            scale, shift = 1.0 / channel, zero
+        elif isinstance(left, str):
+            scale, shift = one, -channel
+        else:
+            scale, shift = -one, channel
+        self._add(step, ChannelAffine(), (data,), binding.var, {"scale": scale, "shift": shift}, (binding,))
+        return True
+
+    def _elementwise(self, step: Step, binding: Any, name: str, left: str, right: str) -> bool:
+        out = _shape(binding.var)
+        if name not in _ELEMENTWISE or len(out) != 4:
+            return False
+        operator: Any = _ELEMENTWISE[name]
+        shapes = self.tensors[left].shape, self.tensors[right].shape
+        pooled = (out[0], out[1], 1, 1)
+        if shapes == (out, out):
+            op = Elementwise(operator, out[0], out[1], out[2], out[3])
+        elif shapes == (out, pooled):
+            op = Elementwise(operator, out[0], out[1], out[2], out[3], broadcast_pixels=True)
+        elif shapes == (pooled, out) and operator in ("add", "mul"):
+            op = Elementwise(operator, out[0], out[1], out[2], out[3], broadcast_pixels=True)
+            left, right = right, left
+        else:
+            return False
+        self._add(step, op, (left, right), binding.var, source_bindings=(binding,))
+        return True
+
+    def _zero_pad(self, step: Step, binding: Any, call: Any) -> bool:
+        assert step.pads is not None
+        arguments = [self._resolve(field) for field in call.args[1].fields]
+        pads, out = step.pads, _shape(binding.var)
+        if len(arguments) != 1 or not isinstance(arguments[0], str) or len(pads) != 8 or any(pad < 0 for pad in pads):
+            return False
+        shape = self.tensors[arguments[0]].shape
+        grown = tuple(size + before + after for size, before, after in zip(shape, pads[:4], pads[4:], strict=True))
+        if grown != out or any((pads[0], pads[1], pads[4], pads[5])):
+            return False
+        self._add(step, ZeroPad((pads[2], pads[3], pads[6], pads[7])), (arguments[0],), binding.var, {}, (binding,))
+        return True
+
+
+def _activation_of(step: Step) -> Activation | None:
+    """The activation that the whole step is, if it is one."""
+    call = step.bindings[-1].value
+    name = getattr(getattr(call, "op", None), "name", "")
+    if step.onnx_op == "Relu" and name == "relax.nn.relu":
+        return "relu"
+    if step.onnx_op == "Clip" and name == "relax.clip":
+        low, high = (float(bound.value) for bound in call.args[1:3])
+        return "relu6" if (low, high) == (0.0, 6.0) else None
+    if step.onnx_op == "Sigmoid" and name == "relax.sigmoid":
+        return "sigmoid"
+    if step.onnx_op == "HardSwish":
+        return "hard_swish"
+    if step.onnx_op == "HardSigmoid" and _is_standard_hard_sigmoid(step):
+        return "hard_sigmoid"
+    return None
+
+
+def _is_standard_hard_sigmoid(step: Step) -> bool:
+    """Whether alpha is 1/6 and beta 0.5, as PyTorch writes it (ONNX's own default alpha is 0.2)."""
+    import tvm
+
+    numbers = [
+        float(argument.value.numpy())
+        for binding in step.bindings
+        for argument in getattr(binding.value, "args", ())
+        if isinstance(argument, tvm.ir.GenericConst) and argument.value.numpy().ndim == 0
+    ]
+    return len(numbers) == 2 and np.allclose(sorted(numbers), [1 / 6, 0.5], rtol=1e-6)
+
+
+def _is_global_average(name: str, call: Any, shape: tuple[int, ...], out: tuple[int, ...]) -> bool:
+    if len(shape) != 4:
+        return False
+    if name == "relax.nn.adaptive_avg_pool2d":
+        return out[2:] == (1, 1) and str(call.attrs.layout) == "NCHW"
+    if name != "relax.mean" or call.attrs.axis is None:
+        return False
+    return sorted(int(axis) % 4 for axis in call.attrs.axis) == [2, 3]
+
+
+def _is_call_tir(call: Any) -> bool:
+    return getattr(call.op, "name", "") == "relax.call_tir"
+
+
+def _per_channel(constant: Any, out: tuple[int, ...]) -> Array | None:
+    """`constant` as float64 `[C]`, if it broadcasts along axis 1 of `out` alone."""
+    if not isinstance(constant, np.ndarray) or constant.ndim > len(out):
+        return None
+    shape = (1,) * (len(out) - constant.ndim) + constant.shape
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, out[1]):
+        return None
+    return np.broadcast_to(constant.reshape(-1).astype(np.float64), (out[1],)).copy()
+
+
+def _variables(expression: Any) -> list[Any]:
+    """The variables that a binding's value reads, in order."""
+    import tvm
+    from tvm import relax
+
+    if isinstance(expression, tvm.ir.Var):
+        return [expression]
+    if isinstance(expression, relax.Tuple):
+        return [variable for field in expression.fields for variable in _variables(field)]
+    if isinstance(expression, relax.TupleGetItem):
+        return _variables(expression.tuple_value)
+    if isinstance(expression, relax.Call):
+        return [variable for argument in expression.args for variable in _variables(argument)]
+    return []
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in variable.ty.shape.values)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = (int(value) for value in values)
+    return first, second
+
+
+def _four(values: Any) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(value) for value in values)
+    return top, left, bottom, right

@@ -1,0 +1,418 @@
+"""Relax to launches through TVM's own operator library and schedules.
+
+Two things use it: operators without a kernel of ours (`tvm_build.lower`), and the `upstream` schedule set, which is
+TVM's Adreno pipeline for the whole network (`tvm_build.upstream`). After fusion and scheduling, `CallTIRRewrite`
+leaves `main` as a straight line of allocations and calls of scheduled TIR functions. Lowering one such function
+splits it into device kernels and a host function whose `call_ffi_kernel` statements hold kernel name, argument order
+and constant launch extents. With fixed shapes that is all there is to launch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from structadmm.errors import InvariantError, UserError
+from tvm_build.emit import OpenClKernel
+from tvm_build.lowered import KernelLaunch
+from tvm_build.network import ITEM_BYTES, Array
+
+_WORK_ITEM_AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class LoweredFunction:
+    """What one Relax function became.
+
+    Attributes:
+        launches: kernels in order, on tensors named as below.
+        sizes: bytes of each tensor that the function itself allocates.
+        constants: arrays that its kernels read.
+        outputs: the tensors that hold its results, in order.
+    """
+
+    launches: tuple[KernelLaunch, ...]
+    sizes: Mapping[str, int]
+    constants: Mapping[str, Array]
+    outputs: tuple[str, ...]
+
+
+def generic_passes(target: Any) -> list[Any]:
+    """TVM's passes from Relax operators to TIR functions scheduled for any GPU."""
+    import tvm
+    from tvm import relax
+    from tvm.s_tir import dlight
+
+    return [
+        tvm.tirx.transform.BindTarget(target),
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        relax.transform.Normalize(),
+        dlight.ApplyDefaultSchedule(dlight.gpu.Reduction(), dlight.gpu.GeneralReduction(), dlight.gpu.Fallback()),
+    ]
+
+
+def straight_line_passes() -> list[Any]:
+    """TVM's passes from scheduled call_tir bindings to allocations and calls."""
+    from tvm import relax
+
+    return [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+    ]
+
+
+def lower_relax(
+    module: Any, passes: Sequence[Any], target: Any, *, inputs: Sequence[str], prefix: str, layer_of: Mapping[str, str], layer: str
+) -> LoweredFunction:
+    """Run `passes` over `module` and take its `main` apart into launches.
+
+    Args:
+        module: IRModule whose `main` takes tensors alone.
+        passes: from Relax operators to scheduled TIR functions; `straight_line_passes` follow.
+        target: the TVM target.
+        inputs: tensor names of `main`'s parameters.
+        prefix: begins the name of every tensor and constant that is created here.
+        layer_of: layer by the name of the Relax variable that a launch computes.
+        layer: the layer of all other launches.
+
+    Raises:
+        UserError: TVM has no GPU kernel for an operator, or fails in a pass.
+        InvariantError: `main` holds something other than allocations, calls, views and tuples.
+    """
+    import tvm
+
+    with target:
+        try:
+            module = tvm.transform.Sequential([*passes, *straight_line_passes()])(module)
+        except Exception as error:
+            raise UserError(f"{layer}: TVM cannot lower this operator ({first_line(error)}): replace it") from error
+    return _StraightLine(module, target, prefix, layer_of, layer).run(inputs)
+
+
+def first_line(error: BaseException) -> str:
+    """What a TVM error says, without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if re.search(r"(Error|failed|error)", line)]
+    return (said or lines or [type(error).__name__])[-1]
+
+
+class _StraightLine:
+    """Follows `main` after `CallTIRRewrite`, statement by statement."""
+
+    def __init__(self, module: Any, target: Any, prefix: str, layer_of: Mapping[str, str], layer: str) -> None:
+        self.module = module
+        self.target = target
+        self.prefix = prefix
+        self.layer_of = layer_of
+        self.layer = layer
+        self.value: dict[Any, Any] = {}
+        self.sizes: dict[str, int] = {}
+        self.constants: dict[str, Array] = {}
+        self.launches: list[KernelLaunch] = []
+        self.compiled: dict[str, CompiledFunction] = {}
+
+    def run(self, inputs: Sequence[str]) -> LoweredFunction:
+        main = self.module["main"]
+        for variable, name in zip(main.params, inputs, strict=True):
+            self.value[variable] = name
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self._binding(binding)
+        result = self._resolve(main.body.body)
+        outputs = tuple(result) if isinstance(result, tuple) else (result,)
+        return LoweredFunction(tuple(self.launches), self.sizes, self.constants, outputs)
+
+    def _resolve(self, expression: Any) -> Any:
+        """A tensor name, a constant's name, or a tuple of them."""
+        import tvm
+        from tvm import relax
+
+        if isinstance(expression, tvm.ir.GenericConst):
+            return self._constant(expression.value.numpy())
+        if isinstance(expression, relax.Tuple):
+            return tuple(self._resolve(field) for field in expression.fields)
+        if isinstance(expression, relax.TupleGetItem):
+            return self._resolve(expression.tuple_value)[int(expression.index)]
+        if expression not in self.value:
+            raise InvariantError(f"{self.layer}: TVM left the expression {expression}, which launches nothing")
+        return self.value[expression]
+
+    def _constant(self, array: Array) -> str:
+        name = f"{self.prefix}.c{len(self.constants)}"
+        self.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def _binding(self, binding: Any) -> None:
+        import tvm
+        from tvm import relax
+
+        value = binding.value
+        if not isinstance(value, relax.Call):
+            self.value[binding.var] = self._resolve(value)
+            for tensor in _names(self.value[binding.var]):
+                self._name_launches_of(tensor, str(binding.var.name))
+            return
+        if isinstance(value.op, tvm.ir.GlobalVar):
+            self._call(str(value.op.name_hint), value.args)
+            return
+        operator = str(getattr(value.op, "name", value.op))
+        if operator == "relax.builtin.alloc_tensor":
+            name = f"{self.prefix}.a{len(self.sizes)}"
+            self.sizes[name] = _tensor_bytes(binding.var.ty)
+            self.value[binding.var] = name
+        elif operator in ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"):
+            self.value[binding.var] = self._resolve(value.args[0])
+        else:
+            raise UserError(f"{self.layer}: TVM has no GPU kernel for {operator}: replace this operator in the model")
+
+    def _name_launches_of(self, tensor: str, variable: str) -> None:
+        """Once a result is bound to a variable that carries an ONNX node's mark, its launches get that layer."""
+        layer = self.layer_of.get(variable)
+        if layer is None:
+            return
+        for position in range(len(self.launches) - 1, -1, -1):
+            launch = self.launches[position]
+            if tensor in launch.writes:
+                self.launches[position] = replace(launch, layer=layer)
+                return
+
+    def _call(self, function: str, arguments: Sequence[Any]) -> None:
+        if function not in self.compiled:
+            self.compiled[function] = compile_function(self.module[function], function, self.target)
+        compiled = self.compiled[function]
+        names = [self._resolve(argument) for argument in arguments]
+        workspaces = []
+        for size in compiled.workspaces:
+            workspaces.append(f"{self.prefix}.a{len(self.sizes)}")
+            self.sizes[workspaces[-1]] = size
+        share = compiled.flops // max(1, len(compiled.kernels))
+        for kernel, operands, written in compiled.kernels:
+            used = tuple(names[i] if i < len(names) else workspaces[i - len(names)] for i in operands)
+            traffic = sum(self._bytes_of(name, compiled, i) for name, i in zip(used, operands, strict=True))
+            writes = frozenset(used[k] for k in written)
+            self.launches.append(KernelLaunch(kernel, used, writes, share, traffic, self.layer))
+
+    def _bytes_of(self, name: str, compiled: CompiledFunction, operand: int) -> int:
+        if operand < len(compiled.parameter_bytes):
+            return compiled.parameter_bytes[operand]
+        return self.sizes[name]
+
+
+@dataclass(frozen=True)
+class CompiledFunction:
+    """A TIR function as OpenCL kernels.
+
+    Attributes:
+        kernels: (kernel, operands, written) in launch order. Operand i is the function's i-th parameter, or, from
+            `len(parameter_bytes)` on, a workspace; `written` holds positions within `operands`.
+        parameter_bytes: size of each parameter.
+        workspaces: bytes of each intermediate array between the kernels.
+        flops: TVM's estimate for the whole function.
+    """
+
+    kernels: tuple[tuple[OpenClKernel, tuple[int, ...], tuple[int, ...]], ...]
+    parameter_bytes: tuple[int, ...]
+    workspaces: tuple[int, ...]
+    flops: int
+
+
+def compile_function(function: Any, name: str, target: Any) -> CompiledFunction:
+    """Lower one scheduled TIR function and generate the OpenCL C of its kernels.
+
+    Raises:
+        InvariantError: its launches are not constant, or pass anything but arrays.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.tirx.build import split_host_device_mods
+
+    flops = _flops(function)
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
+    pipeline, _, finalize_device = tirx.get_tir_pipeline("s_tir")
+    module = pipeline(tirx.transform.BindTarget(target)(module))
+    host, devices = split_host_device_mods(module)
+    sources = _device_sources(devices, finalize_device)
+    operands = _HostOperands(name)
+    tvm_ffi.structural_walk(host[name].body, [(object, operands.visit)], order="pre")
+    kernels = []
+    for call in operands.calls:
+        kernel = str(call.args[0].value)
+        tags = [str(tag) for tag in call.attrs.launch_params]
+        count = len(call.args) - 1 - len(tags)
+        if not all(hasattr(extent, "value") for extent in call.args[1 + count :]):
+            raise InvariantError(f"{kernel} has launch extents that are not constant")
+        extents = {tag: int(extent.value) for tag, extent in zip(tags, call.args[1 + count :], strict=True)}
+        used = tuple(operands.operand(argument) for argument in call.args[1 : 1 + count])
+        source, parameters, written = sources[kernel]
+        global_size, local_size = _sizes(extents)
+        kernels.append((OpenClKernel(kernel, source, parameters, global_size, local_size), used, written))
+    parameter_bytes = tuple(_buffer_bytes(parameter) for parameter in function.params)
+    workspaces = tuple(_buffer_bytes(buffer) for buffer in operands.workspaces)
+    shifted = tuple(
+        (kernel, tuple(i if i >= 0 else len(parameter_bytes) - 1 - i for i in used), written)
+        for kernel, used, written in kernels
+    )
+    return CompiledFunction(shifted, parameter_bytes, workspaces, flops)
+
+
+class _HostOperands:
+    """Reads a lowered host function: which parameter or workspace each kernel argument is."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.handles: dict[Any, int] = {}
+        self.data: dict[Any, Any] = {}
+        self.workspaces: list[Any] = []
+        self.calls: list[Any] = []
+
+    def visit(self, node: Any) -> None:
+        kind = type(node).__name__
+        if kind == "Bind":
+            index = self._argument_index(node.value)
+            if index is not None:
+                self.handles[node.var] = index
+        elif kind == "DeclBuffer":
+            self.data[node.buffer] = node.data
+        elif kind == "AllocBuffer":
+            self.workspaces.append(node.buffer)
+        elif kind == "Call" and getattr(node.op, "name", "") == "tirx.call_ffi_kernel":
+            self.calls.append(node)
+
+    @staticmethod
+    def _argument_index(expression: Any) -> int | None:
+        """k, if the expression picks the k-th packed argument's handle (field 15 of the argument array)."""
+        import tvm_ffi
+
+        found: list[int] = []
+
+        def visit(node: Any) -> None:
+            if type(node).__name__ == "Call" and getattr(node.op, "name", "") == "tirx.tvm_struct_get":
+                source, index, kind = node.args[0], node.args[1], node.args[2]
+                if str(getattr(source, "name", "")) == "args" and int(kind.value) == 15:
+                    found.append(int(index.value))
+
+        tvm_ffi.structural_walk(expression, [(object, visit)], order="pre")
+        return found[0] if found else None
+
+    def operand(self, argument: Any) -> int:
+        """Parameter index, or -1 - k for the k-th workspace."""
+        import tvm_ffi
+
+        current = argument
+        for _ in range(8):
+            buffer = current.args[0] if getattr(current.op, "name", "") == "tirx.buffer_data" else None
+            if buffer is not None:
+                for k, workspace in enumerate(self.workspaces):
+                    if buffer.same_as(workspace):
+                        return -1 - k
+                if buffer not in self.data:
+                    break
+                current = self.data[buffer]
+                continue
+            handles: list[int] = []
+
+            def visit(node: Any, handles: list[int] = handles) -> None:
+                if type(node).__name__ == "Var" and node in self.handles:
+                    handles.append(self.handles[node])
+
+            tvm_ffi.structural_walk(current, [(object, visit)], order="pre")
+            if handles:
+                return handles[0]
+            break
+        raise InvariantError(f"{self.function}: cannot tell which array the kernel argument {argument} is")
+
+
+def _device_sources(
+    devices: Mapping[Any, Any], finalize_device: Any
+) -> dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """By kernel name: OpenCL C, parameter names, positions of the parameters that it writes."""
+    import tvm
+    from tvm.tirx.build import codegen_build
+
+    found: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {}
+    for target, device in devices.items():
+        for variable, function in device.functions.items():
+            name = str(variable.name_hint)
+            # One kernel per module: the forward declarations of many grow quadratically.
+            alone = finalize_device()(tvm.IRModule({variable: function}))
+            (lowered,) = alone.functions.values()
+            source = str(codegen_build(alone, target).inspect_source())
+            lines = [line for line in source.splitlines() if not (line.startswith("__kernel") and line.endswith(";"))]
+            parameters = tuple(str(parameter.name) for parameter in lowered.params)
+            found[name] = ("\n".join(lines).strip() + "\n", parameters, _written(function))
+    return found
+
+
+def _written(function: Any) -> tuple[int, ...]:
+    """Positions of the parameters that a device function stores to."""
+    import tvm_ffi
+
+    base: dict[Any, Any] = {}
+    stored: list[Any] = []
+
+    def visit(node: Any) -> None:
+        kind = type(node).__name__
+        if kind == "DeclBuffer":
+            base[node.buffer] = node.data
+        elif kind == "BufferStore":
+            stored.append(node.buffer)
+
+    tvm_ffi.structural_walk(function.body, [(object, visit)], order="pre")
+    positions = set()
+    for buffer in stored:
+        data = base.get(buffer)
+        while data is not None and type(data).__name__ == "Call":
+            data = base.get(data.args[0], data.args[0])
+        for position, parameter in enumerate(function.params):
+            if data is not None and parameter.same_as(data):
+                positions.add(position)
+    return tuple(sorted(positions))
+
+
+def _sizes(extents: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    axes = max(_WORK_ITEM_AXES.index(tag[-1]) + 1 for tag in extents)
+    local = tuple(extents.get(f"threadIdx.{axis}", 1) for axis in _WORK_ITEM_AXES[:axes])
+    groups = tuple(extents.get(f"blockIdx.{axis}", 1) for axis in _WORK_ITEM_AXES[:axes])
+    return tuple(g * n for g, n in zip(groups, local, strict=True)), local
+
+
+def _flops(function: Any) -> int:
+    """TVM's estimate; 0 for functions with operations that it cannot count."""
+    import tvm
+    from tvm.s_tir import analysis
+
+    try:
+        return int(analysis.estimate_tir_flops(tvm.IRModule({"main": function})))
+    except tvm.error.TVMError:
+        return 0
+
+
+def _buffer_bytes(buffer: Any) -> int:
+    size = ITEM_BYTES[str(buffer.dtype)]
+    for dim in buffer.shape:
+        size *= int(dim)
+    return size
+
+
+def _tensor_bytes(ty: Any) -> int:
+    size = ITEM_BYTES[str(ty.dtype)]
+    for dim in ty.shape.values:
+        size *= int(dim)
+    return size
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
