@@ -1,8 +1,8 @@
 """One connection to a phone's adb daemon: `adb_shell` below, streams with deadlines and bounds above.
 
 `adb_shell` 0.4.4 supplies the handshake, the authorisation, the packet types and USB. Its lower layer is replaced where
-it is not good enough for files that must arrive whole: its TCP transport ignores short writes and spins at the end of the
-stream, its packet reader allocates whatever length a device claims, and it sums every payload in Python, which the
+it is not good enough for files that must arrive whole: its TCP transport ignores short writes and spins at the end of
+the stream, its packet reader allocates whatever length a device claims, and it sums every payload in Python, which the
 protocol has not asked for since version 0x01000001 (AOSP `adb.h`, `A_VERSION_SKIP_CHECKSUM`).
 """
 
@@ -82,6 +82,15 @@ class TcpTransport(BaseTransport):  # type: ignore[misc]
         connection.sendall(data)
         return len(data)
 
+    def is_stale(self) -> bool:
+        """Whether the phone has closed the connection while nobody looked."""
+        if self._socket is None:
+            return True
+        try:
+            return bool(select.select([self._socket], [], [], 0)[0]) and not self._socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
     def _require(self) -> socket.socket:
         if self._socket is None:
             raise ConnectionResetError("the connection is closed")
@@ -115,7 +124,8 @@ class _PacketIO(_AdbIOManager):  # type: ignore[misc]
             self._transport.bulk_write(msg.data, adb_info.transport_timeout_s)
 
     def _read_packet_from_device(self, adb_info: Any) -> tuple[bytes, int, int, bytes]:
-        deadline = time.monotonic() + adb_info.read_timeout_s
+        # While a person decides, adb_shell raises only the transport's time-out.
+        deadline = time.monotonic() + max(adb_info.read_timeout_s, adb_info.transport_timeout_s)
         while True:
             header = self._read_exactly(_HEADER.size, deadline)
             wire, arg0, arg1, length, check, magic = _HEADER.unpack(header)
@@ -155,6 +165,7 @@ class AdbConnection(AdbDevice):  # type: ignore[misc]
     def __init__(self, transport: BaseTransport, io_timeout_s: float = IO_TIMEOUT_S) -> None:
         super().__init__(transport, io_timeout_s)
         self.io_timeout_s = io_timeout_s
+        self._transport_below = transport
         self._next_stream = 1
         self._io_manager = _PacketIO(transport)
 
@@ -188,8 +199,8 @@ class AdbConnection(AdbDevice):  # type: ignore[misc]
             )
         except _TRANSPORT_ERRORS as error:
             self.close()
-            if prompted:
-                raise NotAuthorisedError(str(error)) from None
+            if prompted and isinstance(error, _TIMEOUTS):
+                raise NotAuthorisedError(_one_line(error)) from None
             raise LinkError(_one_line(error)) from None
 
     def open_stream(self, service: str, *, deadline: float) -> AdbStream:
@@ -206,6 +217,10 @@ class AdbConnection(AdbDevice):  # type: ignore[misc]
         self._io_manager.open_ids.add(local_id)
         stream.open(service.encode() + b"\0", deadline)
         return stream
+
+    def is_stale(self) -> bool:
+        """Whether the phone is known to have closed the connection; over USB that shows at the next use only."""
+        return isinstance(self._transport_below, TcpTransport) and self._transport_below.is_stale()
 
     @property
     def max_payload(self) -> int:
@@ -309,6 +324,7 @@ class AdbStream:
         return self._connection.exchange(self._local_id, self._remote_id, packet, expected, deadline)
 
 
+_TIMEOUTS = (exceptions.AdbTimeoutError, exceptions.TcpTimeoutException, exceptions.UsbReadFailedError)
 _TRANSPORT_ERRORS = (
     OSError,
     LinkError,

@@ -1,7 +1,7 @@
 """Files over adb's `sync:` service, version 1 (AOSP `adb/SYNC.TXT`), which every Android release has.
 
-`adb_shell` has the same, but it loses a failure that the phone reports in the middle of a push (it waits for an OKAY and
-drops the packet that says "No space left on device"), and it believes any length that the phone announces.
+`adb_shell` has the same, but it loses a failure that the phone reports in the middle of a push (it waits for an OKAY
+and drops the packet that says "No space left on device"), and it believes any length that the phone announces.
 """
 
 from __future__ import annotations

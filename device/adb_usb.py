@@ -1,0 +1,116 @@
+"""Phones on USB: which there are, and a transport to one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from device.adb_connection import LinkError
+from structadmm.errors import UserError
+
+# AOSP adb/adb.h: vendor-specific class, ADB subclass and protocol.
+_CLASS, _SUBCLASS, _PROTOCOL = 0xFF, 0x42, 0x01
+
+
+@dataclass(frozen=True)
+class UsbPhone:
+    """A USB interface that speaks adb. `serial` is None where it cannot be read; `problem` says why."""
+
+    serial: str | None
+    bus: str
+    problem: str | None = None
+
+
+def list_usb_phones() -> list[UsbPhone]:
+    """All phones on USB with debugging switched on, also those that we may not open.
+
+    Raises:
+        UserError: libusb is not installed.
+    """
+    import usb1
+
+    phones = []
+    for device, _setting in _adb_interfaces():
+        bus = f"{device.getBusNumber():03d}:{device.getDeviceAddress():03d}"
+        try:
+            phones.append(UsbPhone(device.getSerialNumber(), bus))
+        except usb1.USBError as error:
+            phones.append(UsbPhone(None, bus, _explain(error, f"USB device {bus}")))
+    return phones
+
+
+def open_usb_transport(serial: str | None) -> Any:
+    """A transport to the phone with this serial; None: to the only phone there is.
+
+    Raises:
+        UserError: there is no such phone, there are several, or it may not be opened.
+    """
+    usb_transport = _usb_transport_class()
+    phones = list_usb_phones()
+    matching = [phone for phone in phones if serial is None or phone.serial == serial]
+    known = ", ".join(phone.serial or f"one at {phone.bus}" for phone in phones) or "none"
+    if not matching:
+        problem = next((f" ({phone.problem})" for phone in phones if phone.problem), "")
+        wanted = f"with serial {serial} " if serial else ""
+        raise UserError(
+            f"no phone {wanted}on USB, found: {known}{problem}: plug it in and switch USB debugging on in its "
+            "developer options"
+        )
+    if len(matching) > 1:
+        raise UserError(f"several phones on USB ({known}): choose one with --device adb:SERIAL")
+    phone = matching[0]
+    if phone.problem:
+        raise UserError(phone.problem)
+    for device, setting in _adb_interfaces():
+        if f"{device.getBusNumber():03d}:{device.getDeviceAddress():03d}" == phone.bus:
+            return _guarded(usb_transport)(device, setting, usb_info=phone.serial)
+    raise LinkError("the phone was unplugged")
+
+
+def _adb_interfaces() -> list[tuple[Any, Any]]:
+    """(device, interface setting) of everything on USB that speaks adb."""
+    transport = _usb_transport_class()
+    found = []
+    for device in transport.USB1_CTX.getDeviceIterator(skip_on_error=True):
+        for setting in device.iterSettings():
+            if (setting.getClass(), setting.getSubClass(), setting.getProtocol()) == (_CLASS, _SUBCLASS, _PROTOCOL):
+                found.append((device, setting))
+                break
+    return found
+
+
+def _usb_transport_class() -> Any:
+    try:
+        from adb_shell.transport.usb_transport import UsbTransport
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"USB is not available ({str(error).splitlines()[0]}): install libusb-1.0 (Debian: apt-get install "
+            "libusb-1.0-0), or reach the phone over TCP with --device adb:HOST:PORT"
+        ) from None
+    return UsbTransport
+
+
+def _guarded(base: Any) -> Any:
+    """The library's transport with libusb's errors in words."""
+    import usb1
+
+    class GuardedUsbTransport(base):  # type: ignore[misc]
+        def connect(self, transport_timeout_s: float | None = None) -> None:
+            try:
+                super().connect(transport_timeout_s)
+            except (usb1.USBErrorAccess, usb1.USBErrorBusy) as error:
+                raise UserError(_explain(error, f"the phone {self.usb_info}")) from None
+            except usb1.USBError as error:
+                raise LinkError(str(error)) from None
+
+    return GuardedUsbTransport
+
+
+def _explain(error: Exception, what: str) -> str:
+    import usb1
+
+    if isinstance(error, usb1.USBErrorAccess):
+        return f"no permission to open {what}: install udev rules (Debian: android-sdk-platform-tools-common)"
+    if isinstance(error, usb1.USBErrorBusy):
+        return f"another program holds {what}, most likely adb's server: run adb kill-server"
+    return f"cannot open {what}: {error}"
