@@ -1,4 +1,4 @@
-"""Writes small bundles by hand, independently of `tvm_build`, so that the runner is tested against the format's text."""
+"""Writes small bundles by hand, independently of `tvm_build`: the runner is tested against the format as documented."""
 
 from __future__ import annotations
 

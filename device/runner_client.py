@@ -1,0 +1,246 @@
+"""The runner as a Python object: bundles and arrays in, typed results out, on whatever target."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device.errors import CheckError, DeviceError, RunnerError, RunnerStatus
+from device.runner_build import build_runner
+from device.runner_events import (
+    BundleTimes,
+    Check,
+    DeviceInfo,
+    LaunchTime,
+    Output,
+    ProfileSummary,
+    Rounds,
+    Run,
+    Session,
+    read_output,
+)
+from device.target import Target
+from structadmm.errors import UserError
+
+Array = NDArray[Any]
+
+_START_TIMEOUT_S = 600.0
+"""For loading a bundle and building its programs: phones take minutes for a large network's first build."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outputs of one inference, in the bundle's order."""
+
+    session: Session
+    run: Run
+    outputs: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Times of bundles measured against each other.
+
+    Attributes:
+        rounds: the order inside each round.
+        bundles: in the order they were given; their samples are in round order, so equal positions are pairs.
+    """
+
+    session: Session
+    rounds: Rounds
+    bundles: tuple[BundleTimes, ...]
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """Times of each launch, in launch order."""
+
+    session: Session
+    summary: ProfileSummary
+    launches: tuple[LaunchTime, ...]
+
+
+class Runner:
+    """The runner on a target. It is built and pushed when it is first needed.
+
+    Args:
+        target: where to run; the caller closes it.
+        use_program_cache: keep and use the driver's program binaries on the target.
+        executable: a runner built beforehand; None builds the target's.
+    """
+
+    def __init__(self, target: Target, *, use_program_cache: bool = True, executable: Path | None = None) -> None:
+        self.target = target
+        self._use_program_cache = use_program_cache
+        self._executable = executable
+        self._pushed: str | None = None
+
+    def info(self) -> list[DeviceInfo]:
+        """The OpenCL devices that the runner sees on the target.
+
+        Raises:
+            RunnerError: status NO_OPENCL where there is none.
+        """
+        return self._call(["info"], _START_TIMEOUT_S).all("device", DeviceInfo)
+
+    def check(self, bundle: Path) -> Check:
+        """Run the bundle's sample twice and compare with what it expects.
+
+        Raises:
+            CheckError: an output differs by more than its tolerance, or is not finite.
+            RunnerError: the bundle is damaged or cannot run.
+        """
+        path = self._push(bundle)
+        try:
+            output = self._call(["check", path, *self._options()], _START_TIMEOUT_S)
+        except RunnerError as error:
+            if error.status is RunnerStatus.CHECK:
+                raise CheckError(f"{bundle}: {error}") from None
+            raise
+        return output.one("check", Check)
+
+    def run(self, bundle: Path, inputs: Sequence[Array], *, outputs: int = 1) -> RunResult:
+        """One inference.
+
+        Args:
+            bundle: what to run.
+            inputs: one array for each input of the bundle, of its shape and dtype.
+            outputs: how many outputs the bundle has.
+
+        Raises:
+            UserError: an array is not float32, float16 or int32.
+            RunnerError: status INPUT for a wrong shape or dtype, USAGE for a wrong number of arrays.
+        """
+        path = self._push(bundle)
+        workdir = self.target.workdir()
+        options = []
+        with tempfile.TemporaryDirectory(prefix="structadmm-arrays-") as name_of_scratch:
+            scratch = Path(name_of_scratch)
+            for k, array in enumerate(inputs):
+                options += ["--input", self.target.push(_save(array, k, scratch), f"input_{k}.npy")]
+            fetched = [f"{workdir}/output_{k}.npy" for k in range(outputs)]
+            for name in fetched:
+                options += ["--output", name]
+            output = self._call(["run", path, *options, *self._options()], _START_TIMEOUT_S)
+            arrays = []
+            for k, name in enumerate(fetched):
+                self.target.pull(name, scratch / f"output_{k}.npy")
+                arrays.append(_load(scratch / f"output_{k}.npy"))
+        return RunResult(output.one("session", Session), output.one("run", Run), tuple(arrays))
+
+    def bench(
+        self,
+        bundles: Sequence[Path],
+        *,
+        runs: int = 200,
+        warmup_runs: int = 10,
+        warmup_ms: int = 200,
+        rest_ms: int = 0,
+        launch_runs: int = 20,
+        seed: int = 0,
+        timeout_s: float = 3600.0,
+    ) -> BenchResult:
+        """Time bundles against each other: every round times each once, in an order shuffled anew.
+
+        Args:
+            bundles: 1 to 16 of them; the same one may come twice.
+            runs: rounds.
+            warmup_runs: at least so many runs of each before the first round.
+            warmup_ms: and at least so long.
+            rest_ms: pause between rounds.
+            launch_runs: further rounds that time the launches without transfers.
+            seed: of the order.
+            timeout_s: for all of it.
+        """
+        paths = [self._push(bundle) for bundle in bundles]
+        output = self._call(
+            [
+                "bench",
+                *paths,
+                *_counts(
+                    runs=runs,
+                    warmup_runs=warmup_runs,
+                    warmup_ms=warmup_ms,
+                    rest_ms=rest_ms,
+                    launch_runs=launch_runs,
+                    seed=seed,
+                ),
+                *self._options(),
+            ],
+            timeout_s,
+        )
+        times = output.all("bench", BundleTimes)
+        rounds = output.one("rounds", Rounds)
+        _expect_complete(times, rounds, len(bundles), runs)
+        return BenchResult(output.one("session", Session), rounds, tuple(times))
+
+    def profile(
+        self, bundle: Path, *, runs: int = 20, warmup_runs: int = 3, warmup_ms: int = 0, timeout_s: float = 3600.0
+    ) -> ProfileResult:
+        """Time each launch by the device's own clock.
+
+        Args:
+            bundle: what to profile.
+            runs: inferences; medians are over them.
+            warmup_runs: at least so many before.
+            warmup_ms: and at least so long.
+            timeout_s: for all of it.
+        """
+        counts = _counts(runs=runs, warmup_runs=warmup_runs, warmup_ms=warmup_ms)
+        output = self._call(["profile", self._push(bundle), *counts, *self._options()], timeout_s)
+        launches = tuple(output.all("launch", LaunchTime))
+        return ProfileResult(output.one("session", Session), output.one("profile", ProfileSummary), launches)
+
+    def _push(self, bundle: Path) -> str:
+        if not bundle.is_dir():
+            raise UserError(f"{bundle} is not a bundle directory: give the path of a .clbundle")
+        # Named by content, so that a target can keep it for the next time. What is damaged is the runner's to say.
+        sums = bundle / "SHA256SUMS"
+        digest = hashlib.sha256(sums.read_bytes() if sums.is_file() else b"").hexdigest()
+        return self.target.push(bundle, f"bundle-{digest[:16]}")
+
+    def _options(self) -> list[str]:
+        cache = ["--cache", self.target.program_cache] if self._use_program_cache else []
+        return [*self.target.runner_options, *cache]
+
+    def _call(self, arguments: Sequence[str], timeout_s: float) -> Output:
+        if self._pushed is None:
+            executable = self._executable or build_runner(self.target.abi)
+            self._pushed = self.target.push(executable, "runner")
+        return read_output(self.target.shell([self._pushed, *arguments], timeout_s=timeout_s))
+
+
+def _counts(**counts: int) -> list[str]:
+    return [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _save(array: Array, number: int, scratch: Path) -> Path:
+    if array.dtype not in (np.float32, np.float16, np.int32):
+        raise UserError(f"input {number} is {array.dtype}, expected float32, float16 or int32: convert it")
+    path = scratch / f"input_{number}.npy"
+    np.save(path, np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).reshape(array.shape))
+    return path
+
+
+def _load(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DeviceError(f"the runner's output is not a .npy file ({error}): run it again") from None
+    return array
+
+
+def _expect_complete(times: Sequence[BundleTimes], rounds: Rounds, bundles: int, runs: int) -> None:
+    """Pairs are taken by position, so nothing may be missing or out of place."""
+    whole = [time.index for time in times] == list(range(bundles)) and len(rounds.order) == runs
+    whole = whole and all(sorted(order) == list(range(bundles)) for order in rounds.order)
+    whole = whole and all(len(time.total_samples_ms) == len(time.start_samples_ms) == runs for time in times)
+    if not whole:
+        raise DeviceError(f"the runner printed no whole bench of {bundles} bundles in {runs} rounds: run it again")

@@ -1,0 +1,111 @@
+"""The measure stage: both bundles checked, timed against each other, profiled. Its record: `docs/measurement.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from device.config import MeasureConfig
+from device.runner_client import BenchResult, ProfileResult, Runner
+from device.runner_events import BundleTimes, Check
+from device.target import Target, open_target
+from structadmm.errors import UserError
+from structadmm.files import write_json
+from structadmm.progress import Reporter
+
+SCHEMA = 1
+BUNDLES = ("baseline", "pruned")
+
+
+def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, reporter: Reporter) -> None:
+    """Check, time and profile the two bundles of `build_dir` and write `out/measurement.json`.
+
+    Args:
+        config: counts and times.
+        build_dir: holds `baseline.clbundle/` and `pruned.clbundle/`.
+        out: where the record goes.
+        device: as `--device` names it.
+        reporter: hears about each step.
+
+    Raises:
+        UserError: a bundle or the device is not there, or does not work.
+        CheckError: a bundle computes something else on this device than where it was built.
+    """
+    bundles = {name: build_dir / f"{name}.clbundle" for name in BUNDLES}
+    for path in bundles.values():
+        if not path.is_dir():
+            raise UserError(f"{path} does not exist: run the build stage first")
+    target = open_target(device)
+    try:
+        record = measure(config, bundles, target, reporter)
+    finally:
+        target.close()
+    write_json(out / "measurement.json", record)
+
+
+def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, reporter: Reporter) -> dict[str, Any]:
+    """The content of `measurement.json` for bundles on an open target."""
+    runner = Runner(target, use_program_cache=config.program_cache)
+    before = target.facts()
+    with reporter.task(f"measuring on {target.name}", total=2 * len(bundles) + 1) as task:
+        checks = {}
+        for name, path in bundles.items():
+            checks[name] = runner.check(path)
+            task.advance(note=f"{name} checked, off by at most {checks[name].max_abs_error:.2g}")
+        bench = runner.bench(
+            list(bundles.values()),
+            runs=config.runs,
+            warmup_runs=config.warmup_runs,
+            warmup_ms=config.warmup_ms,
+            rest_ms=config.rest_ms,
+            launch_runs=config.launch_runs,
+            seed=config.seed,
+            timeout_s=config.timeout_s,
+        )
+        task.advance(note=f"{config.runs} rounds timed")
+        profiles = {}
+        for name, path in bundles.items():
+            profiles[name] = runner.profile(path, runs=config.profile_runs, timeout_s=config.timeout_s)
+            task.advance(note=f"{name} profiled")
+    medians = {name: times.total_ms.median for name, times in zip(bundles, bench.bundles, strict=True)}
+    reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
+    return {
+        "schema": SCHEMA,
+        "device": target.name,
+        "kind": target.kind,
+        "opencl": bench.session.model_dump(),
+        "config": config.model_dump(),
+        "checks": {name: _check_record(check) for name, check in checks.items()},
+        "bench": _bench_record(bench, tuple(bundles)),
+        "profiles": {name: _profile_record(profile) for name, profile in profiles.items()},
+        "environment": {"before": before, "after": target.facts()},
+    }
+
+
+def _check_record(check: Check) -> dict[str, Any]:
+    return {
+        "max_abs_error": check.max_abs_error,
+        "outputs": [output.model_dump() for output in check.outputs],
+    }
+
+
+def _bench_record(bench: BenchResult, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "seed": bench.rounds.seed,
+        "bundles": list(names),
+        "order": [list(order) for order in bench.rounds.order],
+        "times": {name: _times_record(times) for name, times in zip(names, bench.bundles, strict=True)},
+    }
+
+
+def _times_record(times: BundleTimes) -> dict[str, Any]:
+    # Where the bundle lay says nothing about the measurement, and is another path on every machine.
+    return times.model_dump(exclude={"bundle", "index"})
+
+
+def _profile_record(profile: ProfileResult) -> dict[str, Any]:
+    return {
+        "runs": profile.summary.runs,
+        "launch_sum_ms": profile.summary.launch_sum_ms.model_dump(),
+        "launches": [launch.model_dump(exclude={"index"}) for launch in profile.launches],
+    }
