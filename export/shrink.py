@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from structadmm.graph.atoms import (
     drops_whole_groups,
     run_move,
 )
-from structadmm.graph.ir import Argument, Batch, Graph, Node, Ref, Shape, StateRef
-from structadmm.graph.module import GraphModule
+from structadmm.graph.ir import Argument, Batch, Graph, Node, StateRef
+from structadmm.graph.module import infer_shapes
 from structadmm.graph.operators import ROLES
 
 
@@ -32,11 +31,13 @@ class Shrunk:
         graph: every size already reduced.
         state: its tensors; none is shared with the network it came from.
         kept: per parameter axis that lost something, the indices that stay, int64.
+        keeps: per node whose output shrinks, (dimension, indices that stay).
     """
 
     graph: Graph
     state: dict[str, Tensor]
     kept: dict[tuple[str, int], Tensor]
+    keeps: dict[str, list[tuple[int, Tensor]]]
 
 
 def shrink(removal: Removal) -> Shrunk:
@@ -48,7 +49,7 @@ def shrink(removal: Removal) -> Shrunk:
     worker = _Shrinker(removal)
     graph, state = worker.state()
     nodes = tuple(worker.node(node) for node in graph.nodes)
-    return Shrunk(with_shapes(replace(graph, nodes=nodes), state), state, worker.kept)
+    return Shrunk(with_shapes(replace(graph, nodes=nodes), state), state, worker.kept, worker.keeps())
 
 
 class _Shrinker:
@@ -83,6 +84,16 @@ class _Shrinker:
             if entry.alias_of is not None:
                 entries[name] = replace(entry, shape=entries[entry.alias_of].shape)
         return replace(graph, state=entries), tensors
+
+    def keeps(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """What stays of every node's first output."""
+        found = {}
+        for node in self.removal.graph.nodes:
+            box = self._box(self.flow.values[node.name][0], node)
+            found[node.name] = [
+                (d, torch.nonzero(keep).flatten()) for d, keep in enumerate(box) if not bool(keep.all())
+            ]
+        return found
 
     def node(self, node: Node) -> Node:
         """`node` with every literal that counts channels recomputed."""
@@ -259,27 +270,8 @@ def with_shapes(graph: Graph, state: Mapping[str, Tensor]) -> Graph:
     Raises:
         InvariantError: an operator does not accept the shapes it gets.
     """
-    shapes = infer_shapes(
-        graph, state, lambda line: InvariantError(f"the shrunk network does not fit together: {line}")
-    )
-    return replace(graph, nodes=tuple(replace(node, shapes=shapes[node.name]) for node in graph.nodes))
-
-
-def infer_shapes(
-    graph: Graph, state: Mapping[str, Tensor], failure: Callable[[str], Exception]
-) -> dict[str, tuple[Shape, ...]]:
-    """Output shapes of every node at the traced batch, on the meta device: nothing is computed or allocated."""
-    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-    module = GraphModule(graph, meta).eval()
-    # Inputs are not typed in the graph: a network computes in its parameters' type.
-    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
-    inputs = [torch.empty(node.shape, dtype=dtype, device="meta") for node in graph.inputs]
     try:
-        with torch.no_grad():
-            values: dict[str, Any] = module.run(*inputs, keep_all=True)
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        raise failure(_line(error)) from None
-    return {
-        name: tuple(tuple(item.shape) for item in ([value] if isinstance(value, Tensor) else value))
-        for name, value in values.items()
-    }
+        shapes = infer_shapes(graph, state)
+    except UserError as error:
+        raise InvariantError(f"the shrunk network does not fit together: {error}") from None
+    return replace(graph, nodes=tuple(replace(node, shapes=shapes[node.name]) for node in graph.nodes))

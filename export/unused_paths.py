@@ -48,10 +48,11 @@ class Removal:
 def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
     """Zero every unit that does not influence the output, to a fixed point.
 
-    A unit goes when, at each convolution and linear that reads it, its weights are zero, its value is zero, or its value
-    is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it).
+    A unit goes when, at each convolution and linear that reads it, its weights are zero, its value is zero, or its
+    value is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it).
 
-    Ensures: the network computes the same function in evaluation mode; every unit that could go is zero in all its parts.
+    Ensures: the network computes the same function in evaluation mode; every unit that could go is zero in all its
+        parts.
 
     Args:
         graph: the network.

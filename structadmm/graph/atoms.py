@@ -242,7 +242,7 @@ class AtomFlow:
         self.sets.freeze(atoms, f"network input {node.name!r}")
         return spread(atoms.reshape([-1 if dim == axis else 1 for dim in range(len(shape))]), shape)
 
-    def _channels(self, atoms: Tensor, axis: int) -> Tensor:
+    def channels(self, atoms: Tensor, axis: int) -> Tensor:
         """One atom per index of `axis`; everything else along it is united with that one. int64 [size]."""
         rows = collapse(atoms.movedim(axis, 0)).expand(atoms.shape[axis], *([-1] * (atoms.ndim - 1)))
         rows = rows.reshape(atoms.shape[axis], -1)
@@ -258,7 +258,7 @@ class AtomFlow:
         if len(shape) != len(self.graph.state[weight].shape):
             return self._opaque(node, f"{node.label} convolves an input without a batch dimension")[0]
         groups = convolution_groups(node)
-        given = self._channels(self.operand(node.args[0]), 1)
+        given = self.channels(self.operand(node.args[0]), 1)
         out = self.axis(weight, 0, "producer")
         outputs, inputs = len(out), len(given)
         if groups == 1:
@@ -281,7 +281,7 @@ class AtomFlow:
         if len(shape) != len(self.graph.state[weight].shape):
             return self._opaque(node, f"{node.label} convolves an input without a batch dimension")[0]
         groups = convolution_groups(node)
-        given = self._channels(self.operand(node.args[0]), 1)
+        given = self.channels(self.operand(node.args[0]), 1)
         inputs, outputs = len(given), shape[1]
         if groups == 1:
             out = self.axis(weight, 1, "producer")
@@ -305,7 +305,7 @@ class AtomFlow:
         if weight is None:
             return self._opaque(node, f"{node.label} multiplies with a computed weight")[0]
         operand = self.operand(node.args[0])
-        self.sets.unite(self.axis(weight, 1, "consumer"), self._channels(operand, operand.ndim - 1))
+        self.sets.unite(self.axis(weight, 1, "consumer"), self.channels(operand, operand.ndim - 1))
         out = self.axis(weight, 0, "producer")
         self._affine(argument_of(node, 2, "bias"), out)
         return spread(out.reshape(*([1] * (operand.ndim - 1)), -1), (*operand.shape[:-1], len(out)))
@@ -332,7 +332,7 @@ class AtomFlow:
         named = [a for a in arguments if isinstance(a, StateRef) and self.graph.state[a.name].shape[0] > 1]
         if not named and ROLES[node.op] == "prelu":
             return operand
-        channels = self._channels(operand, 1)
+        channels = self.channels(operand, 1)
         for argument in named if ROLES[node.op] == "prelu" else arguments:
             self._affine(argument, channels)
         return operand
@@ -340,7 +340,7 @@ class AtomFlow:
     def _group_norm(self, node: Node) -> Tensor:
         """Statistics run over a group of channels, so a group is removed as a whole or not at all."""
         operand = self.operand(node.args[0])
-        channels = self._channels(operand, 1)
+        channels = self.channels(operand, 1)
         groups = node.args[1]
         assert isinstance(groups, int)
         self.sets.unite(channels.view(groups, -1)[:, :1], channels.view(groups, -1))
@@ -388,7 +388,7 @@ class AtomFlow:
             if source.shape[int(argument_of(node, 1, "dim", 0))] > 1:
                 self.sets.freeze(source, f"{node.label} slices it with a step")
         elif node.op in ("aten.channel_shuffle.default", "aten.native_channel_shuffle.default"):
-            channels = self._channels(self.operand(node.args[0]), 1).view(int(node.args[1]), -1)
+            channels = self.channels(self.operand(node.args[0]), 1).view(int(node.args[1]), -1)
             self.sets.unite(channels[:1], channels)
         elif node.op in ("aten.flip.default", "aten.repeat.default"):
             # Right where it does not touch the channels, which is what these are used for.

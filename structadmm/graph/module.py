@@ -16,6 +16,7 @@ from structadmm.graph.ir import (
     Graph,
     Node,
     Ref,
+    Shape,
     StateEntry,
     StateRef,
     TorchConstant,
@@ -219,3 +220,26 @@ def _refs(node: Node) -> set[str]:
     for value in (*node.args, *(node.kwargs or {}).values()):
         map_argument(value, visit)
     return found
+
+
+def infer_shapes(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, tuple[Shape, ...]]:
+    """Output shapes of every node at the traced batch, on the meta device: nothing is computed or allocated.
+
+    Raises:
+        UserError: an operator does not accept what it is given.
+    """
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    module = GraphModule(graph, meta).eval()
+    # Inputs are not typed in the graph: a network computes in its parameters' type.
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    inputs = [torch.empty(node.shape, dtype=dtype, device="meta") for node in graph.inputs]
+    try:
+        with torch.no_grad():
+            values = module.run(*inputs, keep_all=True)
+    except (RuntimeError, TypeError, IndexError, ValueError, KeyError, AssertionError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"the network does not fit together ({line}): save or trace it again") from None
+    return {
+        name: tuple(tuple(item.shape) for item in ([value] if isinstance(value, Tensor) else value))
+        for name, value in values.items()
+    }

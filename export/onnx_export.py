@@ -1,0 +1,194 @@
+"""A graph as a portable ONNX file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from export.inference import fold_for_inference
+from structadmm.errors import UserError
+from structadmm.files import write_bytes
+from structadmm.graph.ir import Graph
+from structadmm.graph.module import GraphModule
+
+OPSET = 20
+
+
+def export_onnx(
+    graph: Graph,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    batch: int = 1,
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """Write a network as ONNX: static batch, normalisation folded, zero columns kept as zeros.
+
+    Weights carry their PyTorch names (`layer1.0.conv1.weight`), and a node that owns a weight the name of its layer.
+
+    Args:
+        graph: the network.
+        state: its tensors, float32.
+        path: the file to write, atomically.
+        batch: the static batch.
+        metadata: what to say about the file in its `metadata_props`.
+
+    Raises:
+        UserError: the network runs at another batch only, or holds an operator ONNX export cannot express.
+    """
+    folded, tensors = fold_for_inference(graph, state)
+    if graph.batch is None and any(node.shape[:1] != (batch,) for node in graph.inputs):
+        raise UserError(f"this network was traced for a fixed batch, export.batch is {batch}: trace it at that batch")
+    module = GraphModule(folded, tensors).eval()
+    examples = tuple(
+        torch.zeros(node.shape if graph.batch is None else (batch, *node.shape[1:])) for node in graph.inputs
+    )
+    inputs = ["input"] if len(examples) == 1 else [node.name for node in graph.inputs]
+    outputs = ["output"] if len(graph.outputs) == 1 else [f"output_{k}" for k in range(len(graph.outputs))]
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever its passes raise
+            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(f"torch.onnx cannot express the network: {line[:300]}: rewrite that operator") from None
+    assert program is not None
+    model = program.model_proto
+    _name_nodes(model)
+    _describe(model, metadata or {})
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(path, model.SerializeToString())
+    return model
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name each node after the layer whose weight it owns, or after the layer before it."""
+    layers = {item.name: item.name.rpartition(".")[0] for item in model.graph.initializer}
+    origin: dict[str, str] = {}
+    taken: Counter[str] = Counter()
+    for node in model.graph.node:
+        owned = [layers[name] for name in node.input if layers.get(name)]
+        before = [origin[name] for name in node.input if name in origin]
+        layer = owned[0] if owned else before[0] if before else "input"
+        name = layer if owned else f"{layer}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        for output in node.output:
+            origin[output] = layer
+        # Stack traces of the machine that exported say nothing about the network.
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def _describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    model.producer_name = "structadmm"
+    model.producer_version = importlib.metadata.version("structadmm")
+    model.graph.name = "network"
+    del model.metadata_props[:]
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in ("structadmm", "torch", "onnx")}
+    onnx.helper.set_model_props(model, {**metadata, **versions})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about itself, and nothing else."""
+
+    def about_torchvision(record: logging.LogRecord) -> bool:
+        return "torchvision is not installed" not in record.getMessage()
+
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.addFilter(about_torchvision)
+    try:
+        with warnings.catch_warnings():
+            # torch's exporter still uses names that torch's pytree has deprecated (2.13).
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="onnxscript.*|onnx_ir.*|torch.*")
+            yield
+    finally:
+        registration.removeFilter(about_torchvision)
+
+
+class OnnxNetwork:
+    """Runs an ONNX file on ONNX Runtime's CPU kernels, one thread.
+
+    Args:
+        model: the file, or the model.
+        every_node: make every intermediate value an output.
+
+    Raises:
+        UserError: it is not a valid ONNX network.
+    """
+
+    def __init__(self, model: Path | onnx.ModelProto, *, every_node: bool = False) -> None:
+        import onnxruntime
+
+        proto = read_onnx(model) if isinstance(model, Path) else model
+        if every_node:
+            proto = onnx.shape_inference.infer_shapes(proto)
+            present = {value.name for value in proto.graph.output}
+            proto.graph.output.extend(value for value in proto.graph.value_info if value.name not in present)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        if every_node:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session: Any = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.batch = int(self.session.get_inputs()[0].shape[0])
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for inputs of any number of samples; the last batch is filled up with its first sample."""
+        total, parts = inputs[0].shape[0], []
+        names = [value.name for value in self.session.get_inputs()]
+        for start in range(0, total, self.batch):
+            chunk = [value[start : start + self.batch] for value in inputs]
+            missing = self.batch - chunk[0].shape[0]
+            filled = [torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) for value in chunk]
+            fed = {name: value.contiguous().numpy() for name, value in zip(names, filled, strict=True)}
+            parts.append([value[: self.batch - missing] for value in self.session.run(None, fed)])
+        return tuple(torch.cat([torch.as_tensor(part[k]) for part in parts]) for k in range(len(self.outputs)))
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read and check an ONNX file that keeps all its data inside.
+
+    Raises:
+        UserError: absent, damaged, invalid, or with data in other files.
+    """
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except Exception as error:  # protobuf's errors have no common public base
+        raise UserError(f"{path} is not an ONNX file ({str(error)[:100]}): export it again") from None
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UserError(f"{path} keeps {tensor.name!r} in another file: save it with all data inside")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and shape inference have a class each
+        raise UserError(
+            f"{path} is not a valid ONNX network ({str(error).splitlines()[0][:150]}): export it again"
+        ) from None
+    return model

@@ -1,0 +1,150 @@
+"""Proof that the masked, the shrunk and the exported network are one function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor
+
+from export.inference import fold_for_inference
+from export.onnx_export import OnnxNetwork
+from structadmm.errors import InvariantError
+from structadmm.graph.ir import Graph, StateRef, leaves
+from structadmm.graph.module import GraphModule, flat_outputs
+
+# By node name: (dimension, indices that stay) of every dimension that shrinks.
+Keeps = Mapping[str, Sequence[tuple[int, Tensor]]]
+
+# Removed terms are exact zeros, so only the order of the remaining sums differs: a few float32 ulps per layer.
+MASKED_VS_SHRUNK = 1e-5
+# In float64 the same sums agree to the last digits; what is left is the rounding of folded constants.
+MASKED_VS_SHRUNK_DOUBLE = 1e-10
+# ONNX Runtime sums in other orders, fuses, and folds normalisation into float32 weights.
+SHRUNK_VS_ONNX = 1e-4
+# Small inputs show lost biases, large ones lost weights.
+SCALES = (0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Largest |difference| over all outputs, relative to the output's scale where that exceeds 1.
+
+    Attributes:
+        masked_vs_shrunk: in float32.
+        masked_vs_shrunk_double: in float64.
+        shrunk_vs_onnx: in float32, against ONNX Runtime.
+    """
+
+    masked_vs_shrunk: float
+    masked_vs_shrunk_double: float
+    shrunk_vs_onnx: float | None
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a - b|, relative to the largest |a| where that exceeds 1; infinite if either is not finite."""
+    if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    return (a - b).abs().max().item() / max(1.0, a.abs().max().item())
+
+
+def random_inputs(graph: Graph, *, samples: int = 2, seed: int = 0) -> list[tuple[Tensor, ...]]:
+    """Normal inputs at every scale of `SCALES`, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for scale in SCALES:
+        shapes = [node.shape if graph.batch is None else (samples, *node.shape[1:]) for node in graph.inputs]
+        found.append(tuple(torch.randn(shape, generator=generator) * scale for shape in shapes))
+    return found
+
+
+def verify(
+    masked: GraphModule,
+    shrunk: GraphModule,
+    onnx_model: onnx.ModelProto | None,
+    batches: Sequence[tuple[Tensor, ...]],
+    keeps: Keeps | None = None,
+) -> Checks:
+    """Compare all three on every batch of inputs.
+
+    Args:
+        masked: the network before shrinking, zeros in place.
+        shrunk: the smaller one.
+        onnx_model: the exported one; None: not compared.
+        batches: inputs, float32, real ones among them.
+        keeps: which part of each of the masked network's tensors the shrunk one computes; lets an error name the node.
+
+    Raises:
+        InvariantError: they differ by more than the tolerances of this module; names the first node that does.
+    """
+    masked, shrunk = masked.eval(), shrunk.eval()
+    exported = None if onnx_model is None else OnnxNetwork(onnx_model)
+    single = double = versus_onnx = 0.0
+    masked64, shrunk64 = _double(masked), _double(shrunk)
+    with torch.no_grad():
+        for inputs in batches:
+            arrived = flat_outputs(shrunk(*inputs))
+            error = _largest(flat_outputs(masked(*inputs)), arrived)
+            if not error <= MASKED_VS_SHRUNK:
+                where = _first_shrunk(masked, shrunk, inputs, keeps)
+                raise InvariantError(f"masked and shrunk network differ by {error:.3g}, first at {where}")
+            single = max(single, error)
+            doubles = tuple(value.double() for value in inputs)
+            error = _largest(flat_outputs(masked64(*doubles)), flat_outputs(shrunk64(*doubles)))
+            if not error <= MASKED_VS_SHRUNK_DOUBLE:
+                where = _first_shrunk(masked64, shrunk64, doubles, keeps)
+                raise InvariantError(f"masked and shrunk network differ by {error:.3g} in float64, first at {where}")
+            double = max(double, error)
+            if exported is not None:
+                error = _largest(arrived, exported(*inputs))
+                if not error <= SHRUNK_VS_ONNX:
+                    where = _first_exported(shrunk, onnx_model, inputs)
+                    raise InvariantError(f"shrunk network and ONNX Runtime differ by {error:.3g}, first at {where}")
+                versus_onnx = max(versus_onnx, error)
+    return Checks(single, double, None if exported is None else versus_onnx)
+
+
+def _largest(expected: Sequence[Tensor], arrived: Sequence[Tensor]) -> float:
+    return max(difference(a, b) for a, b in zip(expected, arrived, strict=True))
+
+
+def _double(module: GraphModule) -> GraphModule:
+    doubles = {n: t.detach().double() if t.is_floating_point() else t.detach() for n, t in module.tensors().items()}
+    return GraphModule(module.graph, doubles).eval()
+
+
+def _first_shrunk(masked: GraphModule, shrunk: GraphModule, inputs: tuple[Tensor, ...], keeps: Keeps | None) -> str:
+    if keeps is None:
+        return "an unknown node"
+    expected, arrived = masked.run(*inputs, keep_all=True), shrunk.run(*inputs, keep_all=True)
+    tolerance = MASKED_VS_SHRUNK if inputs[0].dtype == torch.float32 else MASKED_VS_SHRUNK_DOUBLE
+    for node in shrunk.graph.nodes:
+        if node.name not in expected or not isinstance(expected[node.name], Tensor):
+            continue
+        whole = expected[node.name]
+        for dim, indices in keeps.get(node.name, ()):
+            whole = whole.index_select(dim, indices)
+        if not difference(whole, arrived[node.name]) <= tolerance:
+            return f"{node.op} of {node.label}"
+    return "no single node: the outputs are put together differently"
+
+
+def _first_exported(shrunk: GraphModule, model: onnx.ModelProto | None, inputs: tuple[Tensor, ...]) -> str:
+    assert model is not None
+    graph, state = fold_for_inference(shrunk.graph, shrunk.tensors())
+    values = GraphModule(graph, state).eval().run(*inputs, keep_all=True)
+    everything = OnnxNetwork(model, every_node=True)
+    exported = dict(zip(everything.outputs, everything(*inputs), strict=True))
+    of_weight = {name: node for node in model.graph.node for name in node.input[1:2]}
+    for node in graph.nodes:
+        weight = next((item.name for item in leaves(node, StateRef)), "")
+        found = of_weight.get(weight)
+        if found is None or found.output[0] not in exported:
+            continue
+        if not difference(values[node.name], exported[found.output[0]]) <= SHRUNK_VS_ONNX:
+            return f"{found.op_type} of {found.name}"
+    return "a node without weights"
