@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+import pipeline.machine_commands
 import pipeline.stage_commands
 import structadmm
 from structadmm.errors import StructadmmError
@@ -47,6 +48,7 @@ def _options(
 
 
 pipeline.stage_commands.register(app)
+pipeline.machine_commands.register(app)
 
 
 def main() -> None:

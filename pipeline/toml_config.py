@@ -46,7 +46,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         UserError: an override has no `=`, or goes through something that is not a table.
     """
-    changed = _copy_tables(values)
+    changed: dict[str, Any] = _copy_tables(values)
     for override in overrides:
         place, separator, text = override.partition("=")
         keys = place.strip().split(".")
