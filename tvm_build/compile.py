@@ -18,7 +18,7 @@ from structadmm.progress import Reporter, SilentReporter
 from tvm_build.assemble import Assembly, assemble, with_samples
 from tvm_build.bundle import check_destination, write_bundle
 from tvm_build.gpu import Gpu, gpu_by_name
-from tvm_build.import_onnx import ImportedNetwork, import_onnx
+from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import LoweredNetwork
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
 
@@ -197,6 +197,21 @@ def _manifest(
 
 
 _VERSIONS = {"structadmm": "structadmm", "tvm": "apache-tvm", "onnx": "onnx"}
+
+
+def network_inputs(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of an ONNX file's inputs.
+
+    Raises:
+        UserError: as for `compile_onnx`.
+    """
+    model = load_onnx(path)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in model.graph.input
+        if value.name not in constants
+    }
 
 
 def sample_from_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Operators joined into what one launch can do.
 
-Each rule rewrites one node and returns the changed network, or None; rules run until none applies. A fused node takes the
-place of its *last* part, so everything it reads has been computed by then and no cycle can arise. A tensor that
+Each rule rewrites one node and returns the changed network, or None; rules run until none applies. A fused node takes
+the place of its *last* part, so everything it reads has been computed by then and no cycle can arise. A tensor that
 somebody else reads too is never fused away.
 """
 
@@ -124,7 +124,9 @@ def _affine_into_weights(network: Network, index: int) -> Network | None:
         return None
     constants = _scaled(before, node.constants["scale"], node.constants["shift"])
     source = before.source + node.source
-    return _replace(network, index, Node(before.layer, before.op, before.inputs, node.outputs, constants, source), before)
+    return _replace(
+        network, index, Node(before.layer, before.op, before.inputs, node.outputs, constants, source), before
+    )
 
 
 def _scaled(node: Node, scale: Array, shift: Array) -> dict[str, Array]:

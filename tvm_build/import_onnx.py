@@ -108,7 +108,9 @@ def _refuse_unusable_inputs(model: Any, path: Path) -> None:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if not inputs or not model.graph.output:
-        raise UserError(f"{path}: expected a network with inputs and outputs, got {len(inputs)} inputs: export it again")
+        raise UserError(
+            f"{path}: expected a network with inputs and outputs, got {len(inputs)} inputs: export it again"
+        )
     for value in inputs:
         tensor = value.type.tensor_type
         if tensor.elem_type != onnx.TensorProto.FLOAT:
@@ -183,7 +185,11 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
 
         def _fixed_clip(self, op_name: str, inputs: Any) -> Any:
             # TVM's converter writes maximum and minimum kernels even when the bounds are numbers (ReLU6).
-            if op_name != "Clip" or len(inputs) != 3 or not all(isinstance(i, tvm.ir.GenericConst) for i in inputs[1:3]):
+            if (
+                op_name != "Clip"
+                or len(inputs) != 3
+                or not all(isinstance(i, tvm.ir.GenericConst) for i in inputs[1:3])
+            ):
                 return None
             low, high = (float(bound.value.numpy()) for bound in inputs[1:3])
             return self.bb.normalize(relax.op.clip(inputs[0], low, high))
@@ -224,7 +230,9 @@ def _pads_with_zeros(inputs: Any, attrs: Mapping[str, Any]) -> bool:
     return value is None or (isinstance(value, tvm.ir.GenericConst) and float(value.value.numpy()) == 0.0)
 
 
-def _group_by_node(main: Any, nodes: list[Any], layers: list[str], pads: Mapping[int, tuple[int, ...]]) -> tuple[Step, ...]:
+def _group_by_node(
+    main: Any, nodes: list[Any], layers: list[str], pads: Mapping[int, tuple[int, ...]]
+) -> tuple[Step, ...]:
     """Split the bindings into steps. A binding belongs to the next `onnx<k>`, or, at the end, to the last node."""
     steps: list[Step] = []
     pending: list[Any] = []

@@ -50,7 +50,8 @@ class _Converter:
         for node in self.network.nodes:
             self._node(node)
         outputs = tuple(
-            replace(port, tensor=self._in_layout(port.tensor, "plain", f"output:{port.name}")) for port in self.network.outputs
+            replace(port, tensor=self._in_layout(port.tensor, "plain", f"output:{port.name}"))
+            for port in self.network.outputs
         )
         # A View whose only reader was a Dense that now reads the tensor behind it is dead, and so is its Unpack.
         laid_out = replace(self.network, tensors=self.tensors, nodes=tuple(self.nodes), outputs=outputs)

@@ -185,12 +185,12 @@ def _relax_function(
     outputs = [name for node in run if isinstance(node.op, Generic) for name in node.outputs if needed_later[name] > 0]
     views = {node.output: node.inputs[0] for node in run if isinstance(node.op, View)}
     # A View of a result that is read later needs that result to exist.
-    for name, behind in views.items():
-        if needed_later[name] > 0:
-            while behind in views:
-                behind = views[behind]
-            if behind in inside and behind not in outputs:
-                outputs.append(behind)
+    for name in (name for name in views if needed_later[name] > 0):
+        behind = name
+        while behind in views:
+            behind = views[behind]
+        if behind in inside and behind not in outputs:
+            outputs.append(behind)
     builder = relax.BlockBuilder()
     variables = {
         name: relax.Var(f"p{i}", relax.TensorType(network.tensors[name].shape, network.tensors[name].dtype))

@@ -67,7 +67,9 @@ class LoweredNetwork:
         written = {external.tensor for external in self.inputs}
         for launch in self.launches:
             if len(launch.arguments) != len(launch.kernel.arguments):
-                raise InvariantError(f"{launch.layer}: {launch.kernel.name} has {len(launch.kernel.arguments)} arguments")
+                raise InvariantError(
+                    f"{launch.layer}: {launch.kernel.name} has {len(launch.kernel.arguments)} arguments"
+                )
             for name in launch.arguments:
                 if name in self.constants:
                     continue

@@ -117,7 +117,9 @@ def check_plan(plan: MemoryPlan, alive: Sequence[Life]) -> None:
         if buffer is None or not 0 <= buffer < len(plan.buffers):
             raise InvariantError(f"tensor {life.name} has no buffer")
         if life.size > plan.buffers[buffer]:
-            raise InvariantError(f"tensor {life.name} needs {life.size} bytes, buffer {buffer} has {plan.buffers[buffer]}")
+            raise InvariantError(
+                f"tensor {life.name} needs {life.size} bytes, buffer {buffer} has {plan.buffers[buffer]}"
+            )
     for i, life in enumerate(alive):
         for other in alive[:i]:
             if plan.buffer_of[life.name] == plan.buffer_of[other.name] and life.overlaps(other):

@@ -1,8 +1,8 @@
 """The compiler's own description of a network: tensors, and nodes in the order they run.
 
-It lies between Relax and the kernels. A node is an operator that has a kernel of ours, or `Generic`: Relax bindings that
-TVM lowers by itself. Every node keeps the Relax bindings it stands for (`source`), so a node whose operator finds no
-kernel can always fall back to TVM.
+It lies between Relax and the kernels. A node is an operator that has a kernel of ours, or `Generic`: Relax bindings
+that TVM lowers by itself. Every node keeps the Relax bindings it stands for (`source`), so that a node whose operator
+finds no kernel can fall back to TVM.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def write_plan(plan: LaunchPlan) -> str:
     lines.append("end")
     for line in lines:
         if len(line) > MAX_LINE_BYTES:
-            raise InvariantError(f"a plan line has {len(line)} bytes, at most {MAX_LINE_BYTES} are allowed: {line[:80]}...")
+            raise InvariantError(
+                f"a plan line has {len(line)} bytes, at most {MAX_LINE_BYTES} are allowed: {line[:80]}..."
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -112,7 +114,18 @@ def read_plan(text: str) -> LaunchPlan:
 class _Reader:
     """Reads line after line; sections may come in their order only."""
 
-    _SECTIONS = ("target", "dtype", "memory", "input", "output", "sample input", "sample output", "program", "launch", "end")
+    _SECTIONS = (
+        "target",
+        "dtype",
+        "memory",
+        "input",
+        "output",
+        "sample input",
+        "sample output",
+        "program",
+        "launch",
+        "end",
+    )
 
     def __init__(self, text: str) -> None:
         if not text.endswith("\n"):
@@ -133,7 +146,8 @@ class _Reader:
     def run(self) -> LaunchPlan:
         self._header()
         ended = False
-        for self.number, line in self.lines[1:]:
+        for number, line in self.lines[1:]:
+            self.number = number
             if ended:
                 raise self._error("nothing may follow `end`")
             if len(line) > MAX_LINE_BYTES or not re.fullmatch(r"[!-~]+( [!-~]+)*", line):
@@ -163,7 +177,9 @@ class _Reader:
         first = self.lines[0][1] if self.lines else ""
         match = re.fullmatch(r"structadmm-plan ([0-9]{1,9})", first)
         if match is None:
-            raise UserError(f"plan.txt: expected `structadmm-plan VERSION` first, got {first[:40]!r}: this is no bundle")
+            raise UserError(
+                f"plan.txt: expected `structadmm-plan VERSION` first, got {first[:40]!r}: this is no bundle"
+            )
         version = int(match[1])
         if version > FORMAT_VERSION:
             raise UserError(
@@ -313,4 +329,3 @@ class _Reader:
 
     def _error(self, what: str) -> UserError:
         return UserError(f"plan.txt line {self.number}: {what}: build the bundle again")
-

@@ -137,11 +137,16 @@ class _Recognizer:
         call = held.value
         if call.op.name == "relax.nn.batch_norm" and index == 0 and isinstance(self._resolve(call.args[0]), str):
             gamma, beta, mean, variance = (self._resolve(argument) for argument in call.args[1:5])
-            if all(isinstance(array, np.ndarray) for array in (gamma, beta, mean, variance)) and int(call.attrs.axis) == 1:
+            if (
+                all(isinstance(array, np.ndarray) for array in (gamma, beta, mean, variance))
+                and int(call.attrs.axis) == 1
+            ):
                 scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + float(call.attrs.epsilon))
                 shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
                 constants = {"scale": scale, "shift": shift}
-                self._add(step, ChannelAffine(), (self._resolve(call.args[0]),), binding.var, constants, (held, binding))
+                self._add(
+                    step, ChannelAffine(), (self._resolve(call.args[0]),), binding.var, constants, (held, binding)
+                )
                 return
         self._generic(step, held, binding)
 

@@ -74,7 +74,14 @@ def straight_line_passes() -> list[Any]:
 
 
 def lower_relax(
-    module: Any, passes: Sequence[Any], target: Any, *, inputs: Sequence[str], prefix: str, layer_of: Mapping[str, str], layer: str
+    module: Any,
+    passes: Sequence[Any],
+    target: Any,
+    *,
+    inputs: Sequence[str],
+    prefix: str,
+    layer_of: Mapping[str, str],
+    layer: str,
 ) -> LoweredFunction:
     """Run `passes` over `module` and take its `main` apart into launches.
 

@@ -51,8 +51,7 @@ def lower_upstream(imported: ImportedNetwork, gpu: Gpu, reporter: Reporter) -> L
         sizes[tensor] = _size(external)
         inputs.append(external)
     outputs = [
-        _external(name, value, tensor)
-        for (name, value), tensor in zip(imported.outputs, lowered.outputs, strict=True)
+        _external(name, value, tensor) for (name, value), tensor in zip(imported.outputs, lowered.outputs, strict=True)
     ]
     network = LoweredNetwork(
         sizes=sizes,

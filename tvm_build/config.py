@@ -1,0 +1,41 @@
+"""The `[build]` section of a configuration: what the networks are compiled for, and how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from structadmm.errors import UserError
+from tvm_build.gpu import GPUS, gpu_by_name
+
+
+class BuildConfig(BaseModel):
+    """How both networks, baseline and pruned, are compiled.
+
+    Attributes:
+        target: the GPU that kernels are chosen for, or "auto": `opencl-cpu` for the local device.
+        dtype: of weights and activations in the kernels.
+        schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str = "auto"
+    dtype: Literal["float32"] = "float32"
+    schedules: Literal["structadmm", "upstream"] = "structadmm"
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str) -> str:
+        if value != "auto":
+            try:
+                gpu_by_name(value)
+            except UserError:
+                raise ValueError(f"expected auto or one of {', '.join(GPUS)}, got {value!r}") from None
+        return value
+
+    @property
+    def resolved_target(self) -> str:
+        """The target, with "auto" standing for the host's OpenCL CPU device."""
+        return "opencl-cpu" if self.target == "auto" else self.target
