@@ -85,10 +85,10 @@ class Admm:
 
     @torch.no_grad()
     def add_penalty_gradient(self) -> None:
-        """Add the penalty's gradient, rho (W - Z + U), to each weight's `grad`, which must be there.
+        """Add the penalty's gradient, rho (W - Z + U), to the `grad` of each weight.
 
-        The same as adding the penalty to the loss, without a second graph: three fused passes over the weights. Weight decay
-        is the optimizer's and acts on W beside this, as part of f.
+        The same as adding the penalty to the loss, without a second graph: a few fused passes over the weights, whose
+        gradients must be there. Weight decay is the optimizer's and acts on W beside this, as part of f.
         """
         difference = foreach.subtract(self._weights, self._Z)
         foreach.add_(difference, self._U)

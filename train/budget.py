@@ -14,7 +14,7 @@ class Rates:
     """The sparsity that a round asks of each layer.
 
     Args:
-        sparsity: one fraction for all layers, or fractions by layer name pattern; the first pattern that matches counts.
+        sparsity: one fraction for all layers, or fractions by layer name pattern; the first that matches counts.
         layers: names of all layers that can be named.
 
     Raises:

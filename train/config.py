@@ -21,7 +21,7 @@ class ModelConfig(_Section):
 
     Attributes:
         entry: a name from `train.models`, or `module:callable`.
-        kwargs: arguments of that callable; `num_classes` and `in_channels` of built-in models default to what the data has.
+        kwargs: arguments of that callable; a built-in model's `num_classes` and `in_channels` default to the data's.
         weights: state dict to start from (`.safetensors`, or a `.pt` that loads with `weights_only=True`), or nothing.
     """
 
@@ -150,7 +150,7 @@ class TrainConfig(_Section):
         seed: sets the initial weights, the order of the samples and their augmentation.
         precision: of the forward and backward pass; weights are float32 always.
         device: `auto` takes a GPU where there is one.
-        threads: of the CPU; the default is PyTorch's choice. Other counts give other rounding errors, so resuming keeps the first.
+        threads: of the CPU; by default PyTorch's choice. Another count rounds otherwise, so resuming keeps the first.
         batch_size: global, over all processes and accumulation steps.
         accumulate: micro-batches that one optimizer step is split into.
     """

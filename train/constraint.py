@@ -1,4 +1,4 @@
-"""What a round asks of the weights: at most `keep` units of one structure in a layer, or in a coupled group of layers."""
+"""What a round asks of the weights: at most `keep` units of one structure in a layer or in a coupled group."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LayerConstraint:
 
 @dataclass(frozen=True)
 class GroupConstraint:
-    """Units that several layers share: the same filters of all `group.producers`, or channels of all `group.consumers`."""
+    """Units that layers share: the same filters of all `group.producers`, or channels of all `group.consumers`."""
 
     name: str
     group: CoupledGroup
@@ -109,8 +109,8 @@ class GroupConstraint:
     def removal_masks(self, shapes: Mapping[str, Sequence[int]], kept: Tensor) -> dict[str, Tensor]:
         """Support of every parameter that the group touches once the units outside `kept` are gone.
 
-        Besides the producers' filters these are the affine parameters and biases on the way, without which a dead filter still
-        emits `beta - gamma * mean / std`, and the consumers' channels, which then read zeros only.
+        Besides the producers' filters these are the affine parameters and biases on the way, because of which a dead
+        filter would still emit `beta - gamma * mean / std`, and the consumers' channels, which then read zeros only.
         """
         masks: dict[str, Tensor] = {}
         for part in self.group.slices:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     """`left - right`, tensor by tensor."""
-    return list(torch._foreach_sub(list(left), list(right)))  # type: ignore[arg-type]
+    return list(torch._foreach_sub(list(left), list(right)))
 
 
 def add_(target: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     """`target += other`, tensor by tensor."""
-    torch._foreach_add_(list(target), list(other))  # type: ignore[arg-type]
+    torch._foreach_add_(list(target), list(other))
 
 
 def multiply_(target: Sequence[Tensor], factors: Sequence[Tensor] | Sequence[float]) -> None:

@@ -68,7 +68,7 @@ def conv_layers(graph: Graph) -> tuple[ConvLayer, ...]:
 def kept_filters_and_columns(layer: ConvLayer, masks: Mapping[str, Tensor]) -> tuple[int, int]:
     """Filters and columns of `layer` with anything left in them; what a compacted kernel computes is their product.
 
-    A column of a transposed convolution is one position of one filter for all input channels, so that the product holds there too.
+    The filters of a transposed convolution are its second axis, its columns all the rest.
     """
     axis = 1 if layer.transposed else 0
     mask = masks.get(layer.parameter)

@@ -26,7 +26,7 @@ from train.masking import MaskedTraining
 from train.rounds import Phase
 
 _EVALUATION_BATCH = 500
-# On a GPU reading a loss waits for the queue, so that is done once in a while; the step that failed is named all the same.
+# On a GPU reading a loss waits for the queue, so that is done once in a while; the failed step is named all the same.
 _GPU_LOSS_CHECK_STEPS = 20
 
 
@@ -57,7 +57,8 @@ def reproducible(threads: int) -> Iterator[None]:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's place among its peers, its device and its precision.
 
-    The state that `accelerate` keeps for the life of a process is dropped first: two runs of one process may differ in precision.
+    The state that `accelerate` keeps for the life of a process is dropped first: two runs of one process may differ in
+    precision.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
@@ -221,7 +222,7 @@ class Loop:
     def _backward(
         self, images: Tensor, labels: Tensor, global_size: int, distill: DistillConfig | None
     ) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradient of the mean loss over the global batch; returns that mean and the correct predictions."""
+        """Accumulate the gradient of the global batch's mean loss; returns that mean and the correct predictions."""
         images = images.contiguous(memory_format=self._format)
         parts = min(self._config.accumulate, len(labels))
         total = torch.zeros((), device=images.device)

@@ -48,10 +48,10 @@ def hard_prune(model: nn.Module, constraints: Sequence[Constraint], masks: Mappi
 
 
 class MaskedTraining:
-    """Keeps masked parameters at zero through any optimizer that leaves a zero with zero gradient and zero state alone.
+    """Keeps masked parameters at zero through any optimizer that leaves a zero with no gradient and no state alone.
 
-    Such are SGD with momentum and weight decay, Adam and AdamW: a masked weight is zero, so its weight decay is zero, and its
-    momentum is zero from the start, because every phase begins with a fresh optimizer.
+    Such are SGD with momentum and weight decay, Adam and AdamW: a masked weight is zero, so its weight decay is zero,
+    and its momentum is zero from the start, because every phase begins with a fresh optimizer.
 
     Args:
         parameters: of the model by name.

@@ -1,8 +1,8 @@
 """Euclidean projections onto the structured-sparse sets of StructADMM (arXiv 1807.11091, section III).
 
-Each returns the nearest tensor with at most `keep` non-zero units *and* its support, so that a mask is never derived a second
-time from a threshold. Units are ranked by their L2 norm, summed in float64, ties going to the lower index. `mask` is an existing
-support: what it excludes stays zero, and units that it empties are not counted among those that can be kept.
+Each returns the nearest tensor with at most `keep` non-zero units *and* its support, so that a mask is never derived a
+second time from a threshold. Units are ranked by their L2 norm, summed in float64, ties going to the lower index. An
+existing support, `mask`, restricts the result: what it excludes stays zero, and units that it empties are not kept.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def project_columns(weight: Tensor, keep: int, mask: Tensor | None = None, block
 
     Args:
         weight: [O, I, kh, kw]; not modified.
-        keep: units to keep, 1 <= keep <= ceil(I / block) * kh * kw. A unit is one position (y, x) of the `block` input channels
-            i .. i + block - 1, i a multiple of `block`; the last block may be ragged. Ties go to the lower (i, y, x).
+        keep: units to keep, 1 <= keep <= ceil(I / block) * kh * kw. A unit is one position (y, x) of the `block` input
+            channels i .. i + block - 1, i a multiple of `block`; the last block may be ragged. Ties go to the lower
+            (i, y, x).
         mask: existing support, bool, shape of `weight`.
         block: input channels per unit; 4 is the width of an RGBA texel.
 
@@ -128,8 +129,8 @@ def project_nonstructured(weight: Tensor, keep: int, mask: Tensor | None = None)
 def project_group(members: Sequence[Member], keep: int) -> tuple[tuple[Projection, ...], Tensor]:
     """Nearest tensors to all members together such that at most `keep` of their common units are non-zero.
 
-    A unit's norm is taken over its slices in every member: convolutions joined by an Add lose the same filters. Parts of a
-    tensor that belong to no unit stay as they are.
+    A unit's norm is taken over its slices in every member: convolutions joined by an Add lose the same filters. Parts
+    of a tensor that belong to no unit stay as they are.
 
     Args:
         members: tensors with the same number of units.

@@ -69,7 +69,7 @@ class TrainingRun:
         self.layers = conv_layers(graph)
         if not self.layers:
             raise UserError(
-                f"model {config.model.entry!r} has no convolution to prune: give a convolutional network as train.model.entry"
+                f"model {config.model.entry!r} has no convolution to prune: set train.model.entry to a network that has"
             )
         self.coupling = find_coupling(graph)
         self._loop = Loop(config, self._accelerator, model, dataset)
@@ -234,7 +234,7 @@ class TrainingRun:
         # The loss of a step is that of the weights before it: the last step of an epoch shows in the weights alone.
         if not bool(foreach.norms([parameter.detach() for parameter in self._parameters.values()]).isfinite().all()):
             raise UserError(
-                f"weights are not finite after epoch {position.epoch + 1} of the {phase.kind} phase, step {position.step} "
+                f"weights are not finite after step {position.step} of epoch {position.epoch + 1}, {phase.kind} phase "
                 f"(learning rate up to {phase.lr:.3g}): lower the learning rate"
             )
 

@@ -30,8 +30,8 @@ _SAMPLES = 64
 def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     """Train, prune and retrain a network; resume if `out` holds what an interrupted attempt left.
 
-    Writes `dense.safetensors`, `pruned.safetensors` (masked weights, dense shapes), `masks.safetensors` (bool, for each
-    parameter that lost something), `pruning.json` (schema 1), `history.jsonl` and `samples.npz` (preprocessed test images).
+    Writes `dense.safetensors`, `pruned.safetensors` (masked weights in dense shapes), `masks.safetensors` (bool, for
+    parameters that lost something), `pruning.json` (schema 1), `history.jsonl`, `samples.npz` (preprocessed images).
 
     Args:
         config: the `[train]` section.

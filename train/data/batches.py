@@ -20,9 +20,9 @@ def derived_seed(*parts: int) -> int:
 class EpochBatches:
     """Training batches of one epoch for one of several processes.
 
-    The global batch `k` holds the samples `order[k * batch_size : (k + 1) * batch_size]`; every process takes its share of it, so
-    that the union over the processes does not depend on their number. A last batch of a single sample is dropped: BatchNorm
-    has no variance for it.
+    The global batch `k` holds the samples `order[k * batch_size : (k + 1) * batch_size]`; every process takes its share
+    of it, so that the union over the processes does not depend on their number. A last batch of a single sample is
+    dropped: BatchNorm has no variance for it.
 
     Args:
         dataset: images and labels, on the device where batches are wanted.

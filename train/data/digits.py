@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 images of 8x8 pixels that come with the package, so that nothing is downloaded."""
+"""scikit-learn's handwritten digits: 1797 images of 8x8 pixels that come with the package: nothing to download."""
 
 from __future__ import annotations
 

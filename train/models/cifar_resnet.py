@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 first convolution, stages of `BasicBlock`s that halve the image and double the channels, a global average, a linear.
+    """A 3x3 convolution, stages of `BasicBlock`s that halve the image and double the channels, an average, a linear.
 
     Args:
         blocks: blocks per stage.

@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet: He et al. (1512.03385), stride in the 3x3 convolution, state-dict keys as commonly published."""
+"""Residual networks for ImageNet: He et al. (1512.03385), stride in the 3x3 convolution, the usual state-dict keys."""
 
 from __future__ import annotations
 
