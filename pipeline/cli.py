@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+import pipeline.bundle_commands
 import pipeline.machine_commands
 import pipeline.stage_commands
 import structadmm
@@ -48,6 +49,7 @@ def _options(
 
 
 pipeline.stage_commands.register(app)
+pipeline.bundle_commands.register(app)
 pipeline.machine_commands.register(app)
 
 

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -67,10 +70,10 @@ def _submodels(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _attributes(model: type[BaseModel]) -> dict[str, str]:
-    """The texts of a docstring's `Attributes:` section, by name."""
+    """What the class says about each field: in its docstring's `Attributes:`, or in a string below the field."""
+    told = _strings_below_fields(model)
     text = inspect.cleandoc(model.__doc__ or "")
     _, found, section = text.partition("Attributes:\n")
-    told: dict[str, str] = {}
     name = ""
     for line in section.splitlines() if found else []:
         start = re.match(r"^    (\w+): (.*)", line)
@@ -82,6 +85,22 @@ def _attributes(model: type[BaseModel]) -> dict[str, str]:
         elif line.strip():
             break
     return {name: text.replace("|", "\\|") for name, text in told.items()}
+
+
+def _strings_below_fields(model: type[BaseModel]) -> dict[str, str]:
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    told = {}
+    for field, below in itertools.pairwise(definition.body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        ):
+            told[field.target.id] = " ".join(below.value.value.split())
+    return told
 
 
 def _type(field: FieldInfo) -> str:

@@ -38,7 +38,7 @@ def write_probe_bundle(directory: Path) -> Path:
     Its samples are multiples of 1/8, so that its result is exact in float32 on any device and its tolerance is zero.
     """
     bundle = directory / "probe.clbundle"
-    x = np.arange(-_SIZE // 2, _SIZE // 2, dtype=np.float32) / 8
+    x = np.arange(-_SIZE // 2, _SIZE // 2).astype(np.float32) / np.float32(8)
     files = {
         "plan.txt": _PLAN.encode(),
         "kernels.cl": _KERNEL,

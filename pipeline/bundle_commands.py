@@ -1,0 +1,218 @@
+"""The commands that work on a model file or a bundle: `compile`, `exec`, `bench`, `profile`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from structadmm.errors import UserError
+
+if TYPE_CHECKING:
+    from device.runner_client import Runner
+
+Device = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them; `local` is the first one.")]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Bundle = Annotated[Path, typer.Argument(metavar="X.clbundle", help="A bundle.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("compile")(compile_model)
+    app.command("exec")(execute)
+    app.command()(bench)
+    app.command()(profile)
+
+
+def compile_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX network of fixed shapes.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="The bundle to write, NAME.clbundle.")],
+    target: Annotated[str, typer.Option("--target", help="The GPU that kernels are chosen for.")] = "adreno-640",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations in the kernels.")] = "float32",
+    schedules: Annotated[
+        str, typer.Option("--schedules", help="`structadmm`, or `upstream` for TVM's own, to compare with.")
+    ] = "structadmm",
+    as_json: JsonOutput = False,
+) -> None:
+    """Compile an ONNX network to a bundle that runs with an OpenCL driver and nothing else."""
+    from pipeline.progress import console_reporter
+    from structadmm.progress import SilentReporter
+    from tvm_build.compile import compile_onnx
+
+    if schedules not in ("structadmm", "upstream"):
+        raise UserError(f"--schedules {schedules}: expected structadmm or upstream")
+    reporter = SilentReporter() if as_json else console_reporter()
+    summary = compile_onnx(
+        model,
+        out,
+        target=target,
+        dtype=dtype,
+        schedules=schedules,  # type: ignore[arg-type]  # checked above
+        reporter=reporter,
+    )
+    if as_json:
+        _print_json({field: str(value) if isinstance(value, Path) else value for field, value in vars(summary).items()})
+        return
+    typer.echo(
+        f"{out}: {summary.launches} launches of {summary.kernels} kernels, {summary.macs:,} MACs, "
+        f"{summary.weight_bytes / 1e6:.2f} MB of weights, {summary.activation_bytes / 1e6:.2f} MB of activations; "
+        f"predicted {summary.predicted_ms:.2f} ms on {target} (a model's figure, not a measurement)"
+    )
+
+
+def execute(
+    bundle: Bundle,
+    *,
+    inputs: Annotated[list[Path], typer.Option("--input", help="A .npy array; once for each input, in order.")],
+    outputs: Annotated[list[Path], typer.Option("--output", help="Where to write; once for each output, in order.")],
+    device: Device = "local",
+) -> None:
+    """Run a bundle once on arrays from .npy files."""
+    arrays = [_load_array(path) for path in inputs]
+    with _runner(device) as runner:
+        result = runner.run(bundle, arrays, outputs=len(outputs))
+    for path, array in zip(outputs, result.outputs, strict=True):
+        _save_array(path, array)
+        typer.echo(f"{path}: {array.dtype} {list(array.shape)}, from {result.session.name}")
+
+
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(metavar="A.clbundle [B.clbundle ...]", help="Bundles to compare.")],
+    *,
+    device: Device = "local",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed inferences of each bundle.")] = 200,
+    warmup_ms: Annotated[int, typer.Option("--warmup-ms", min=0, help="Warm-up before them, at the least.")] = 500,
+    as_json: JsonOutput = False,
+) -> None:
+    """Time bundles against each other, interleaved so that drift cancels. The others are set against the first one."""
+    from results.statistics import paired_speed_up
+
+    with _runner(device) as runner:
+        result = runner.bench(bundles, runs=runs, warmup_ms=warmup_ms)
+        kind = runner.target.kind
+    first = result.bundles[0].total_samples_ms
+    speed_ups = [paired_speed_up(first, times.total_samples_ms) for times in result.bundles]
+    if as_json:
+        _print_json(
+            {
+                "schema": 1,
+                "device": result.session.model_dump(mode="json"),
+                "kind": kind,
+                "bundles": [
+                    times.model_dump(mode="json")
+                    | {"bundle": str(path), "speedup": {"median": speed_up.median, "ci95": speed_up.ci95}}
+                    for path, times, speed_up in zip(bundles, result.bundles, speed_ups, strict=True)
+                ],
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(f"ms ({kind})")
+    for heading in ("min", "p10", "median", "mean", "p90", "p99", "first run", "build", "speed-up (95 %)"):
+        table.add_column(heading, justify="right")
+    for path, times, speed_up in zip(bundles, result.bundles, speed_ups, strict=True):
+        total = times.total_ms
+        figures = (total.min, total.p10, total.median, total.mean, total.p90, total.p99)
+        low, high = speed_up.ci95
+        table.add_row(
+            path.name,
+            *(f"{figure:.3f}" for figure in figures),
+            f"{times.first_run_ms:.1f}",
+            f"{times.build_ms:.1f}",
+            f"{speed_up.median:.2f} ({low:.2f} to {high:.2f})" if len(bundles) > 1 else "",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    session = result.session
+    console.print(f"{runs} interleaved runs on {session.name}, driver {session.driver}", markup=False)
+
+
+def profile(
+    bundle: Bundle,
+    *,
+    device: Device = "local",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Inferences behind each median.")] = 20,
+    as_json: JsonOutput = False,
+) -> None:
+    """Time every launch of a bundle by the device's own clock, with the layer it belongs to."""
+    with _runner(device) as runner:
+        result = runner.profile(bundle, runs=runs)
+        kind = runner.target.kind
+    if as_json:
+        _print_json(
+            {
+                "schema": 1,
+                "device": result.session.model_dump(mode="json"),
+                "kind": kind,
+                "profile": result.summary.model_dump(mode="json"),
+                "launches": [launch.model_dump(mode="json") for launch in result.launches],
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("layer", "kernel"):
+        table.add_column(heading, overflow="fold")
+    for heading in (f"median ms ({kind})", "share", "GFLOP/s", "GB/s"):
+        table.add_column(heading, justify="right")
+    whole = sum(launch.median_ms for launch in result.launches) or 1.0
+    for launch in result.launches:
+        table.add_row(
+            launch.layer,
+            launch.kernel,
+            f"{launch.median_ms:.4f}",
+            f"{100 * launch.median_ms / whole:.1f} %",
+            "" if launch.gflops_per_s is None else f"{launch.gflops_per_s:.1f}",
+            "" if launch.gbytes_per_s is None else f"{launch.gbytes_per_s:.1f}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    total = result.summary.launch_sum_ms.median
+    console.print(f"{total:.3f} ms in launches, gaps between them left out; {result.session.name}", markup=False)
+
+
+@contextmanager
+def _runner(device: str) -> Iterator[Runner]:
+    """A runner on the device, which is closed afterwards."""
+    from device.runner_client import Runner
+    from device.target import open_target
+
+    target = open_target(device)
+    try:
+        yield Runner(target)
+    finally:
+        target.close()
+
+
+def _load_array(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"--input {path}: no such file: give a .npy array") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--input {path} is no .npy array ({error}): write it with numpy.save") from None
+
+
+def _save_array(path: Path, array: Any) -> None:
+    import numpy as np
+
+    from structadmm.files import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
