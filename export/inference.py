@@ -52,6 +52,9 @@ def fold_for_inference(graph: Graph, state: Mapping[str, Tensor]) -> tuple[Graph
         if node.op in _IDENTITIES and isinstance(node.args[0], Ref) and True not in node.args:
             renamed[node.name] = node.args[0].node
             continue
+        if node.op in ("aten.view.default", "aten._unsafe_view.default"):
+            # `view` may have relied on a `contiguous` that was dropped.
+            node = replace(node, op="aten.reshape.default")
         source = _source(node, original, nodes, users, returned, used)
         if source is None:
             nodes[node.name] = node

@@ -1,0 +1,258 @@
+"""From a network with structured zeros to files that can be deployed, verified on the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.config import ExportConfig
+from export.onnx_export import OnnxNetwork, export_onnx
+from export.purify import Purified, purify
+from export.shrink import Shrunk, shrink
+from export.unused_paths import Removal, remove_unused_paths
+from export.verify import Checks, random_inputs, verify
+from structadmm.errors import UserError
+from structadmm.files import write_json
+from structadmm.graph.count import Counts, count
+from structadmm.graph.ir import Graph
+from structadmm.graph.module import GraphModule, flat_outputs
+from structadmm.graph.save import save_network
+from structadmm.graph.trace import capture
+from structadmm.progress import Reporter, SilentReporter
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Real inputs to verify on, and their classes if known.
+
+    Attributes:
+        inputs: float32 [n, ...], preprocessed.
+        labels: int64 [n].
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+
+    def accuracy(self, outputs: Tensor) -> float | None:
+        """Top-1 in percent; None without labels or class scores."""
+        if self.labels is None or outputs.ndim != 2 or len(self.labels) == 0:
+            return None
+        return 100.0 * float((outputs.argmax(dim=1) == self.labels).double().mean())
+
+
+def export_network(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    out_dir: Path,
+    *,
+    config: ExportConfig | None = None,
+    dense_state: Mapping[str, Tensor] | None = None,
+    samples: Samples | None = None,
+    accuracy: Mapping[str, float] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Shrink, export and verify any network whose weights hold structured zeros.
+
+    Writes `pruned.onnx`, `baseline.onnx`, `shrunk.safetensors`, `shrunk.json` and `export.json`.
+
+    Args:
+        module: the pruned network, zeros in place.
+        example_inputs: one input, or all positional ones; batch first.
+        out_dir: where to write; created.
+        config: None: the defaults.
+        dense_state: weights of the unpruned network for the baseline; None: those of `module`.
+        samples: real inputs; the network must then take exactly one input.
+        accuracy: `dense` and `pruned` top-1, recorded in the files.
+        reporter: shows progress.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        UserError: the network cannot be traced, shrunk or expressed in ONNX; names the node.
+        InvariantError: the exported network is not the given one.
+    """
+    config, reporter = config or ExportConfig(), reporter or SilentReporter()
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    with reporter.task("export", total=6) as task:
+        graph, state = capture(module.float(), tuple(value.float() for value in inputs))
+        state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        baseline = _baseline_state(graph, state, dense_state)
+        task.advance(note="traced")
+        batches = _batches(graph, config, samples)
+        purified = _purify(graph, state, config, samples)
+        removal = remove_unused_paths(graph, purified.state)
+        smaller = shrink(removal)
+        task.advance(note="shrunk")
+        masked = GraphModule(graph, purified.state).eval()
+        shrunk = GraphModule(smaller.graph, smaller.state).eval()
+        verify(masked, shrunk, None, batches, smaller.keeps)
+        task.advance(note="verified")
+        save_network(out_dir / "shrunk", shrunk)
+        counts = count(graph), count(smaller.graph, smaller.state)
+        metadata = _metadata(counts, accuracy or {})
+        pruned_onnx = export_onnx(
+            smaller.graph, smaller.state, out_dir / "pruned.onnx", batch=config.batch, metadata=metadata
+        )
+        task.advance(note="pruned.onnx")
+        baseline_onnx = export_onnx(
+            graph, baseline, out_dir / "baseline.onnx", batch=config.batch, metadata={"structadmm.network": "baseline"}
+        )
+        task.advance(note="baseline.onnx")
+        checks = verify(masked, shrunk, pruned_onnx, batches, smaller.keeps)
+        dense = GraphModule(graph, baseline).eval()
+        baseline_checks = verify(dense, dense, baseline_onnx, batches)
+        task.advance(note="verified")
+    record = _record(graph, removal, smaller, counts, checks, baseline_checks, purified)
+    record["accuracy"] = dict(accuracy or {})
+    if samples is not None:
+        names = (("pruned", pruned_onnx), ("baseline", baseline_onnx))
+        record["sample_accuracy"] = {
+            "samples": len(samples.inputs),
+            **{name: samples.accuracy(OnnxNetwork(model)(samples.inputs)[0]) for name, model in names},
+        }
+    write_json(out_dir / "export.json", record)
+    return record
+
+
+def _baseline_state(graph: Graph, state: Mapping[str, Tensor], dense: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if dense is None:
+        return dict(state)
+    found = dict(state)
+    for name, entry in graph.state.items():
+        if entry.alias_of is None and entry.kind != "constant":
+            if name not in dense or tuple(dense[name].shape) != entry.shape:
+                raise UserError(
+                    f"the dense weights have no {name!r} of shape {list(entry.shape)}: give those of this network"
+                )
+            found[name] = dense[name].detach().to("cpu", state[name].dtype)
+    return found
+
+
+def _batches(graph: Graph, config: ExportConfig, samples: Samples | None) -> list[tuple[Tensor, ...]]:
+    batches = random_inputs(graph, samples=config.random_samples)
+    if samples is not None:
+        if len(graph.inputs) != 1:
+            raise UserError(f"the samples hold one input, the network takes {len(graph.inputs)}: leave the samples out")
+        if tuple(samples.inputs.shape[1:]) != graph.inputs[0].shape[1:]:
+            arrived, expected = list(samples.inputs.shape[1:]), list(graph.inputs[0].shape[1:])
+            raise UserError(f"the samples have shape {arrived} each, the network takes {expected}")
+        batches.append((samples.inputs.float(),))
+    return batches
+
+
+def _purify(graph: Graph, state: dict[str, Tensor], config: ExportConfig, samples: Samples | None) -> Purified:
+    if not config.purify.enabled:
+        return Purified(state, {})
+    if samples is None or samples.labels is None:
+        raise UserError(
+            "purification needs labelled samples to check the accuracy on: give them, or disable export.purify"
+        )
+
+    def top1(tensors: Mapping[str, Tensor]) -> float:
+        with torch.no_grad():
+            found = samples.accuracy(flat_outputs(GraphModule(graph, tensors).eval()(samples.inputs))[0])
+        if found is None:
+            raise UserError(
+                "purification needs a network that returns class scores [n, classes]: disable export.purify"
+            )
+        return found
+
+    before = top1(state)
+    return purify(
+        graph,
+        state,
+        eta=config.purify.eta,
+        sigma=config.purify.sigma,
+        accept=lambda tensors: before - top1(tensors) <= config.purify.max_accuracy_drop,
+    )
+
+
+def _metadata(counts: tuple[Counts, Counts], accuracy: Mapping[str, float]) -> dict[str, str]:
+    dense, pruned = counts
+    facts = {
+        "structadmm.network": "pruned",
+        "structadmm.conv_params": f"{dense.conv_params} -> {pruned.conv_params}",
+        "structadmm.params": f"{dense.params} -> {pruned.params}",
+        "structadmm.macs": f"{dense.macs} -> {pruned.macs}",
+    }
+    return facts | {f"structadmm.accuracy.{name}": f"{value:.4g}" for name, value in accuracy.items()}
+
+
+def _ratio(dense: int, pruned: int) -> dict[str, float]:
+    # A network without convolutions has no ratio of them; 1 says that nothing was gained.
+    return {"dense": dense, "pruned": pruned, "ratio": dense / pruned if pruned else 1.0}
+
+
+def _record(
+    graph: Graph,
+    removal: Removal,
+    smaller: Shrunk,
+    counts: tuple[Counts, Counts],
+    checks: Checks,
+    baseline_checks: Checks,
+    purified: Purified,
+) -> dict[str, Any]:
+    dense, pruned = counts
+    return {
+        "schema": SCHEMA,
+        "conv_params": _ratio(dense.conv_params, pruned.conv_params),
+        "params": _ratio(dense.params, pruned.params),
+        "macs": _ratio(dense.macs, pruned.macs),
+        "activations": _ratio(dense.activations, pruned.activations),
+        "checks": {
+            "masked_vs_shrunk": checks.masked_vs_shrunk,
+            "masked_vs_shrunk_float64": checks.masked_vs_shrunk_double,
+            "shrunk_vs_onnx": checks.shrunk_vs_onnx,
+            "baseline_vs_onnx": baseline_checks.shrunk_vs_onnx,
+        },
+        "layers": layer_table(dense, pruned, removal),
+        "removed": removal.removed,
+        "kept": {group: {str(unit): why for unit, why in units.items()} for group, units in removal.kept.items()},
+        "frozen": {
+            group.name: group.frozen
+            for group in removal.coupling.groups
+            if group.frozen is not None and group.producers
+        },
+        "folded": list(removal.folded),
+        "purified": {"emptied": purified.emptied, "rejected": purified.rejected},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("structadmm", "torch", "onnx", "onnxruntime", "safetensors")
+        }
+        | {"python": platform.python_version()},
+    }
+
+
+def layer_table(dense: Counts, pruned: Counts, removal: Removal) -> list[dict[str, Any]]:
+    """Per layer: shapes before and after, kept columns, and why dead filters stay."""
+    rows = []
+    for before, after in zip(dense.layers, pruned.layers, strict=True):
+        groups = removal.coupling.producer_groups(before.parameter)
+        why = sorted({reason for group in groups for reason in removal.kept.get(group.name, {}).values()})
+        rows.append(
+            {
+                "name": before.name,
+                "kind": before.kind,
+                "dense_shape": list(before.shape),
+                "shrunk_shape": list(after.shape),
+                "kept_columns": after.kept_columns,
+                "columns": after.columns,
+                "dead_filters": after.filters - after.kept_filters,
+                "dense_params": before.params,
+                "params": after.params,
+                "dense_macs": before.macs,
+                "macs": after.macs,
+                "not_removed": why,
+            }
+        )
+    return rows

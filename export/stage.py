@@ -1,0 +1,94 @@
+"""The export stage: `train/` in, `export/` out."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.config import ExportConfig
+from export.export_network import Samples, export_network
+from structadmm.errors import UserError
+from structadmm.files import read_json
+from structadmm.graph.save import read_tensors
+from structadmm.progress import Reporter
+
+
+def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Reporter) -> None:
+    """Shrink and export what training wrote.
+
+    Reads `dense.safetensors`, `pruned.safetensors`, `pruning.json` and `samples.npz`; writes `pruned.onnx`,
+    `baseline.onnx`, `shrunk.safetensors`, `shrunk.json`, `export.json` and `samples.npz`.
+
+    Args:
+        config: the `[export]` section.
+        train_dir: the training stage's directory.
+        out: this stage's directory.
+        reporter: shows progress.
+
+    Raises:
+        UserError: a file is absent or damaged, or the network cannot be exported.
+        InvariantError: an exported network differs from the trained one.
+    """
+    from train.models import build_model
+
+    pruning = read_json(train_dir / "pruning.json", schema=1)
+    try:
+        entry, kwargs, shape = pruning["model"]["entry"], pruning["model"]["kwargs"], pruning["input_shape"]
+        accuracy = {name: float(pruning["accuracy"][name]) for name in ("dense", "pruned")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{train_dir / 'pruning.json'} lacks {error}: run the train stage again") from None
+    pruned = read_tensors(train_dir / "pruned.safetensors")
+    dense = read_tensors(train_dir / "dense.safetensors")
+    samples = read_samples(train_dir / "samples.npz")
+    model = build_model(entry, kwargs)
+    try:
+        model.load_state_dict(pruned)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{train_dir / 'pruned.safetensors'} does not fit {entry}: {line}: run the train stage again"
+        ) from None
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise UserError(
+            f"pruning.json has input_shape {shape!r}, expected positive integers: run the train stage again"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    record = export_network(
+        model,
+        torch.zeros(1, *shape[1:]),
+        out,
+        config=config,
+        dense_state=dense,
+        samples=samples,
+        accuracy=accuracy,
+        reporter=reporter,
+    )
+    shutil.copyfile(train_dir / "samples.npz", out / "samples.npz")
+    conv, macs = record["conv_params"], record["macs"]
+    reporter.say(
+        f"exported: {conv['ratio']:.2f}x fewer CONV parameters, {macs['ratio']:.2f}x fewer MACs; "
+        f"largest difference {record['checks']['shrunk_vs_onnx']:.1e} on ONNX Runtime"
+    )
+
+
+def read_samples(path: Path) -> Samples:
+    """Read `inputs` (float32 [n, C, H, W]) and `labels` (int64 [n]); never a pickle.
+
+    Raises:
+        UserError: absent, damaged, or with other arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            name = "inputs" if "inputs" in arrays else "images"
+            inputs, labels = arrays[name], arrays["labels"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the train stage first") from None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} does not hold inputs and labels ({error}): run the train stage again") from None
+    if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or not np.isfinite(inputs).all():
+        raise UserError(f"{path} holds inputs {inputs.shape} and labels {labels.shape}: run the train stage again")
+    return Samples(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
