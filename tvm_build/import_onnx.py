@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from structadmm.errors import UserError
 
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
+_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence", "Optional"}
+_MARK = re.compile(r"onnx([0-9]+)_[0-9]*")
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
     pads: dict[int, tuple[int, ...]] = {}
 
     class NamingImporter(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
-        """Binds the result of ONNX node k to a variable called `onnx<k>`; the node's other bindings come before it."""
+        """Binds the result of ONNX node k to a variable called `onnx<k>_`; the node's other bindings come before it."""
 
         position = -1
 
@@ -179,8 +182,22 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
                 ) from error
             if op_name == "Pad" and _pads_with_zeros(inputs, attrs):
                 pads[self.position] = tuple(int(pad) for pad in inputs[1].value.numpy())
-            if isinstance(result, relax.Call | tvm.ir.Var) and not isinstance(result.ty, relax.ShapeType):
-                result = self.bb.emit(result, name_hint=f"onnx{self.position}")
+            if op_name not in _SEQUENCES:
+                result = self._marked(result)
+            return result
+
+        def _marked(self, result: Any) -> Any:
+            """Bind every tensor of a node's result to a variable that carries the node's number."""
+            mark = f"onnx{self.position}_"
+            if isinstance(result, relax.Tuple):
+                return relax.Tuple([self._marked(item) for item in result.fields])
+            if isinstance(result.ty, relax.TupleType):
+                whole = self.bb.emit(result, name_hint=mark)
+                items = (relax.TupleGetItem(whole, k) for k in range(len(result.ty.fields)))
+                return relax.Tuple([self.bb.emit(item, name_hint=mark) for item in items])
+            is_bindable = isinstance(result, relax.Call | relax.TupleGetItem | tvm.ir.Var)
+            if is_bindable and isinstance(result.ty, relax.TensorType):
+                return self.bb.emit(result, name_hint=mark)
             return result
 
         def _fixed_clip(self, op_name: str, inputs: Any) -> Any:
@@ -233,15 +250,15 @@ def _pads_with_zeros(inputs: Any, attrs: Mapping[str, Any]) -> bool:
 def _group_by_node(
     main: Any, nodes: list[Any], layers: list[str], pads: Mapping[int, tuple[int, ...]]
 ) -> tuple[Step, ...]:
-    """Split the bindings into steps. A binding belongs to the next `onnx<k>`, or, at the end, to the last node."""
+    """Split the bindings into steps: one belongs to the next that is marked, or at the end to the last node."""
     steps: list[Step] = []
     pending: list[Any] = []
     for block in main.body.blocks:
         for binding in block.bindings:
             pending.append(binding)
-            name = str(binding.var.name)
-            if name.startswith("onnx") and name[4:].isdigit() and int(name[4:]) < len(nodes):
-                k = int(name[4:])
+            mark = _MARK.fullmatch(str(binding.var.name))
+            if mark is not None:
+                k = int(mark[1])
                 steps.append(Step(layers[k], str(nodes[k].op_type), pads.get(k), tuple(pending)))
                 pending = []
     if pending:
