@@ -1,0 +1,23 @@
+#ifndef STRUCTADMM_ANDROID_UNISTD_H
+#define STRUCTADMM_ANDROID_UNISTD_H
+
+#include <stddef.h>
+
+typedef long ssize_t;
+typedef long off_t;
+typedef int pid_t;
+
+#define SEEK_SET 0
+#define SEEK_END 2
+#define F_OK 0
+
+int access(const char *path, int mode);
+int close(int descriptor);
+int fsync(int descriptor);
+off_t lseek(int descriptor, off_t offset, int whence);
+pid_t getpid(void);
+ssize_t read(int descriptor, void *data, size_t size);
+int unlink(const char *path);
+ssize_t write(int descriptor, const void *data, size_t size);
+
+#endif
