@@ -35,6 +35,10 @@ _START_TIMEOUT_S = 600.0
 """For loading a bundle and building its programs: phones take minutes for a large network's first build."""
 
 
+_MAX_TENSORS = 64
+"""The runner's own limit on inputs and outputs."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """Outputs of one inference, in the bundle's order."""
@@ -106,13 +110,12 @@ class Runner:
             raise
         return output.one("check", Check)
 
-    def run(self, bundle: Path, inputs: Sequence[Array], *, outputs: int = 1) -> RunResult:
+    def run(self, bundle: Path, inputs: Sequence[Array]) -> RunResult:
         """One inference.
 
         Args:
             bundle: what to run.
             inputs: one array for each input of the bundle, of its shape and dtype.
-            outputs: how many outputs the bundle has.
 
         Raises:
             UserError: an array is not float32, float16 or int32.
@@ -125,7 +128,7 @@ class Runner:
             scratch = Path(name_of_scratch)
             for k, array in enumerate(inputs):
                 options += ["--input", self.target.push(_save(array, k, scratch), f"input_{k}.npy")]
-            fetched = [f"{workdir}/output_{k}.npy" for k in range(outputs)]
+            fetched = [f"{workdir}/output_{k}.npy" for k in range(_count_outputs(bundle))]
             for name in fetched:
                 options += ["--output", name]
             output = self._call(["run", path, *options, *self._options()], _START_TIMEOUT_S)
@@ -219,6 +222,15 @@ class Runner:
 
 def _counts(**counts: int) -> list[str]:
     return [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _count_outputs(bundle: Path) -> int:
+    """How many files to ask for. A plan that cannot be read gives 0, and the runner then says what is wrong with it."""
+    try:
+        lines = (bundle / "plan.txt").read_bytes().split(b"\n")
+    except OSError:
+        return 0
+    return min(sum(line.startswith(b"output ") for line in lines), _MAX_TENSORS)
 
 
 def _save(array: Array, number: int, scratch: Path) -> Path:

@@ -5,7 +5,17 @@
 #include "network.h"
 #include "options.h"
 
-int command_run(const struct options *options, const struct session *session, const struct bundle *bundle);
+/* The caller's input files for `run`, read and compared with the bundle before OpenCL is loaded. */
+struct input_files {
+    uint8_t *bytes[MAX_TENSORS];
+    struct npy arrays[MAX_TENSORS];
+};
+
+int inputs_read(struct input_files *inputs, const struct options *options, const struct plan *plan);
+void inputs_free(struct input_files *inputs);
+
+int command_run(const struct options *options, const struct session *session, const struct bundle *bundle,
+                const struct input_files *inputs);
 int command_check(const struct options *options, const struct session *session, const struct bundle *bundle);
 int command_bench(const struct options *options, const struct session *session, const struct bundle *bundles);
 int command_profile(const struct options *options, const struct session *session, const struct bundle *bundle);

@@ -44,52 +44,67 @@ static int print_session(const struct session *session) {
     return json_end();
 }
 
-static int run_command(const struct options *options, const struct session *session, const struct bundle *bundles) {
+/* All that a command works on, whole and verified. */
+struct material {
+    struct bundle *bundles;
+    uint32_t bundle_count;
+    struct input_files inputs;
+};
+
+static int run_command(const struct options *options, const struct session *session, const struct material *material) {
     int status = print_session(session);
     if (status != STATUS_OK) return status;
     switch (options->command) {
-        case COMMAND_RUN: return command_run(options, session, bundles);
-        case COMMAND_CHECK: return command_check(options, session, bundles);
-        case COMMAND_BENCH: return command_bench(options, session, bundles);
-        default: return command_profile(options, session, bundles);
+        case COMMAND_RUN: return command_run(options, session, material->bundles, &material->inputs);
+        case COMMAND_CHECK: return command_check(options, session, material->bundles);
+        case COMMAND_BENCH: return command_bench(options, session, material->bundles);
+        default: return command_profile(options, session, material->bundles);
     }
 }
 
-static int use_devices(const struct options *options, const struct device_list *list, const struct bundle *bundles) {
+static int use_devices(const struct options *options, const struct device_list *list, const struct material *material) {
     if (options->command == COMMAND_INFO) return print_devices(list);
     const struct device *device;
     struct session session;
     int status = devices_choose(list, options->device, &device);
     if (status == STATUS_OK) status = session_open(&session, device);
     if (status != STATUS_OK) return status;
-    status = run_command(options, &session, bundles);
+    status = run_command(options, &session, material);
     clReleaseContext(session.context);
     return status;
 }
 
-static int use_opencl(const struct options *options, const struct bundle *bundles) {
+static int use_opencl(const struct options *options, const struct material *material) {
     struct device_list list;
     int status = opencl_load();
     if (status == STATUS_OK) status = devices_find(&list);
     if (status != STATUS_OK) return status;
-    status = use_devices(options, &list, bundles);
+    status = use_devices(options, &list, material);
     devices_free(&list);
     return status;
 }
 
-/* Every bundle is verified before OpenCL is so much as loaded. */
-static int run(const struct options *options) {
-    struct bundle *bundles = calloc(options->bundle_count + 1, sizeof *bundles);
-    if (bundles == NULL) return fail(STATUS_MEMORY, "out of memory for %u bundles", options->bundle_count);
-    uint32_t loaded = 0;
-    int status = STATUS_OK;
-    while (status == STATUS_OK && loaded < options->bundle_count) {
-        status = bundle_load(&bundles[loaded], options->bundles[loaded]);
-        loaded += 1;
+static int load(const struct options *options, struct material *material) {
+    memset(material, 0, sizeof *material);
+    material->bundles = calloc(options->bundle_count + 1, sizeof *material->bundles);
+    if (material->bundles == NULL) return fail(STATUS_MEMORY, "out of memory for %u bundles", options->bundle_count);
+    for (uint32_t i = 0; i < options->bundle_count; i++) {
+        int status = bundle_load(&material->bundles[i], options->bundles[i]);
+        if (status != STATUS_OK) return status;
+        material->bundle_count += 1;
     }
-    if (status == STATUS_OK) status = use_opencl(options, bundles);
-    for (uint32_t i = 0; i < loaded; i++) bundle_free(&bundles[i]);
-    free(bundles);
+    if (options->command != COMMAND_RUN) return STATUS_OK;
+    return inputs_read(&material->inputs, options, &material->bundles[0].plan);
+}
+
+/* Bundles and inputs are verified before OpenCL is so much as loaded. */
+static int run(const struct options *options) {
+    struct material material;
+    int status = load(options, &material);
+    if (status == STATUS_OK) status = use_opencl(options, &material);
+    for (uint32_t i = 0; i < material.bundle_count; i++) bundle_free(&material.bundles[i]);
+    free(material.bundles);
+    inputs_free(&material.inputs);
     return status;
 }
 

@@ -6,18 +6,43 @@ CL_FUNCTIONS(CL_DEFINE)
 
 static char loaded_from[512];
 
+/* Google's wrapper on Pixel phones exports no cl function: it hands them out once it has been enabled. */
+static const char pixel_library[] = "libOpenCL-pixel.so";
+static void *(*pixel_function)(const char *name);
+
+/* The paths are where Android vendors keep theirs; they are absent elsewhere. */
+static const char *const usual[] = {"/vendor/lib64/libOpenCL.so", "/system/vendor/lib64/libOpenCL.so", "/system/lib64/libOpenCL.so",
+                                    pixel_library, "libOpenCL.so.1", "libOpenCL.so"};
+
 static void *open_usual_library(char *reason, size_t reason_size) {
-    /* Names first: the system's loader knows best. The paths are where Android vendors keep theirs. */
-    static const char *const usual[] = {"libOpenCL.so.1", "libOpenCL.so", "/vendor/lib64/libOpenCL.so",
-                                        "/system/vendor/lib64/libOpenCL.so", "/system/lib64/libOpenCL.so",
-                                        "libOpenCL-pixel.so"};
+    bool there = false;
     for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) {
         void *library = platform_open_library(usual[i]);
         snprintf(loaded_from, sizeof loaded_from, "%s", usual[i]);
         if (library != NULL) return library;
-        if (i == 0) snprintf(reason, reason_size, "%s", platform_library_error());
+        /* Why a library that is there does not load says more than that another one is not there. */
+        if (!there) snprintf(reason, reason_size, "%s", platform_library_error());
+        there = there || (usual[i][0] == '/' && platform_exists(usual[i]));
     }
     return NULL;
+}
+
+static int enable_pixel_library(void *library) {
+    void *symbol = platform_library_symbol(library, "enableOpenCL");
+    void *function = platform_library_symbol(library, "loadOpenCLPointer");
+    if (symbol == NULL || function == NULL) {
+        return fail(STATUS_NO_OPENCL, "'%s' has no enableOpenCL or no loadOpenCLPointer: set STRUCTADMM_OPENCL_LIBRARY to another library",
+                    pixel_library);
+    }
+    void (*enable)(void);
+    memcpy(&enable, &symbol, sizeof enable);
+    memcpy(&pixel_function, &function, sizeof pixel_function);
+    enable();
+    return STATUS_OK;
+}
+
+static void *find_function(void *library, const char *name) {
+    return pixel_function != NULL ? pixel_function(name) : platform_library_symbol(library, name);
 }
 
 static int open_library(void **library) {
@@ -38,7 +63,7 @@ static int open_library(void **library) {
 
 /* A data pointer may not be converted to a function pointer in C, but its bytes may be copied. */
 #define CL_RESOLVE(result, name, parameters)                                                                         \
-    symbol = platform_library_symbol(library, #name);                                                                \
+    symbol = find_function(library, #name);                                                                          \
     if (symbol == NULL) {                                                                                            \
         return fail(STATUS_NO_OPENCL, "'%s' has no %s: the runner needs OpenCL 1.2 or later", loaded_from, #name);   \
     }                                                                                                                \
@@ -47,6 +72,7 @@ static int open_library(void **library) {
 int opencl_load(void) {
     void *library, *symbol;
     int status = open_library(&library);
+    if (status == STATUS_OK && strstr(loaded_from, pixel_library) != NULL) status = enable_pixel_library(library);
     if (status != STATUS_OK) return status;
     CL_FUNCTIONS(CL_RESOLVE)
     return STATUS_OK;

@@ -93,6 +93,8 @@ bool platform_write_file(const char *path, const struct span *spans, size_t coun
     return false;
 }
 
+bool platform_exists(const char *path) { return access(path, F_OK) == 0; }
+
 bool platform_make_directory(const char *path) { return mkdir(path, 0755) == 0 || errno == EEXIST; }
 
 const char *platform_error(void) { return strerror(errno); }

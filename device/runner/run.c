@@ -1,31 +1,33 @@
 /* `run`: one inference on the caller's arrays. */
 #include "commands.h"
 
-struct input_file {
-    uint8_t *bytes;
-    struct npy array;
-};
-
-static int read_input(const char *path, const struct plan_tensor *tensor, struct input_file *input) {
+static int read_input(struct input_files *inputs, uint32_t number, const char *path, const struct plan_tensor *tensor) {
     size_t size;
-    enum read_result result = platform_read_file(path, MAX_OBJECT_BYTES, &input->bytes, &size);
+    enum read_result result = platform_read_file(path, MAX_OBJECT_BYTES, &inputs->bytes[number], &size);
     if (result == READ_NO_MEMORY) return fail(STATUS_MEMORY, "out of memory for '%.300s'", path);
     if (result == READ_TOO_LARGE) return fail(STATUS_INPUT, "'%.300s' is larger than any input: give the right file", path);
     if (result != READ_OK) return fail(STATUS_FILE, "cannot read '%.300s' (%s): give an existing .npy file", path, platform_error());
-    int status = npy_parse(&input->array, input->bytes, size, path, STATUS_INPUT);
-    return status != STATUS_OK ? status : check_array(tensor, &input->array, path, STATUS_INPUT);
+    int status = npy_parse(&inputs->arrays[number], inputs->bytes[number], size, path, STATUS_INPUT);
+    return status != STATUS_OK ? status : check_array(tensor, &inputs->arrays[number], path, STATUS_INPUT);
 }
 
-static int read_inputs(const struct options *options, const struct plan *plan, struct input_file *inputs) {
+int inputs_read(struct input_files *inputs, const struct options *options, const struct plan *plan) {
+    memset(inputs, 0, sizeof *inputs);
     if (options->input_count != plan->input_count || options->output_count != plan->output_count) {
         return fail(STATUS_USAGE, "the bundle has %u inputs and %u outputs, got %u --input and %u --output: give one for each",
                     plan->input_count, plan->output_count, options->input_count, options->output_count);
     }
     int status = STATUS_OK;
     for (uint32_t i = 0; status == STATUS_OK && i < plan->input_count; i++) {
-        status = read_input(options->inputs[i], &plan->inputs[i], &inputs[i]);
+        status = read_input(inputs, i, options->inputs[i], &plan->inputs[i]);
     }
+    if (status != STATUS_OK) inputs_free(inputs);
     return status;
+}
+
+void inputs_free(struct input_files *inputs) {
+    for (uint32_t i = 0; i < MAX_TENSORS; i++) free(inputs->bytes[i]);
+    memset(inputs, 0, sizeof *inputs);
 }
 
 static int write_outputs(const struct options *options, const struct network *network) {
@@ -56,16 +58,13 @@ static int run_once(const struct options *options, struct network *network) {
     return json_end();
 }
 
-int command_run(const struct options *options, const struct session *session, const struct bundle *bundle) {
-    struct input_file inputs[MAX_TENSORS] = {0};
+int command_run(const struct options *options, const struct session *session, const struct bundle *bundle,
+                const struct input_files *inputs) {
     struct network network;
-    int status = read_inputs(options, &bundle->plan, inputs);
-    if (status == STATUS_OK) status = network_open(&network, session, bundle, options->cache);
-    if (status == STATUS_OK) {
-        for (uint32_t i = 0; i < bundle->plan.input_count; i++) network.inputs[i] = inputs[i].array.data;
-        status = run_once(options, &network);
-        network_close(&network);
-    }
-    for (uint32_t i = 0; i < MAX_TENSORS; i++) free(inputs[i].bytes);
+    int status = network_open(&network, session, bundle, options->cache);
+    if (status != STATUS_OK) return status;
+    for (uint32_t i = 0; i < bundle->plan.input_count; i++) network.inputs[i] = inputs->arrays[i].data;
+    status = run_once(options, &network);
+    network_close(&network);
     return status;
 }

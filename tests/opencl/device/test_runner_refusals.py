@@ -1,0 +1,277 @@
+"""What the runner refuses before OpenCL is loaded: every case here runs where no OpenCL can be found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device.errors import RunnerStatus
+from tests.hand_made_bundle import npy_bytes, scale_add_files, sums_of, write_files
+from tests.opencl.device.conftest import Outcome, RunnerProcess, WriteBundle
+
+FILES = ["SHA256SUMS", "input_0.npy", "kernels.cl", "manifest.json", "output_0.npy", "plan.txt", "weights.bin"]
+
+
+def refused(outcome: Outcome, status: RunnerStatus, *said: str) -> None:
+    assert outcome.status == status, outcome
+    assert outcome.events == []
+    assert outcome.stderr.startswith("runner: ")
+    assert outcome.stderr.endswith("\n")
+    assert outcome.stderr.count("\n") == 1
+    for text in said:
+        assert text in outcome.stderr
+
+
+def changed_plan(old: str, new: str) -> dict[str, bytes]:
+    files = scale_add_files()
+    plan = files["plan.txt"].decode()
+    assert old in plan
+    files["plan.txt"] = plan.replace(old, new, 1).encode()
+    return files
+
+
+def test_a_whole_bundle_gets_as_far_as_looking_for_opencl(blind_runner: RunnerProcess, bundle: Path) -> None:
+    refused(blind_runner("check", bundle), RunnerStatus.NO_OPENCL, "STRUCTADMM_OPENCL_LIBRARY")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_byte_is_an_integrity_error_that_names_the_file(
+    blind_runner: RunnerProcess, bundle: Path, name: str
+) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    at = 10 if name == "SHA256SUMS" else len(content) // 2
+    # In SHA256SUMS another hex digit takes the place of the one that was there.
+    content[at] = ord("0") + (content[at] == ord("0")) if name == "SHA256SUMS" else content[at] ^ 1
+    (bundle / name).write_bytes(content)
+    guilty = "input_0.npy" if name == "SHA256SUMS" else name
+    refused(blind_runner("check", bundle), RunnerStatus.INTEGRITY, guilty, "SHA-256")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_anywhere_is_truncated_and_not_changed(blind_runner: RunnerProcess, bundle: Path, name: str) -> None:
+    whole = (bundle / name).read_bytes()
+    # The manifest's closing newline alone carries nothing.
+    last = len(whole) - (2 if name == "manifest.json" else 1)
+    for length in sorted({0, 1, 5, 9, 66, len(whole) // 2, last} & set(range(last + 1))):
+        (bundle / name).write_bytes(whole[:length])
+        refused(blind_runner("check", bundle), RunnerStatus.TRUNCATED, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(blind_runner: RunnerProcess, bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    refused(blind_runner("check", bundle), RunnerStatus.FILE, name, "No such file")
+
+
+def test_a_missing_bundle_is_named(blind_runner: RunnerProcess, tmp_path: Path) -> None:
+    refused(blind_runner("bench", tmp_path / "none"), RunnerStatus.FILE, "none/plan.txt")
+
+
+def test_a_fifo_in_place_of_a_file_does_not_hang(blind_runner: RunnerProcess, bundle: Path) -> None:
+    (bundle / "weights.bin").unlink()
+    os.mkfifo(bundle / "weights.bin")
+    refused(blind_runner("check", bundle), RunnerStatus.FILE, "weights.bin")
+
+
+def test_a_newer_format_is_refused_before_anything_else_is_read(blind_runner: RunnerProcess, tmp_path: Path) -> None:
+    (tmp_path / "plan.txt").write_bytes(b"structadmm-plan 2\n\x00\xff nothing that version 1 knows")
+    refused(blind_runner("check", tmp_path), RunnerStatus.NEWER, "format 2 is newer than 1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("structadmm-plan 1", "structadmm-plan 0", "line 1"),
+        ("structadmm-plan 1", "structadmm-plan 1 ", "line 1"),
+        ("structadmm-plan 1", "another-plan 1", "does not start"),
+        ("target test-device", "target test device", "after its last field"),
+        ("target test-device\n", "", "no 'target'"),
+        ("dtype float32", "dtype float32\ndtype float32", "out of order"),
+        ("dtype float32", "dtype float\t32", "printable"),
+        ("dtype float32", "dtype float32\r", "printable"),
+        ("dtype float32", "dtype " + "a" * 256, "a name"),
+        ("dtype float32", "#" + "a" * 5000, "longer than"),
+        ("buffer 0 256", "buffer 1 256", "the next memory ID"),
+        ("buffer 0 256", "buffer 0 0", "a size in bytes"),
+        ("buffer 0 256", "buffer 0 -1", "a size in bytes"),
+        ("buffer 0 256", "buffer 0 4294967297", "a size in bytes"),
+        ("buffer 0 256", "buffer 0 18446744073709551617", "a size in bytes"),
+        ("buffer 0 256", "buffer  0 256", "empty field"),
+        ("buffer 0 256", "buffer 0 256 ", "after its last field"),
+        ("buffer 0 256", "texture 0 256", "unknown keyword 'texture'"),
+        ("buffer 0 256", "image2d 0 65536 65536 rgba_float", "exceeds the largest"),
+        ("buffer 0 256", "image2d 0 16 16 rgba_int8", "rgba_float or rgba_half"),
+        ("buffer 0 256", "image2d 0 16 16 rgba_float", "needs a buffer"),
+        ("buffer 0 256", "buffer 0 252", "needs a buffer of 256"),
+        ("constant 1 256 128", "constant 1 256 129", "constant 1 is weights.bin[129, +256)"),
+        ("constant 1 256 128", "constant 1 256 9223372036854775807", "constant 1 is weights.bin"),
+        ("input 0 float32 2 1 64 x", "input 9 float32 2 1 64 x", "a memory ID"),
+        ("input 0 float32 2 1 64 x", "input 0 float64 2 1 64 x", "float32, float16 or int32"),
+        ("input 0 float32 2 1 64 x", "input 0 float32 9 1 64 x", "a rank"),
+        ("input 0 float32 2 1 64 x", "input 0 float32 2 0 64 x", "a dimension"),
+        (
+            "input 0 float32 2 1 64 x",
+            "input 0 float32 4 4294967296 4294967296 4294967296 64 x",
+            "more elements than 64 bits",
+        ),
+        ("input 0 float32 2 1 64 x", "input 0 float32 2 64 1 x", "takes float32 [64, 1]"),
+        ("sample input 0 input_0.npy\n", "", "no sample for input 0"),
+        ("sample input 0 input_0.npy", "sample input 1 input_0.npy", "the number of an input"),
+        ("sample input 0 input_0.npy", "sample input 0 ../input_0.npy", "plain file name"),
+        ("sample input 0 input_0.npy", "sample input 0 .hidden", "plain file name"),
+        ("sample input 0 input_0.npy", "sample input 0 other.npy", "not listed"),
+        ("output_0.npy 1e-06", "output_0.npy -1", "a tolerance"),
+        ("output_0.npy 1e-06", "output_0.npy nan", "a tolerance"),
+        ("output_0.npy 1e-06", "output_0.npy inf", "a tolerance"),
+        ("program 0 0", "program 0 99999", "program 0 is kernels.cl[99999"),
+        ("launch 0 scale_add", "launch 2 scale_add", "a program ID"),
+        ("scale_add 1 64 16", "scale_add 4 64 16", "a number of dimensions"),
+        ("scale_add 1 64 16", "scale_add 1 64 15", "not a multiple"),
+        ("scale_add 1 64 16", "scale_add 1 0 16", "a global size"),
+        ("relu 1 64 0", "relu 2 64 64 0 8", "not a multiple"),
+        ("layer/one 5", "layer/one 6", "ends where"),
+        ("layer/one 5", "layer/one 4", "after its last field"),
+        ("layer/one 5", "layer/one 65", "kernel arguments"),
+        ("m0 m1 m2", "m0 m1 m4", "m4 does not exist"),
+        ("m0 m1 m2", "m0 m1 x2", "mID, iVALUE or fVALUE"),
+        ("i-3", "i2147483648", "mID, iVALUE or fVALUE"),
+        ("f2.0", "f1e39", "mID, iVALUE or fVALUE"),
+        ("f2.0", "fnan", "mID, iVALUE or fVALUE"),
+        ("\nend\n", "\nend\nend\n", "follows 'end'"),
+    ],
+)
+def test_a_malformed_plan_is_refused_with_its_line(
+    blind_runner: RunnerProcess, write_bundle: WriteBundle, old: str, new: str, said: str
+) -> None:
+    refused(blind_runner("check", write_bundle(changed_plan(old, new))), RunnerStatus.MALFORMED, said)
+
+
+def test_a_plan_without_end_whose_digest_agrees_is_truncated(
+    blind_runner: RunnerProcess, write_bundle: WriteBundle
+) -> None:
+    refused(blind_runner("check", write_bundle(changed_plan("\nend\n", "\n"))), RunnerStatus.TRUNCATED, "without 'end'")
+
+
+@pytest.mark.parametrize(
+    ("sums", "said"),
+    [
+        (lambda sums: sums.replace(b"  input_0", b" *input_0"), "line 1"),
+        (lambda sums: sums.replace(b"  input_0.npy", b"  ../../input_0.npy"), "plain file name"),
+        (lambda sums: sums.upper(), "line 1"),
+        (lambda sums: b"".join(reversed(sums.splitlines(keepends=True))), "not sorted"),
+        (lambda sums: sums.splitlines(keepends=True)[0] + sums, "not sorted"),
+    ],
+)
+def test_a_malformed_list_of_digests_is_refused(
+    blind_runner: RunnerProcess, bundle: Path, sums: object, said: str
+) -> None:
+    assert callable(sums)
+    (bundle / "SHA256SUMS").write_bytes(sums((bundle / "SHA256SUMS").read_bytes()))
+    refused(blind_runner("check", bundle), RunnerStatus.MALFORMED, said)
+
+
+def test_a_list_of_digests_without_a_required_file_is_refused(blind_runner: RunnerProcess, bundle: Path) -> None:
+    files = scale_add_files()
+    del files["manifest.json"]
+    (bundle / "SHA256SUMS").write_bytes(sums_of(files))
+    refused(blind_runner("check", bundle), RunnerStatus.TRUNCATED, "lists no manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((1, 65), np.float32), "holds float32 [1, 65]"),
+        (np.zeros((64,), np.float32), "holds float32 [64]"),
+        (np.zeros((), np.float32), "holds float32 []"),
+        (np.zeros((1, 64), np.float16), "takes float32 [1, 64]"),
+        (np.zeros((1, 64), np.int32), "holds int32"),
+        (np.zeros((1, 64), np.float64), "dtype"),
+        (np.zeros((1, 64), ">f4"), "dtype"),
+        (np.asfortranarray(np.zeros((2, 32), np.float32)), "order"),
+    ],
+)
+def test_an_input_of_another_shape_or_dtype_is_refused(
+    blind_runner: RunnerProcess, bundle: Path, tmp_path: Path, array: np.ndarray, said: str
+) -> None:
+    (tmp_path / "x.npy").write_bytes(npy_bytes(array))
+    outcome = blind_runner("run", bundle, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    refused(outcome, RunnerStatus.INPUT, said)
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_a_file_that_is_no_array_and_one_that_is_cut_are_told_apart(
+    blind_runner: RunnerProcess, bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.npy"
+    command = ("run", bundle, "--input", path, "--output", tmp_path / "y.npy")
+    path.write_bytes(b"PK\x03\x04 not numpy's")
+    refused(blind_runner(*command), RunnerStatus.INPUT, "not a .npy file")
+    whole = (bundle / "input_0.npy").read_bytes()
+    for length in (0, 4, 8, 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(blind_runner(*command), RunnerStatus.TRUNCATED, "x.npy")
+    path.write_bytes(whole + b"\0")
+    refused(blind_runner(*command), RunnerStatus.INPUT, "after its data")
+    path.unlink()
+    refused(blind_runner(*command), RunnerStatus.FILE, "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "no command"),
+        (("dance",), "unknown command 'dance'"),
+        (("check",), "one bundle"),
+        (("check", "a", "b"), "one bundle"),
+        (("info", "a"), "no bundle"),
+        (("bench", *"abcdefghijklmnopq"), "more than 16 bundles"),
+        (("bench", "a", "--runs"), "no value"),
+        (("bench", "a", "--runs", "0"), "--runs takes a whole number from 1 to 1000000"),
+        (("bench", "a", "--runs", "-1"), "--runs"),
+        (("bench", "a", "--runs", "1e3"), "--runs"),
+        (("bench", "a", "--runs", "99999999999999999999999"), "--runs"),
+        (("bench", "a", "--input", "x"), "no option '--input'"),
+        (("check", "a", "--seed", "1"), "no option '--seed'"),
+        (("check", "a", "--device", ""), "--device is empty"),
+        (("check", "a", "--cache", ""), "--cache is empty"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(blind_runner: RunnerProcess, arguments: tuple[str, ...], said: str) -> None:
+    refused(blind_runner(*arguments), RunnerStatus.USAGE, said)
+
+
+def test_run_wants_one_file_for_each_tensor(blind_runner: RunnerProcess, bundle: Path) -> None:
+    refused(blind_runner("run", bundle), RunnerStatus.USAGE, "1 inputs and 1 outputs, got 0 --input and 0 --output")
+
+
+def test_a_library_that_is_not_opencl_is_refused(blind_runner: RunnerProcess) -> None:
+    refused(blind_runner("info", STRUCTADMM_OPENCL_LIBRARY="libm.so.6"), RunnerStatus.NO_OPENCL, "clGetPlatformIDs")
+
+
+def test_control_characters_of_a_bundle_do_not_reach_the_terminal(blind_runner: RunnerProcess, tmp_path: Path) -> None:
+    outcome = blind_runner("check", tmp_path / "evil\n\x1b[2Jrunner: fine")
+    refused(outcome, RunnerStatus.FILE)
+    assert "\x1b" not in outcome.stderr
+
+
+def test_the_first_bad_bundle_of_several_is_reported(blind_runner: RunnerProcess, bundle: Path, tmp_path: Path) -> None:
+    bad = write_files(tmp_path / "bad.clbundle", changed_plan("relu 1 64", "relu 9 64"))
+    refused(blind_runner("bench", bundle, bad), RunnerStatus.MALFORMED)
+
+
+def test_help_lists_every_command_and_every_exit_status(blind_runner: RunnerProcess) -> None:
+    result = subprocess.run([blind_runner.executable, "--help"], capture_output=True, text=True, check=True)
+    for word in ("info", "run", "check", "bench", "profile", "--device", "--cache", "--runs", "--seed"):
+        assert word in result.stdout
+    for status in RunnerStatus:
+        assert status is RunnerStatus.OK or f" {status.value} " in result.stdout.replace("\n", " ")
+
+
+def test_results_that_cannot_be_written_are_an_error(blind_runner: RunnerProcess) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run([blind_runner.executable, "help"], stdout=full, check=False)
+    assert result.returncode == RunnerStatus.FILE
