@@ -98,9 +98,11 @@ class _Lines:
         self._note = ""
         self._started = time.monotonic()
         self._next_line = self._started + LineReporter.FIRST_LINE_S
+        self._unsaid = True
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         self._done += amount
+        self._unsaid = True
         self._note = self._note if note is None else note
         now = time.monotonic()
         if now >= self._next_line:
@@ -109,10 +111,11 @@ class _Lines:
 
     def finish(self) -> None:
         now = time.monotonic()
-        if now - self._started >= LineReporter.FIRST_LINE_S:
+        if now - self._started >= LineReporter.FIRST_LINE_S and self._unsaid:
             self._print(now)
 
     def _print(self, now: float) -> None:
+        self._unsaid = False
         amount = f" {self._done}/{self._total}" if self._total else (f" {self._done}" if self._done else "")
         note = f" {self._note}" if self._note else ""
         self._reporter.say(f"  {self._description}:{amount} after {now - self._started:.0f} s{note}")

@@ -85,7 +85,7 @@ def _measure(context: StageContext, out: Path) -> None:
 def _report(context: StageContext, out: Path) -> None:
     from results.stage import run_report
 
-    run_report(context.config.report, context.directory.path, out, context.reporter)
+    run_report(context.config.report, context.directory.path, out, context.reporter, name=context.config.name)
 
 
 STAGES: tuple[Stage, ...] = (

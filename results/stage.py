@@ -1,0 +1,177 @@
+"""The report stage: what the other stages wrote in, `result.json`, `report.html` and `report.md` out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from results.config import ReportConfig
+from results.environment import describe_environment
+from results.layer_times import match_layer_times
+from results.markdown import report_markdown
+from results.records import (
+    Accuracy,
+    Checks,
+    Latencies,
+    Latency,
+    Reduction,
+    Result,
+    SpeedUpRecord,
+    write_result,
+)
+from results.report_data import ReportData
+from results.report_html import report_html
+from results.statistics import paired_speed_up, spread
+from results.train_files import pruned_layers, read_history
+from structadmm.errors import InvariantError, UserError
+from structadmm.files import read_json, write_text
+from structadmm.progress import Reporter
+
+STAGE_FILES = {
+    "train": "pruning.json",
+    "export": "export.json",
+    "build": "build.json",
+    "measure": "measurement.json",
+}
+STAGE_SCHEMA = 1
+
+
+def run_report(config: ReportConfig, run_dir: Path, out: Path, reporter: Reporter, *, name: str) -> None:
+    """Compute the result from the stages' files and write it in all its forms.
+
+    Args:
+        config: the `[report]` section.
+        run_dir: holds `train/`, `export/`, `build/` and `measure/`.
+        out: receives `result.json`, `report.html` and `report.md`.
+        reporter: where progress is told.
+        name: of the run.
+
+    Raises:
+        UserError: a stage's file is absent, or lacks a number.
+        InvariantError: two stages disagree about the same number, or a check is beyond its tolerance.
+    """
+    with reporter.task("report", 2) as task:
+        data = report_data(config, run_dir, name)
+        task.advance(note="computed")
+        write_result(out / "result.json", data.result)
+        write_text(out / "report.md", report_markdown(data))
+        write_text(out / "report.html", report_html(data))
+        task.advance(note="written")
+
+
+def report_data(config: ReportConfig, run_dir: Path, name: str) -> ReportData:
+    """Everything that the report shows, from the stages' files.
+
+    Raises:
+        UserError: a stage's file is absent, or lacks a number.
+        InvariantError: two stages disagree about the same number, or a check is beyond its tolerance.
+    """
+    records = {stage: read_json(run_dir / stage / file, schema=STAGE_SCHEMA) for stage, file in STAGE_FILES.items()}
+    epochs, residuals = read_history(run_dir / "train" / "history.jsonl")
+    try:
+        baseline_ms, pruned_ms = (
+            [float(value) for value in records["measure"]["bench"]["times"][network]["total_samples_ms"]]
+            for network in ("baseline", "pruned")
+        )
+        return ReportData(
+            result=_result(config, records, baseline_ms, pruned_ms, run_dir, name),
+            baseline_ms=baseline_ms,
+            pruned_ms=pruned_ms,
+            layer_times=match_layer_times(
+                *(records["measure"]["profiles"][network]["launches"] for network in ("baseline", "pruned"))
+            ),
+            epochs=epochs,
+            residuals=residuals,
+            layers=pruned_layers(records["train"]),
+            method=_method(records),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run_dir}: a stage's record lacks {error}: run the stages again with --from train") from None
+
+
+def _result(
+    config: ReportConfig,
+    records: Mapping[str, dict[str, Any]],
+    baseline_ms: list[float],
+    pruned_ms: list[float],
+    run_dir: Path,
+    name: str,
+) -> Result:
+    train, export, measure = records["train"], records["export"], records["measure"]
+    trained, session = train["accuracy"], measure["opencl"]
+    checks, tolerances = _checks(export, measure)
+    speed_up = paired_speed_up(baseline_ms, pruned_ms, resamples=config.bootstrap_resamples, seed=config.bootstrap_seed)
+    return Result(
+        name=name,
+        accuracy=Accuracy(
+            dense=100.0 * trained["dense_correct"] / trained["test_images"],
+            pruned=100.0 * trained["pruned_correct"] / trained["test_images"],
+            test_samples=trained["test_images"],
+        ),
+        conv_params=_reduction(export, "conv_params"),
+        params=_reduction(export, "params"),
+        macs=_reduction(export, "macs"),
+        latency_ms=Latencies(
+            device=f"{session['name']}, {session['platform']}, driver {session['driver']}",
+            kind=measure["kind"],
+            baseline=Latency.of(spread(baseline_ms, "baseline")),
+            pruned=Latency.of(spread(pruned_ms, "pruned")),
+            speedup=SpeedUpRecord.of(speed_up),
+        ),
+        checks=checks,
+        tolerances=tolerances,
+        environment=describe_environment(records, run_dir),
+    )
+
+
+def _reduction(export: dict[str, Any], field: str) -> Reduction:
+    reduction = Reduction.of(export[field]["dense"], export[field]["pruned"])
+    if not math.isclose(reduction.ratio, export[field]["ratio"], rel_tol=1e-9):  # one division on either side
+        raise InvariantError(f"export.json says {field} fell {export[field]['ratio']}x, its counts {reduction.ratio}x")
+    return reduction
+
+
+def _checks(export: dict[str, Any], measure: dict[str, Any]) -> tuple[Checks, Checks]:
+    """Differences found, and what they may be. Of several outputs or networks the one nearest its tolerance is told."""
+    from export.verify import MASKED_VS_SHRUNK, SHRUNK_VS_ONNX
+
+    outputs = [output for check in measure["checks"].values() for output in check["outputs"]]
+    if not outputs or not all(output["passed"] and output["not_finite"] == 0 for output in outputs):
+        raise InvariantError("measurement.json holds a bundle that was not checked, or failed: measure again")
+    on_device = max(outputs, key=lambda output: float(output["max_abs_error"]) / float(output["tolerance"]))
+    found = Checks(
+        masked_vs_shrunk=export["checks"]["masked_vs_shrunk"],
+        shrunk_vs_onnx=max(export["checks"]["shrunk_vs_onnx"], export["checks"]["baseline_vs_onnx"]),
+        onnx_vs_device=on_device["max_abs_error"],
+    )
+    allowed = Checks(
+        masked_vs_shrunk=MASKED_VS_SHRUNK, shrunk_vs_onnx=SHRUNK_VS_ONNX, onnx_vs_device=on_device["tolerance"]
+    )
+    for check in Checks.model_fields:
+        if not getattr(found, check) <= getattr(allowed, check):
+            raise InvariantError(f"{check} is {getattr(found, check)}, more than {getattr(allowed, check)}: no result")
+    return found, allowed
+
+
+def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """How the latency was measured, for people."""
+    build, measure = records["build"], records["measure"]
+    settings, counts, times = build["settings"], measure["config"], measure["bench"]["times"]
+    pause = f", {counts['rest_ms']} ms pause between rounds" if counts["rest_ms"] else ""
+    first_runs = ", ".join(f"{name} {times[name]['first_run_ms']:.1f} ms" for name in ("baseline", "pruned"))
+    launches = ", ".join(f"{name} {build['networks'][name]['launches']}" for name in ("baseline", "pruned"))
+    predicted = ", ".join(f"{name} {build['networks'][name]['predicted_ms']:.3g} ms" for name in ("baseline", "pruned"))
+    return {
+        "One sample": "one inference at batch 1: inputs written, all launches, outputs read back; CPU clock",
+        "Order": f"{counts['runs']} rounds, each times baseline and pruned once in shuffled order (seed "
+        f"{counts['seed']}){pause}",
+        "Warm-up": f"at least {counts['warmup_runs']} inferences and {counts['warmup_ms']} ms of each, not counted",
+        "First run": f"{first_runs}, not counted",
+        "Compiled": f"both alike: target {settings['target']}, {settings['dtype']}, {settings['schedules']} schedules",
+        "Launches": launches,
+        "Predicted": f"{predicted}: the cost model's figures for {settings['target']}, not measurements",
+        "Interval": "95 % percentile bootstrap of the ratio of medians, resampling rounds",
+        "Profile": f"median of {counts['profile_runs']} inferences per launch, by the device's own clock",
+    }
