@@ -53,12 +53,12 @@ class Gpu:
 
 
 def _adreno(
-    model: int, fp32: float, fp16: float, dram: float, cores: int, l2_kb: int, clock_mhz: int, source: str
+    model: int, *, fp32: float, fp16: float, dram: float, cores: int, l2_kb: int, clock_mhz: int, source: str
 ) -> Gpu:
     """An Adreno of the A5xx to A8xx families.
 
-    Cache bandwidths scale with clock and cores from the Adreno 640, the only part with published measurements (L2 88 GB/s
-    and texture L1 192 GB/s at 585 MHz and 2 cores). Register files are 96 to 144 vec4 for 128 work-items, depending on
+    Cache bandwidths scale with clock and cores from the Adreno 640, the only part with published measurements (L2 88
+    GB/s and texture L1 192 GB/s at 585 MHz and 2 cores). Register files are 96 to 144 vec4 for 128 work-items, depending on
     who is asked; 24 leaves four waves with the smaller one. Launch overhead is not documented: 20 us is the middle of
     what people report for live enqueues.
     """
@@ -89,15 +89,33 @@ _DATASHEET = "datasheet peak, caches scaled from the Adreno 640"
 _GUESS = "interpolated between its neighbours, no published measurement"
 
 _GPUS = (
-    _adreno(540, 567, 567, 29.9, 2, 1024, 710, _DATASHEET),
-    _adreno(630, 468, 690, 29.0, 2, 1024, 710, "measured peaks, bandwidth of the SoC"),
-    _adreno(640, 814, 1797, 30.0, 2, 128, 585, "measured fp32 and bandwidths, datasheet fp16"),
-    _adreno(650, 1200, 2400, 44.0, 3, 128, 587, _GUESS),
-    _adreno(660, 1382, 2765, 51.0, 3, 128, 900, _DATASHEET),
-    _adreno(730, 2000, 4000, 51.0, 4, 256, 900, _DATASHEET),
-    _adreno(740, 2500, 5000, 67.0, 6, 256, 680, _GUESS),
-    _adreno(750, 3070, 6140, 76.8, 6, 256, 1000, _DATASHEET),
-    _adreno(830, 3400, 6800, 76.8, 6, 256, 1100, _GUESS),
+    _adreno(540, fp32=567, fp16=567, dram=29.9, cores=2, l2_kb=1024, clock_mhz=710, source=_DATASHEET),
+    _adreno(
+        630,
+        fp32=468,
+        fp16=690,
+        dram=29.0,
+        cores=2,
+        l2_kb=1024,
+        clock_mhz=710,
+        source="measured peaks, bandwidth of the SoC",
+    ),
+    _adreno(
+        640,
+        fp32=814,
+        fp16=1797,
+        dram=30.0,
+        cores=2,
+        l2_kb=128,
+        clock_mhz=585,
+        source="measured fp32 and bandwidths, datasheet fp16",
+    ),
+    _adreno(650, fp32=1200, fp16=2400, dram=44.0, cores=3, l2_kb=128, clock_mhz=587, source=_GUESS),
+    _adreno(660, fp32=1382, fp16=2765, dram=51.0, cores=3, l2_kb=128, clock_mhz=900, source=_DATASHEET),
+    _adreno(730, fp32=2000, fp16=4000, dram=51.0, cores=4, l2_kb=256, clock_mhz=900, source=_DATASHEET),
+    _adreno(740, fp32=2500, fp16=5000, dram=67.0, cores=6, l2_kb=256, clock_mhz=680, source=_GUESS),
+    _adreno(750, fp32=3070, fp16=6140, dram=76.8, cores=6, l2_kb=256, clock_mhz=1000, source=_DATASHEET),
+    _adreno(830, fp32=3400, fp16=6800, dram=76.8, cores=6, l2_kb=256, clock_mhz=1100, source=_GUESS),
     # Stands for OpenCL drivers on ordinary CPUs. Two cores with 512-bit units, fitted on Intel's runtime and PoCL.
     Gpu(
         name="opencl-cpu",

@@ -25,6 +25,8 @@ class Conv2d:
 
     Attributes:
         padding: (top, left, bottom, right), in pixels.
+        shortcut: a second convolution, of another input, whose result is added; its own activation, residual and shortcut
+            are not used, and its bias is part of this one's.
         columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all
             of them. Only with `groups == 1`.
     """
@@ -42,6 +44,7 @@ class Conv2d:
     activation: Activation = "none"
     has_residual: bool = False
     columns: tuple[int, ...] | None = None
+    shortcut: Conv2d | None = None
 
     @property
     def out_height(self) -> int:
@@ -64,7 +67,8 @@ class Conv2d:
     @property
     def macs(self) -> int:
         """Multiply-adds of the whole operator."""
-        return self.batch * self.out_channels * self.out_height * self.out_width * self.reduction
+        own = self.batch * self.out_channels * self.out_height * self.out_width * self.reduction
+        return own + (self.shortcut.macs if self.shortcut is not None else 0)
 
 
 @dataclass(frozen=True)

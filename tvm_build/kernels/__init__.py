@@ -35,7 +35,8 @@ Schedule = Any
 def supports(op: Operator) -> bool:
     """Whether there is a kernel of ours for `op`."""
     if isinstance(op, Conv2d):
-        return op.columns is None or op.groups == 1
+        plain = op.columns is None or op.groups == 1
+        return plain and (op.shortcut is None or (op.shortcut.shortcut is None and supports(op.shortcut)))
     return isinstance(op, Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels)
 
 
@@ -47,17 +48,16 @@ def build_kernel(
     Args:
         op: what to compute; `supports(op)` must hold.
         constants: "weight" [O, I / groups, kh, kw] and "bias" [O] for `Conv2d` (with `columns`, the weight is the full
-            tensor and the other columns are ignored); "weight" [O, K] and "bias" [O] for `Dense`; nothing for the rest.
+            tensor and the other columns are ignored), "shortcut_weight" of the same layout if it has a shortcut, which
+            then reads input1; "weight" [O, K] and "bias" [O] for `Dense`; nothing for the rest.
         gpu: what it is compiled for.
         schedule: one of `candidates(op, gpu)`, or None for `default_schedule(op, gpu)`.
 
     Raises:
         InvariantError: there is no kernel for `op`, or a constant is missing or has the wrong shape.
     """
-    from tvm_build.kernels.column_sparse import build_column_sparse
     from tvm_build.kernels.conv2d import build_conv2d
     from tvm_build.kernels.dense import build_dense
-    from tvm_build.kernels.depthwise import build_depthwise, is_depthwise
     from tvm_build.kernels.pointwise import build_concat, build_elementwise, build_pack, build_unpack
     from tvm_build.kernels.pool import build_global_average, build_pool2d
 
@@ -69,11 +69,12 @@ def build_kernel(
         case Conv2d():
             shape = (op.out_channels, op.in_channels // op.groups, *op.kernel)
             weight, bias = _constant(constants, "weight", shape), _constant(constants, "bias", shape[:1])
-            if op.columns is not None:
-                return build_column_sparse(op, weight, bias, schedule)
-            if is_depthwise(op):
-                return build_depthwise(op, weight, bias, schedule)
-            return build_conv2d(op, weight, bias, schedule)
+            shortcut = None
+            if op.shortcut is not None:
+                source = op.shortcut
+                shape = (source.out_channels, source.in_channels // source.groups, *source.kernel)
+                shortcut = _constant(constants, "shortcut_weight", shape)
+            return build_conv2d(op, weight, bias, schedule, shortcut)
         case Dense():
             weight = _constant(constants, "weight", (op.out_features, op.in_features))
             return build_dense(op, weight, _constant(constants, "bias", (op.out_features,)), schedule)

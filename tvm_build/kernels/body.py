@@ -1,8 +1,8 @@
 """Short names over TVM's IRBuilder: the only file that knows its quirks.
 
 A kernel is written top to bottom as the OpenCL it becomes: a Python `for` unrolls, `Body.loop` loops. What to stay away
-from (wrong or invalid OpenCL in TVM 0.27): `Select` on vectors, `Shuffle` of several lanes of one vector, `Broadcast` of
-an expression that was not bound to a name first (it is evaluated once per lane), private arrays of more than one
+from (wrong or invalid OpenCL in TVM 0.27): `Select` on vectors, `Shuffle` of several lanes of one vector, `Broadcast`
+of an expression that was not bound to a name first (it is evaluated once per lane), private arrays of more than one
 element (they spill on Adreno; every register here is an array of one, which compilers keep in a register).
 """
 
@@ -123,12 +123,12 @@ def build_func(
 
 def lanes_of(dtype: str) -> int:
     """Lanes of a TVM type name: 4 for "float32x4"."""
-    return int(dtype.split("x")[1]) if "x" in dtype else 1
+    return int(dtype.partition("x")[2] or 1)
 
 
 def const(value: float, dtype: str) -> Expr:
     """A literal, in all lanes if `dtype` is a vector."""
-    scalar = dtype.split("x")[0]
+    scalar = dtype.split("x", maxsplit=1)[0]
     literal = tirx.IntImm(scalar, int(value)) if "int" in scalar else tirx.FloatImm(scalar, float(value))
     return tirx.Broadcast(literal, lanes_of(dtype)) if lanes_of(dtype) > 1 else literal
 

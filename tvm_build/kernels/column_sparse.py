@@ -1,7 +1,7 @@
-"""Column-sparse convolution: the reduction runs over the kept columns only.
+"""The reduction of a convolution tile over the kept columns only.
 
-Structured pruning removes the same columns (input channel, ky, kx) from every filter, so what is left is a dense product
-with a shorter reduction: no divergence between work-items, and offsets that are the same for all of them. Two things
+Structured pruning removes the same columns (input channel, ky, kx) from every filter, so what is left is a dense
+product with a shorter reduction: no divergence between work-items, and offsets that are the same for all of them. Two things
 keep it near the dense kernel's efficiency:
 
 - Columns are grouped by tap. A tap's row and pixel predicates are then decided once, outside the loop over its columns,
@@ -16,36 +16,19 @@ mild sparsity. With `gather="lanes"` each kept column reads one scalar per pixel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from tvm import tirx
 
-from tvm_build.kernels.body import Body, Expr, both, ceil_div, lane, load_if
-from tvm_build.kernels.built import BuiltKernel
-from tvm_build.kernels.conv2d import (
-    Array,
-    ConvSchedule,
-    Place,
-    Tiling,
-    assemble,
-    finish_tile,
-    input_row,
-    inside,
-    multiply_add,
-    pack_bias,
-    place_tile,
-)
+from structadmm.errors import InvariantError
+from tvm_build.kernels.body import Body, Expr, both, lane, load_if
+from tvm_build.kernels.conv_tile import Accumulators, multiply_add
+from tvm_build.kernels.conv_tiling import Array, Place, Tiling, input_pixel, input_row, share
 from tvm_build.ops import Conv2d, blocks
 
 _UNROLLED_TAPS = 25
-
-
-@dataclass(frozen=True)
-class SparseSchedule(ConvSchedule):
-    """`ConvSchedule` and how inputs are read; `unroll_rows` is not used (a table holds the taps of large kernels)."""
-
-    gather: Literal["lanes", "blocks"] = "lanes"
 
 
 @dataclass(frozen=True)
@@ -63,118 +46,115 @@ class Entries:
     tap_start: Array
 
 
+@lru_cache(maxsize=64)
 def list_entries(op: Conv2d, gather: Literal["lanes", "blocks"]) -> Entries:
     """Group the kept columns into the steps of the reduction."""
     if op.columns is None:
-        raise ValueError("a column-sparse convolution needs its list of columns")
+        raise InvariantError("a column-sparse reduction needs the list of kept columns, got none")
     taps = op.kernel[0] * op.kernel[1]
     plane = op.in_height * op.in_width
     steps: dict[tuple[int, int], dict[int, int]] = {}
     for column in op.columns:
         channel, tap = divmod(column, taps)
-        key = (tap, channel) if gather == "lanes" else (tap, channel // 4)
-        steps.setdefault(key, {})[channel % 4 if gather == "blocks" else 0] = column
+        key, slot = ((tap, channel), 0) if gather == "lanes" else ((tap, channel // 4), channel % 4)
+        steps.setdefault(key, {})[slot] = column
     ordered = sorted(steps)
-    width = 1 if gather == "lanes" else 4
-    columns = np.full((len(ordered), width), -1, np.int64)
+    columns = np.full((len(ordered), 1 if gather == "lanes" else 4), -1, np.int64)
     offsets = np.zeros(len(ordered), np.int32)
     for row, key in enumerate(ordered):
         for slot, column in steps[key].items():
             columns[row, slot] = column
         offsets[row] = key[1] * plane if gather == "blocks" else key[1] // 4 * plane * 4 + key[1] % 4
-    tap_start = np.searchsorted([key[0] for key in ordered], np.arange(taps + 1)).astype(np.int32)
+    tap_start = np.searchsorted([tap for tap, _ in ordered], np.arange(taps + 1)).astype(np.int32)
     return Entries(offsets, columns, tap_start)
 
 
-def build_column_sparse(op: Conv2d, weight: Array, bias: Array, schedule: SparseSchedule) -> BuiltKernel:
-    """The kernel for a convolution over the kept columns; `weight` is the full [O, I, kh, kw] tensor."""
-    tiling = Tiling(op, schedule)
-    entries = list_entries(op, schedule.gather)
-    packed = _pack(op, weight, entries, tiling)
-    kh, kw = op.kernel
-    plane = op.in_height * op.in_width
-    lanes_only = schedule.gather == "lanes"
-    # The input is read as floats for lanes and as vectors for blocks.
-    unit = 4 if lanes_only else 1
-    width = entries.columns.shape[1]
-    steps = len(entries.offsets)
-    chunk = ceil_div(steps, schedule.split)
+class SparseReduction:
+    """Products with the kept columns of `weight` [O, I, kh, kw]. `prefix` as in `DenseReduction`."""
 
-    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
-        place = place_tile(body, tiling, group, item)
-        buffers["item"] = item[0]
-        vector = f"float32x{schedule.lanes}"
-        accumulators = {
-            (r, p, v): body.register(vector)
-            for r in range(schedule.rows)
-            for p in range(schedule.pixels)
-            for v in range(schedule.vectors)
+    def __init__(self, tiling: Tiling, weight: Array, prefix: str = "") -> None:
+        self.tiling = tiling
+        self.prefix = prefix
+        self.entries = list_entries(tiling.op, tiling.schedule.gather)
+        self.by_lane = tiling.schedule.gather == "lanes"
+        self.input_dtype = "float32" if self.by_lane else "float32x4"
+        kh, kw = tiling.op.kernel
+        self.unrolled = kh * kw <= _UNROLLED_TAPS
+        self.constants: dict[str, Array] = {
+            f"{prefix}weight": self._pack(weight),
+            f"{prefix}offset": self.entries.offsets,
         }
-        image = body.let(place.image * blocks(op.in_channels) * plane)
+        if not self.unrolled:
+            self.constants[f"{prefix}tap_start"] = self.entries.tap_start
+
+    def write(self, body: Body, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+        """Loop over the steps of each tap that are this work-item's share."""
+        op, schedule = self.tiling.op, self.tiling.schedule
+        kh, kw = op.kernel
+        start, stop = share(body, len(self.entries.offsets), schedule.split, place.part)
 
         def tap(ky: Expr, kx: Expr, first: Expr, last: Expr) -> None:
             if schedule.split > 1:
-                first = body.let(tirx.Max(item[2] * chunk, first))
-                last = body.let(tirx.Min(item[2] * chunk + chunk, last))
-            rows = [input_row(op, tiling, place, r, ky) for r in range(schedule.rows)]
-            # With one row its predicate skips the tap; with several they differ and go with the loads.
-            outer = rows[0][1] if schedule.rows == 1 else None
-            with body.when(outer):
-                addresses: dict[tuple[int, int], tuple[Expr, Expr | None]] = {}
-                for r, (iy, row_ok) in enumerate(rows):
-                    for p in range(schedule.pixels):
-                        ix, ok = _column(op, tiling, place, p, kx)
-                        address = body.let((image + iy * op.in_width + ix) * unit)
-                        condition = both(None if schedule.rows == 1 else row_ok, ok)
-                        addresses[r, p] = (address, None if condition is None else body.let(condition))
-                with body.loop(first, last) as step:
-                    offset = body.let(buffers["offset"][step])
-                    start = (place.channel_tile * steps + step) * (width * schedule.vectors)
-                    start = body.let(start)
-                    ws = [
-                        [body.let(buffers["weight"][start + i * schedule.vectors + v]) for i in range(width)]
-                        for v in range(schedule.vectors)
-                    ]
-                    for (r, p), (address, ok) in addresses.items():
-                        dtype = "float32" if lanes_only else "float32x4"
-                        x = body.let(load_if(ok, buffers["input"][address + offset], dtype))
-                        xs = [x] if lanes_only else [lane(x, i) for i in range(4)]
-                        for v in range(schedule.vectors):
-                            multiply_add(accumulators[r, p, v], xs, ws[v], schedule)
+                first, last = body.let(tirx.Max(start, first)), body.let(tirx.Min(stop, last))
+            self._tap(body, place, buffers, accumulators, tap=(ky, kx), steps=(first, last))
 
-        if kh * kw <= _UNROLLED_TAPS:
+        if self.unrolled:
             for number in range(kh * kw):
-                first, last = int(entries.tap_start[number]), int(entries.tap_start[number + 1])
+                first, last = int(self.entries.tap_start[number]), int(self.entries.tap_start[number + 1])
                 if first < last:
                     tap(number // kw, number % kw, first, last)
         else:
             with body.loop(0, kh * kw) as number:
-                first = body.let(buffers["tap_start"][number])
-                last = body.let(buffers["tap_start"][number + 1])
+                tap_start = buffers[f"{self.prefix}tap_start"]
+                first, last = body.let(tap_start[number]), body.let(tap_start[number + 1])
                 tap(body.let(tirx.floordiv(number, kw)), body.let(tirx.floormod(number, kw)), first, last)
-        finish_tile(body, op, tiling, place, buffers, accumulators, item[2])
 
-    constants = {"weight": packed, "bias": pack_bias(op, bias, tiling), "offset": entries.offsets}
-    if kh * kw > _UNROLLED_TAPS:
-        constants["tap_start"] = entries.tap_start
-    return assemble("column_sparse", op, tiling, constants, write, schedule, "float32" if lanes_only else "float32x4")
+    def _tap(
+        self,
+        body: Body,
+        place: Place,
+        buffers: dict[str, Any],
+        accumulators: Accumulators,
+        *,
+        tap: tuple[Expr, Expr],
+        steps: tuple[Expr, Expr],
+    ) -> None:
+        op, schedule = self.tiling.op, self.tiling.schedule
+        source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
+        width = self.entries.columns.shape[1]
+        rows = [input_row(self.tiling, place, row, tap[0]) for row in range(schedule.rows)]
+        # One row's predicate skips the tap; with several rows it goes with the loads.
+        skip = rows[0][1] if schedule.rows == 1 else None
+        with body.when(skip):
+            addresses: dict[tuple[int, int], tuple[Expr, Expr | None]] = {}
+            for row, (iy, row_ok) in enumerate(rows):
+                for pixel in range(schedule.pixels):
+                    ix, pixel_ok = input_pixel(self.tiling, place, pixel, tap[1])
+                    line = place.image * blocks(op.in_channels) * op.in_height + iy
+                    address = body.let((line * op.in_width + ix) * (4 if self.by_lane else 1))
+                    ok = both(None if schedule.rows == 1 else row_ok, pixel_ok)
+                    addresses[row, pixel] = (address, None if ok is None else body.let(ok))
+            with body.loop(*steps) as step:
+                offset = body.let(buffers[f"{self.prefix}offset"][step])
+                first = (place.channel_tile * len(self.entries.offsets) + step) * (width * schedule.vectors)
+                first = body.let(first)
+                ws = [
+                    [body.let(weight[first + (i * schedule.vectors + v)]) for i in range(width)]
+                    for v in range(schedule.vectors)
+                ]
+                for (row, pixel), (address, ok) in addresses.items():
+                    x = body.let(load_if(ok, source[address + offset], self.input_dtype))
+                    xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
+                    for v in range(schedule.vectors):
+                        multiply_add(accumulators[row, pixel, v], xs, ws[v], schedule)
 
-
-def _column(op: Conv2d, tiling: Tiling, place: Place, pixel: int, kx: Expr) -> tuple[Expr, Expr | None]:
-    """The input pixel that tap `kx` (constant or loop variable) reads for tile pixel `pixel`, and its predicate."""
-    first, last = (kx, kx) if isinstance(kx, int) else (0, op.kernel[1] - 1)
-    ix = place.ox * op.stride[1] + (pixel * op.stride[1] - op.padding[1]) + kx * op.dilation[1]
-    low = pixel * op.stride[1] - op.padding[1]
-    high = low + (tiling.columns - 1) * tiling.schedule.pixels * op.stride[1]
-    return ix, inside(ix, low + first * op.dilation[1], high + last * op.dilation[1], op.in_width)
-
-
-def _pack(op: Conv2d, weight: Array, entries: Entries, tiling: Tiling) -> Array:
-    """[channel tiles, steps, 1 or 4, vectors, lanes]."""
-    schedule = tiling.schedule
-    flat = np.zeros((tiling.channel_tiles * schedule.tile_channels, op.in_channels * op.kernel[0] * op.kernel[1] + 1))
-    # The last column stays zero; -1 refers to it.
-    flat[: op.out_channels, :-1] = weight.reshape(op.out_channels, -1)
-    kept = flat[:, entries.columns]  # [O, steps, width]
-    kept = kept.reshape(tiling.channel_tiles, schedule.vectors, schedule.lanes, *entries.columns.shape)
-    return np.ascontiguousarray(kept.transpose(0, 3, 4, 1, 2), dtype=np.float32)
+    def _pack(self, weight: Array) -> Array:
+        """[channel tiles, steps, 1 or 4, vectors, lanes]."""
+        op, schedule = self.tiling.op, self.tiling.schedule
+        channels = self.tiling.channel_tiles * schedule.tile_channels
+        # One column more, which stays zero: -1 refers to it.
+        flat = np.zeros((channels, op.in_channels * op.kernel[0] * op.kernel[1] + 1), np.float32)
+        flat[: op.out_channels, :-1] = weight.reshape(op.out_channels, -1)
+        kept = flat[:, self.entries.columns]  # [O, steps, 1 or 4]
+        kept = kept.reshape(self.tiling.channel_tiles, schedule.vectors, schedule.lanes, *self.entries.columns.shape)
+        return np.ascontiguousarray(kept.transpose(0, 3, 4, 1, 2))

@@ -1,8 +1,8 @@
 """Fully connected layer, and the global average before it in the same launch.
 
 At batch 1 this is bound by reading the weights once, so weights are packed in the order in which they are read, and the
-reduction is split over the work-items of a group until enough of them are in flight. With a pooled input the group first
-averages the image into local memory; groups are then made few and wide, for each of them repeats that.
+reduction is split over the work-items of a group until enough of them are in flight. With a pooled input the group
+first averages the image into local memory; groups are then made few and wide, for each of them repeats that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from tvm_build.kernels.activation import activate
 from tvm_build.kernels.body import (
     Body,
     Expr,
@@ -28,7 +29,6 @@ from tvm_build.kernels.body import (
     spread,
 )
 from tvm_build.kernels.built import BuiltKernel
-from tvm_build.kernels.epilogue import activate
 from tvm_build.kernels.pool import sum_pixels
 from tvm_build.ops import Dense, blocks
 
@@ -83,7 +83,7 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
                 block = body.let(turn * (tiles * split) + worker)
                 with body.when(block < in_blocks if in_blocks % (tiles * split) else None):
                     first = (image * in_blocks + block) * op.pooled_pixels
-                    total = sum_pixels(body, buffers["input"], first, op.pooled_pixels, const(0, "int32"), 1)
+                    total = sum_pixels(body, buffers["input"], (first, op.pooled_pixels), (0, 1))
                     body.store(means, block, total.value * const(1 / op.pooled_pixels, "float32x4"))
             body.barrier()
 

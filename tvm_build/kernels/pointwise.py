@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import tirx
 
+from tvm_build.kernels.activation import activate
 from tvm_build.kernels.body import Body, Expr, Grid, both, build_func, ceil_div, const, gathered, lane, load_if
 from tvm_build.kernels.built import BuiltKernel
-from tvm_build.kernels.epilogue import activate
 from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks
 
 
@@ -23,13 +23,16 @@ class FlatSchedule:
 def flat_kernel(
     name: str,
     parameters: dict[str, tuple[int, str]],
-    roles: dict[str, str],
+    write: Any,
+    *,
     items: int,
     schedule: FlatSchedule,
-    flops: int,
-    write: Any,
+    flops: int = 0,
 ) -> BuiltKernel:
-    """A kernel of `items` independent work-items; `write(body, buffers, index)` writes one of them."""
+    """A kernel of `items` independent work-items; `write(body, buffers, index)` writes one of them.
+
+    Parameters called "input" and "input0" are both the first input.
+    """
     local = min(schedule.local, items)
     grid = Grid((ceil_div(items, local),), (local,))
 
@@ -40,6 +43,7 @@ def flat_kernel(
 
     size = sum(elements * 4 * int(dtype.partition("x")[2] or 1) for elements, dtype in parameters.values())
     func = build_func(name, parameters, grid, guarded)
+    roles = {key: "input0" if key == "input" else key for key in parameters}
     return BuiltKernel(func=func, roles=roles, flops=flops, bytes=size, schedule=schedule)
 
 
@@ -50,7 +54,6 @@ def build_elementwise(op: Elementwise, schedule: FlatSchedule) -> BuiltKernel:
     parameters = {"input0": (items, "float32x4")}
     if op.operator != "copy":
         parameters["input1"] = (items // plane if op.broadcast_pixels else items, "float32x4")
-    roles = {name: name for name in parameters} | {"output": "output"}
 
     def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
         value = body.let(buffers["input0"][index])
@@ -60,9 +63,8 @@ def build_elementwise(op: Elementwise, schedule: FlatSchedule) -> BuiltKernel:
             value = {"add": value + other, "sub": value - other, "mul": value * other}[op.operator]
         body.store(buffers["output"], index, activate(body, value, op.activation, "float32x4"))
 
-    return flat_kernel(
-        "elementwise", parameters | {"output": (items, "float32x4")}, roles, items, schedule, 4 * items, write
-    )
+    parameters["output"] = (items, "float32x4")
+    return flat_kernel("elementwise", parameters, write, items=items, schedule=schedule, flops=4 * items)
 
 
 def build_pack(op: Pack, schedule: FlatSchedule) -> BuiltKernel:
@@ -83,7 +85,7 @@ def build_pack(op: Pack, schedule: FlatSchedule) -> BuiltKernel:
         body.store(buffers["output"], index, gathered(values))
 
     parameters = {"input": (op.batch * op.channels * plane, "float32"), "output": (items, "float32x4")}
-    return flat_kernel("pack", parameters, {"input": "input0", "output": "output"}, items, schedule, 0, write)
+    return flat_kernel("pack", parameters, write, items=items, schedule=schedule)
 
 
 def build_unpack(op: Unpack, schedule: FlatSchedule) -> BuiltKernel:
@@ -104,14 +106,14 @@ def build_unpack(op: Unpack, schedule: FlatSchedule) -> BuiltKernel:
                 body.store(buffers["output"], first + i * plane, lane(value, i))
 
     parameters = {"input": (items, "float32x4"), "output": (op.batch * op.channels * plane, "float32")}
-    return flat_kernel("unpack", parameters, {"input": "input0", "output": "output"}, items, schedule, 0, write)
+    return flat_kernel("unpack", parameters, write, items=items, schedule=schedule)
 
 
 def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
     """Concatenation along channels of C4 tensors.
 
-    Output blocks that one input fills are a copy, or two neighbouring vectors shifted by the offset's remainder; a block
-    in which inputs meet is put together lane by lane. Which of them a work-item has depends on its block alone.
+    Output blocks that one input fills are a copy, or two neighbouring vectors shifted by the offset's remainder; a
+    block in which inputs meet is put together lane by lane. Which of them a work-item has depends on its block alone.
     """
     plane = op.height * op.width
     total = sum(op.channels)
@@ -168,5 +170,5 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
                 body.store(buffers["output"], index, gathered(lanes))
 
     parameters = {f"input{i}": (op.batch * blocks(c) * plane, "float32x4") for i, c in enumerate(op.channels)}
-    roles = {name: name for name in parameters} | {"output": "output"}
-    return flat_kernel("concat", parameters | {"output": (items, "float32x4")}, roles, items, schedule, 0, write)
+    parameters["output"] = (items, "float32x4")
+    return flat_kernel("concat", parameters, write, items=items, schedule=schedule)

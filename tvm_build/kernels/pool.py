@@ -9,7 +9,7 @@ from tvm import tirx
 
 from tvm_build.kernels.body import Body, Expr, Grid, Register, both, build_func, const, spread
 from tvm_build.kernels.built import BuiltKernel
-from tvm_build.kernels.conv2d import inside
+from tvm_build.kernels.conv_tiling import inside
 from tvm_build.kernels.pointwise import FlatSchedule, flat_kernel
 from tvm_build.ops import GlobalAverage, Pool2d, blocks
 
@@ -51,8 +51,8 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
         def tap(ky: Expr, kx: Expr) -> None:
             iy, ix = y + ky * op.dilation[0], x + kx * op.dilation[1]
             ok = both(
-                _tap_inside(iy, ky, kh, op.dilation[0], -top, highest_y, op.in_height),
-                _tap_inside(ix, kx, kw, op.dilation[1], -left, highest_x, op.in_width),
+                _tap_inside(iy, ky, (kh, op.dilation[0]), (-top, highest_y), op.in_height),
+                _tap_inside(ix, kx, (kw, op.dilation[1]), (-left, highest_x), op.in_width),
             )
             with body.when(ok):
                 value = buffers["input"][base + iy * op.in_width + ix]
@@ -68,8 +68,10 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
         result = total.value
         if op.kind == "avg":
             grown = op.count_include_pad
-            rows = _taps_inside(body, y, kh, op.dilation[0], op.in_height, (top, bottom) if grown else (0, 0))
-            columns = _taps_inside(body, x, kw, op.dilation[1], op.in_width, (left, right) if grown else (0, 0))
+            y_range = (-top, op.in_height + bottom) if grown else (0, op.in_height)
+            x_range = (-left, op.in_width + right) if grown else (0, op.in_width)
+            rows = body.let(_taps_inside(y, (kh, op.dilation[0]), y_range))
+            columns = body.let(_taps_inside(x, (kw, op.dilation[1]), x_range))
             # A window without any tap inside sums to zero; dividing by one keeps it finite.
             count = body.let(tirx.Cast("float32", tirx.Max(rows * columns, const(1, "int32"))))
             result = result / spread(count, 4)
@@ -79,26 +81,29 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
         "input": (op.batch * blocks(op.channels) * in_plane, "float32x4"),
         "output": (items, "float32x4"),
     }
-    roles = {"input": "input0", "output": "output"}
-    return flat_kernel(f"{op.kind}_pool", parameters, roles, items, schedule, 4 * items * kh * kw, write)
+    flops = 4 * items * kh * kw
+    return flat_kernel(f"{op.kind}_pool", parameters, write, items=items, schedule=schedule, flops=flops)
 
 
-def _tap_inside(
-    position: Expr, tap: Expr, taps: int, dilation: int, lowest: int, highest: int, extent: int
-) -> Expr | None:
-    """Whether a tap lies in the image; None where it always does. `tap` is a constant or a loop variable."""
-    first, last = (tap, tap) if isinstance(tap, int) else (0, taps - 1)
-    return inside(position, lowest + first * dilation, highest + last * dilation, extent)
+def _tap_inside(position: Expr, tap: Expr, taps: tuple[int, int], starts: tuple[int, int], extent: int) -> Expr | None:
+    """Whether a tap lies in the image; None where it always does.
+
+    `tap` is a constant or a loop variable, `taps` their count and dilation, `starts` the range of tap 0's position.
+    """
+    count, dilation = taps
+    first, last = (tap, tap) if isinstance(tap, int) else (0, count - 1)
+    return inside(position, starts[0] + first * dilation, starts[1] + last * dilation, extent)
 
 
-def _taps_inside(body: Body, start: Expr, taps: int, dilation: int, extent: int, grown: tuple[int, int]) -> Expr:
-    """How many of `start`, `start + dilation`, ... lie in [-grown[0], extent + grown[1])."""
-    low, high = -grown[0], extent + grown[1]
-    # Taps before the image, and taps before its end, are each a clipped division rounded up.
-    before = tirx.floordiv(tirx.Max(low - start, const(0, "int32")) + (dilation - 1), dilation)
-    before_end = tirx.floordiv(tirx.Max(high - start, const(0, "int32")) + (dilation - 1), dilation)
-    limit = const(taps, "int32")
-    return body.let(tirx.Min(before_end, limit) - tirx.Min(before, limit))
+def _taps_inside(start: Expr, taps: tuple[int, int], limits: tuple[int, int]) -> Expr:
+    """How many of the taps (count, dilation) from `start` on lie in [limits[0], limits[1])."""
+    count, dilation = taps
+
+    def before(limit: int) -> Expr:
+        steps = tirx.floordiv(tirx.Max(limit - start, const(0, "int32")) + (dilation - 1), dilation)
+        return tirx.Min(steps, const(count, "int32"))
+
+    return before(limits[1]) - before(limits[0])
 
 
 def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKernel:
@@ -108,7 +113,7 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKern
     split = min(schedule.split, plane)
 
     def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
-        total = sum_pixels(body, buffers["input"], group[0] * plane, plane, item[0], split)
+        total = sum_pixels(body, buffers["input"], (group[0] * plane, plane), (item[0], split))
         if split == 1:
             body.store(buffers["output"], group[0], total.value * const(1 / plane, "float32x4"))
             return
@@ -132,14 +137,23 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKern
     )
 
 
-def sum_pixels(body: Body, source: Any, first: Expr, plane: int, part: Expr, split: int) -> Register:
-    """Sum of every `split`-th pixel of a plane that starts at `first`, from pixel `part` on."""
+def sum_pixels(body: Body, source: Any, pixels: tuple[Expr, int], part: tuple[Expr, int]) -> Register:
+    """Sum of `source` over this work-item's share of the pixels.
+
+    Args:
+        body: the kernel.
+        source: buffer of float4.
+        pixels: the first one's index, and how many follow each other.
+        part: number of the share, and of shares; share k of n has pixels k, k + n, k + 2n, ...
+    """
+    first, count = pixels
+    index, split = part
     total = body.register("float32x4")
-    whole, rest = divmod(plane, split)
+    whole, rest = divmod(count, split)
     if whole:
         with body.loop(0, whole) as turn:
-            total.set(total.value + source[first + turn * split + part])
+            total.set(total.value + source[first + turn * split + index])
     if rest:
-        with body.when(part < rest):
-            total.set(total.value + source[first + whole * split + part])
+        with body.when(index < rest):
+            total.set(total.value + source[first + whole * split + index])
     return total

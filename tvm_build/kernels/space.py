@@ -6,8 +6,7 @@ from typing import Any
 
 from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
-from tvm_build.kernels.column_sparse import SparseSchedule
-from tvm_build.kernels.conv2d import ConvSchedule
+from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
@@ -32,8 +31,6 @@ def schedules(op: Operator, gpu: Gpu) -> list[Any]:
 
 def _finish(op: Conv2d, **fields: Any) -> ConvSchedule:
     """A schedule of the right class for `op`, kernel rows written out while the source stays small."""
-    if op.columns is not None:
-        return SparseSchedule(**fields)
     steps = op.kernel[0] * op.kernel[1] * fields["pixels"] * fields.get("rows", 1) * fields.get("vectors", 1)
     return ConvSchedule(**fields, unroll_rows=steps <= _UNROLLED_STEPS * 4)
 

@@ -1,4 +1,4 @@
-"""What happens to a float4 of results before it is stored: bias, residual, activation; all on whole vectors."""
+"""Activation functions on whole vectors."""
 
 from __future__ import annotations
 

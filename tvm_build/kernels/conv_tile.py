@@ -1,0 +1,103 @@
+"""The accumulators of one convolution tile: how products enter them, and how they leave for memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from tvm_build.kernels.activation import activate
+from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, quarter, spread
+from tvm_build.kernels.conv_tiling import ConvSchedule, Place, Tiling
+from tvm_build.ops import blocks
+
+Accumulators = dict[tuple[int, int, int], Register]
+"""By row, pixel and vector of the tile."""
+
+
+def start_tile(body: Body, schedule: ConvSchedule) -> Accumulators:
+    """One register of zeros per row, pixel and vector."""
+    return {
+        (row, pixel, vector): body.register(schedule.dtype)
+        for row in range(schedule.rows)
+        for pixel in range(schedule.pixels)
+        for vector in range(schedule.vectors)
+    }
+
+
+def multiply_add(register: Register, xs: list[Expr], ws: list[Expr], schedule: ConvSchedule) -> None:
+    """`register += sum of xs[i] * ws[i]`, each x a scalar, each w a vector."""
+    products = [spread(x, schedule.lanes) * w for x, w in zip(xs, ws, strict=True)]
+    if schedule.form == "sum":
+        total = products[0]
+        for product in products[1:]:
+            total = total + product
+        register.set(register.value + total)
+    else:
+        total = register.value
+        for product in products:
+            total = total + product
+        register.set(total)
+
+
+def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+    """Add up a split reduction, then bias, residual, activation and store, four channels at a time.
+
+    A split reduction is summed by all its work-items: each adds up, finishes and stores some of the vectors.
+    """
+    op, schedule = tiling.op, tiling.schedule
+    quarters = schedule.lanes // 4
+    tile_blocks = schedule.tile_channels // 4
+    out_blocks = blocks(op.out_channels)
+    ragged_blocks = tiling.channel_tiles * tile_blocks != out_blocks
+
+    def store(row: Expr, pixel: Expr, block: Expr, value: Expr) -> None:
+        out_block = body.let(place.channel_tile * tile_blocks + block)
+        line = (place.image * out_blocks + out_block) * op.out_height + place.oy + row
+        index = body.let(line * op.out_width + place.ox + pixel)
+        ragged_row = op.out_height % schedule.rows != 0 and not _is_zero(row)
+        ragged_pixel = op.out_width % schedule.pixels != 0 and not _is_zero(pixel)
+        limits = both(
+            place.exists,
+            out_block < out_blocks if ragged_blocks else None,
+            place.oy + row < op.out_height if ragged_row else None,
+            place.ox + pixel < op.out_width if ragged_pixel else None,
+        )
+        with body.when(limits):
+            result = value + buffers["bias"][out_block]
+            if op.has_residual:
+                result = result + buffers["residual"][index]
+            body.store(buffers["output"], index, activate(body, result, op.activation, "float32x4"))
+
+    if schedule.split == 1:
+        for (row, pixel, vector), register in accumulators.items():
+            value = body.let(register.value)
+            for q in range(quarters):
+                store(row, pixel, vector * quarters + q, quarter(value, schedule.dtype, q))
+        return
+
+    # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
+    local = tiling.grid.local[0]
+    count = len(accumulators) * quarters
+    partial = body.shared(schedule.split * count * local, "float32x4")
+    for number, register in enumerate(accumulators.values()):
+        value = body.let(register.value)
+        for q in range(quarters):
+            slot = (place.part * count + (number * quarters + q)) * local + place.neighbour
+            body.store(partial, slot, quarter(value, schedule.dtype, q))
+    body.barrier()
+    for turn in range(ceil_div(count, schedule.split)):
+        number = body.let(place.part + turn * schedule.split)
+        with body.when(number < count if (turn + 1) * schedule.split > count else None):
+            total = partial[number * local + place.neighbour]
+            for part in range(1, schedule.split):
+                total = total + partial[(part * count + number) * local + place.neighbour]
+            total = body.let(total)
+            rest = tirx.floordiv(number, tile_blocks)
+            row = tirx.floordiv(rest, schedule.pixels) if schedule.rows > 1 else 0
+            pixel = tirx.floormod(rest, schedule.pixels) if schedule.pixels > 1 else 0
+            store(row, pixel, tirx.floormod(number, tile_blocks), total)
+
+
+def _is_zero(value: Expr) -> bool:
+    return isinstance(value, int) and value == 0

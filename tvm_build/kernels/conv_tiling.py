@@ -1,0 +1,165 @@
+"""How a convolution is cut into tiles, one per work-item, and where a tile lies in the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from tvm import tirx
+
+from tvm_build.kernels.body import Body, Expr, Grid, both, ceil_div, const
+from tvm_build.ops import Conv2d
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ConvSchedule:
+    """How a convolution is tiled.
+
+    Attributes:
+        pixels: neighbouring output pixels of a row per work-item.
+        rows: output rows per work-item.
+        vectors: accumulators per pixel.
+        lanes: output channels per accumulator: 4, or 8 and 16 for CPUs with wide registers.
+        split: work-items that share one tile's reduction.
+        local: work-items of a group along the tiles of the image.
+        form: "sum": `acc += x0*w0 + x1*w1 + x2*w2 + x3*w3`; "chain": `acc = acc + x0*w0 + ...`, a multiply-add each.
+        unroll_rows: write the kernel's rows out; otherwise they are a loop. Column-sparse kernels loop over taps.
+        gather: how a column-sparse kernel reads: "blocks" of four channels, or single "lanes".
+    """
+
+    pixels: int = 4
+    rows: int = 1
+    vectors: int = 1
+    lanes: int = 4
+    split: int = 1
+    local: int = 32
+    form: Literal["sum", "chain"] = "chain"
+    unroll_rows: bool = True
+    gather: Literal["blocks", "lanes"] = "blocks"
+
+    @property
+    def tile_channels(self) -> int:
+        """Output channels per work-item."""
+        return self.vectors * self.lanes
+
+    @property
+    def dtype(self) -> str:
+        """Type of an accumulator."""
+        return f"float32x{self.lanes}"
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Where the tiles of one convolution lie."""
+
+    op: Conv2d
+    schedule: ConvSchedule
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row of the image."""
+        return ceil_div(self.op.out_width, self.schedule.pixels)
+
+    @property
+    def rows(self) -> int:
+        """Tiles in a column of the image."""
+        return ceil_div(self.op.out_height, self.schedule.rows)
+
+    @property
+    def count(self) -> int:
+        """Tiles of all images."""
+        return self.op.batch * self.rows * self.columns
+
+    @property
+    def channel_tiles(self) -> int:
+        """Tiles along the output channels."""
+        return ceil_div(self.op.out_channels, self.schedule.tile_channels)
+
+    @property
+    def grid(self) -> Grid:
+        """Tiles of the image along x, of the channels along y, the split along z."""
+        local = min(self.schedule.local, self.count)
+        return Grid((ceil_div(self.count, local), self.channel_tiles, 1), (local, 1, self.schedule.split))
+
+
+@dataclass(frozen=True)
+class Place:
+    """The tile of one work-item.
+
+    Attributes:
+        image: number in the batch.
+        oy: first output row.
+        ox: first output pixel of a row.
+        channel_tile: tile along the output channels.
+        part: which share of the reduction is this work-item's.
+        neighbour: number of the work-item among those of its group with the same share.
+        exists: false for work-items beyond the last tile, which then compute that one again; None: always true.
+    """
+
+    image: Expr
+    oy: Expr
+    ox: Expr
+    channel_tile: Expr
+    part: Expr
+    neighbour: Expr
+    exists: Expr | None
+
+
+def place_tile(body: Body, tiling: Tiling, group: tuple[Expr, ...], item: tuple[Expr, ...]) -> Place:
+    """Find this work-item's tile."""
+    grid = tiling.grid
+    index = group[0] * grid.local[0] + item[0]
+    exists = None
+    if grid.groups[0] * grid.local[0] != tiling.count:
+        exists = index < tiling.count
+        index = tirx.Min(index, const(tiling.count - 1, "int32"))
+    index = body.let(index)
+    row = tirx.floordiv(index, tiling.columns)
+    return Place(
+        image=body.let(tirx.floordiv(row, tiling.rows)),
+        oy=body.let(tirx.floormod(row, tiling.rows) * tiling.schedule.rows),
+        ox=body.let(tirx.floormod(index, tiling.columns) * tiling.schedule.pixels),
+        channel_tile=group[1],
+        part=item[2],
+        neighbour=item[0],
+        exists=exists,
+    )
+
+
+def share(body: Body, steps: int, split: int, part: Expr) -> tuple[Expr, Expr]:
+    """[start, stop) of this work-item's share of `steps` steps."""
+    if split == 1:
+        return 0, steps
+    chunk = ceil_div(steps, split)
+    start = body.let(part * chunk)
+    return start, body.let(tirx.Min(start + chunk, const(steps, "int32")))
+
+
+def inside(position: Expr, low: int, high: int, extent: int) -> Expr | None:
+    """`0 <= position < extent`, where `position` is known to lie in [low, high]; None if that decides it."""
+    lower = position >= 0 if low < 0 else None
+    upper = position < extent if high >= extent else None
+    return both(lower, upper)
+
+
+def input_row(tiling: Tiling, place: Place, row: int, ky: Expr) -> tuple[Expr, Expr | None]:
+    """The input row that kernel row `ky` (constant or loop variable) reads for tile row `row`, and its predicate."""
+    op = tiling.op
+    first, last = (ky, ky) if isinstance(ky, int) else (0, op.kernel[0] - 1)
+    low = row * op.stride[0] - op.padding[0]
+    high = low + (tiling.rows - 1) * tiling.schedule.rows * op.stride[0]
+    iy = place.oy * op.stride[0] + low + ky * op.dilation[0]
+    return iy, inside(iy, low + first * op.dilation[0], high + last * op.dilation[0], op.in_height)
+
+
+def input_pixel(tiling: Tiling, place: Place, pixel: int, kx: Expr) -> tuple[Expr, Expr | None]:
+    """The same for pixels of a row: what tap `kx` (constant or loop variable) reads for tile pixel `pixel`."""
+    op = tiling.op
+    first, last = (kx, kx) if isinstance(kx, int) else (0, op.kernel[1] - 1)
+    low = pixel * op.stride[1] - op.padding[1]
+    high = low + (tiling.columns - 1) * tiling.schedule.pixels * op.stride[1]
+    ix = place.ox * op.stride[1] + low + kx * op.dilation[1]
+    return ix, inside(ix, low + first * op.dilation[1], high + last * op.dilation[1], op.in_width)
