@@ -61,7 +61,7 @@ class PhoneState:
     battery_percent: float | None
     battery_temperature_c: float | None
     charging: bool | None
-    zones_c: Mapping[str, float] = field(default_factory=dict)
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -136,7 +136,7 @@ def parse_state(text: str) -> PhoneState:
         battery_percent=_number(values.get("battery_level")),
         battery_temperature_c=None if battery_temperature is None else battery_temperature / 10,
         charging=None if status is None else status in ("2", "5"),  # BatteryManager: charging, full
-        zones_c=zones,
+        temperatures_c=zones,
     )
 
 
