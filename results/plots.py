@@ -43,7 +43,11 @@ _STYLE: Any = {  # matplotlib types the keys as one literal of them all
 
 
 def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float]) -> str:
-    """Every sample of both networks as a dot, with the median and the p10 to p90 range."""
+    """Every sample of both networks as a dot, with the median and the p10 to p90 range.
+
+    A rare sample that is many times slower (a time slice of the scheduler) would press all others into a line at
+    the left edge: the axis ends a little after the slower network's 95th percentile, and what lies beyond is told.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(2.3)
         jitter = np.random.default_rng(0)  # dots are spread over the height of their row, only to be told apart
@@ -55,7 +59,13 @@ def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float]) -> 
             axes.plot([median, median], [row - 0.34, row + 0.34], color=INK, linewidth=2)
         axes.set_yticks([0, 1], ["pruned", "baseline"])
         axes.set_ylim(-0.6, 1.6)
-        axes.set_xlim(left=0)
+        end_ms = 1.35 * max(np.percentile(samples, 95) for samples in (baseline_ms, pruned_ms))
+        axes.set_xlim(0, end_ms)
+        for row, samples in enumerate((pruned_ms, baseline_ms)):
+            beyond = [sample for sample in samples if sample > end_ms]
+            if beyond:
+                note = f"{len(beyond)} slower, up to {max(beyond):.3g} ms →"
+                axes.text(end_ms, row + 0.36, note, ha="right", va="bottom", fontsize=8.5, color="#616e7c")
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("latency of one inference, ms")
         return _svg(figure, "Latency samples of the baseline and the pruned network", "latency")
@@ -66,10 +76,17 @@ def plot_layer_times(times: Sequence[LayerTime]) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(times))
         rows = np.arange(len(times))
-        axes.barh(rows - 0.2, [time.baseline_ms or 0.0 for time in times], 0.38, color=BASELINE, label="baseline")
-        axes.barh(rows + 0.2, [time.pruned_ms or 0.0 for time in times], 0.38, color=PRUNED, label="pruned")
+        longest_ms = max(max(time.baseline_ms or 0.0, time.pruned_ms or 0.0) for time in times)
+        scale, unit = (1000.0, "µs") if longest_ms < 0.1 else (1.0, "ms")
+        for offset, colour, label, network_ms in (
+            (-0.2, BASELINE, "baseline", [time.baseline_ms for time in times]),
+            (0.2, PRUNED, "pruned", [time.pruned_ms for time in times]),
+        ):
+            axes.barh(
+                rows + offset, [scale * (time_ms or 0.0) for time_ms in network_ms], 0.38, color=colour, label=label
+            )
         _name_rows(axes, [time.layer for time in times])
-        axes.set_xlabel("time of the layer's launches in one inference, ms")
+        axes.set_xlabel(f"time of the layer's launches in one inference, {unit}")
         _legend_above(axes, 2)
         return _svg(figure, "Time of each layer before and after pruning", "layers")
 

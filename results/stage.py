@@ -163,7 +163,7 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     first_runs = ", ".join(f"{name} {times[name]['first_run_ms']:.1f} ms" for name in ("baseline", "pruned"))
     launches = ", ".join(f"{name} {build['networks'][name]['launches']}" for name in ("baseline", "pruned"))
     predicted = ", ".join(f"{name} {build['networks'][name]['predicted_ms']:.3g} ms" for name in ("baseline", "pruned"))
-    return {
+    method = {
         "One sample": "one inference at batch 1: inputs written, all launches, outputs read back; CPU clock",
         "Order": f"{counts['runs']} rounds, each times baseline and pruned once in shuffled order (seed "
         f"{counts['seed']}){pause}",
@@ -171,7 +171,9 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         "First run": f"{first_runs}, not counted",
         "Compiled": f"both alike: target {settings['target']}, {settings['dtype']}, {settings['schedules']} schedules",
         "Launches": launches,
-        "Predicted": f"{predicted}: the cost model's figures for {settings['target']}, not measurements",
         "Interval": "95 % percentile bootstrap of the ratio of medians, resampling rounds",
         "Profile": f"median of {counts['profile_runs']} inferences per launch, by the device's own clock",
     }
+    if all(build["networks"][name]["predicted_ms"] > 0 for name in ("baseline", "pruned")):
+        method["Predicted"] = f"{predicted}: the cost model's figures for {settings['target']}, not measurements"
+    return method
