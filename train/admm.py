@@ -9,6 +9,7 @@ Minimise f(W) subject to W in S through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from train.constraint import Constraint, project_all
 
 @dataclass(frozen=True)
 class Residual:
-    """How far one weight is from convergence.
+    """How far the weights of one constraint are from convergence.
 
     Attributes:
         primal: ||W - Z|| / ||W||.
@@ -97,7 +98,7 @@ class Admm:
 
     @torch.no_grad()
     def update(self, rho_growth: float, rho_max: float) -> dict[str, Residual]:
-        """Do the Z-step and the U-step, then multiply rho, and return the residuals at the old rho by name.
+        """Do the Z-step and the U-step, then multiply rho, and return each constraint's residuals at the old rho.
 
         U is the dual divided by rho, so a greater rho means a smaller U for the same dual.
         """
@@ -109,10 +110,15 @@ class Admm:
         gaps, sizes, moves = (
             foreach.norms(values).tolist() for values in (gap, self._weights, foreach.subtract(self._Z, previous))
         )
-        residuals = {
-            name: Residual(gaps[i] / sizes[i] if sizes[i] > 0 else 0.0, self._rho[i] * moves[i])
-            for i, name in enumerate(self._names)
-        }
+        place = {name: i for i, name in enumerate(self._names)}
+        residuals = {}
+        for constraint in self._constraints:
+            own = [place[name] for name in constraint.parameters]
+            size = math.hypot(*(sizes[i] for i in own))
+            residuals[constraint.name] = Residual(
+                primal=math.hypot(*(gaps[i] for i in own)) / size if size > 0 else 0.0,
+                dual=math.hypot(*(self._rho[i] * moves[i] for i in own)),
+            )
         grown = [max(rho, min(rho * rho_growth, rho_max)) for rho in self._rho]
         foreach.multiply_(self._U, [old / new for old, new in zip(self._rho, grown, strict=True)])
         self._rho = grown

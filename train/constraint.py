@@ -66,37 +66,39 @@ class LayerConstraint:
 
 @dataclass(frozen=True)
 class GroupConstraint:
-    """Units that layers share: the same filters of all `group.producers`, or channels of all `group.consumers`."""
+    """Units that layers share: they stay or go in all members at once.
+
+    Attributes:
+        name: of the group.
+        group: what is removed with a unit.
+        members: the slices that are driven to zero and whose joint norm ranks the units.
+        keep: units that stay.
+    """
 
     name: str
     group: CoupledGroup
-    structure: Literal["filter", "channel"]
+    members: tuple[AxisSlice, ...]
     keep: int
-
-    @property
-    def slices(self) -> tuple[AxisSlice, ...]:
-        """The slices whose joint norm ranks the units."""
-        return self.group.producers if self.structure == "filter" else self.group.consumers
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """The weights of all members, once each."""
-        return tuple(dict.fromkeys(member.parameter for member in self.slices))
+        return tuple(dict.fromkeys(member.parameter for member in self.members))
 
     def project(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ConstraintProjection:
         """Nearest point of S to `tensors`, within the existing `masks`."""
-        members = [
+        shares = [
             Member(
                 tensors[member.parameter],
                 member.axis,
                 torch.as_tensor(member.indices, device=tensors[member.parameter].device),
                 masks.get(member.parameter),
             )
-            for member in self.slices
+            for member in self.members
         ]
-        projected, kept = project_group(members, self.keep)
+        projected, kept = project_group(shares, self.keep)
         combined: dict[str, Projection] = {}
-        for member, projection in zip(self.slices, projected, strict=True):
+        for member, projection in zip(self.members, projected, strict=True):
             # One tensor can be two members, such as a convolution whose output is added to a shuffled copy of itself.
             earlier = combined.get(member.parameter)
             if earlier is None:

@@ -1,4 +1,4 @@
-"""The convolutions of a traced network, in execution order."""
+"""What pruning needs to know of a traced network: its convolutions and its coupled channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from structadmm.graph.ir import Graph, StateRef
+from structadmm.graph import Coupling, Graph, find_coupling
+from structadmm.graph.ir import StateRef
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,27 @@ class ConvLayer:
         for size in self.shape:
             count *= size
         return count
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as pruning sees it.
+
+    Attributes:
+        layers: the convolutions in execution order.
+        coupling: which filters and channels are one and the same.
+        trainable: names of the parameters, buffers left out.
+    """
+
+    layers: tuple[ConvLayer, ...]
+    coupling: Coupling
+    trainable: frozenset[str]
+
+    @staticmethod
+    def of(graph: Graph) -> Network:
+        """Analyse a traced network."""
+        trainable = frozenset(name for name, entry in graph.state.items() if entry.kind == "parameter")
+        return Network(conv_layers(graph), find_coupling(graph), trainable)
 
 
 def layer_name(parameter: str) -> str:

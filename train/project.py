@@ -150,12 +150,12 @@ def project_group(members: Sequence[Member], keep: int) -> tuple[tuple[Projectio
     scores = torch.zeros(units, dtype=torch.float64, device=device)
     alive = torch.zeros(units, dtype=torch.bool, device=device)
     for member in members:
-        slices = _within(member.tensor, member.mask).movedim(member.axis, 0).flatten(1)  # [axis, rest]
+        slices = slices_along(_within(member.tensor, member.mask), member.axis)  # [axis, rest]
         scores += slices.double().square().sum(dim=1)[member.indices].sum(dim=1)
         if member.mask is None:
             alive[:] = True
         else:
-            alive |= member.mask.movedim(member.axis, 0).flatten(1).any(dim=1)[member.indices].any(dim=1)
+            alive |= slices_along(member.mask, member.axis).any(dim=1)[member.indices].any(dim=1)
     kept = kept_units(scores, alive, keep)
     projections = tuple(
         _restrict(member.tensor, units_mask(member.tensor.shape, member.axis, member.indices, kept), member.mask)
@@ -181,6 +181,12 @@ def units_mask(shape: Sequence[int], axis: int, indices: Tensor, kept: Tensor) -
     view = [1] * len(shape)
     view[axis] = shape[axis]
     return along.view(view).expand(*shape).clone()
+
+
+def slices_along(tensor: Tensor, axis: int) -> Tensor:
+    """View `tensor` as a matrix with one row per index of `axis`."""
+    rows = tensor.movedim(axis, 0)
+    return rows.reshape(len(rows), -1)
 
 
 def _project_slices(weight: Tensor, keep: int, mask: Tensor | None, axis: int) -> Projection:

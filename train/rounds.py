@@ -8,12 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from structadmm.graph import CoupledGroup, Coupling
+from structadmm.graph import CoupledGroup
 from train.budget import Rates, first_match, keep_count
 from train.config import RoundConfig, Schedule, TrainConfig
 from train.constraint import Constraint, GroupConstraint, LayerConstraint
-from train.layers import ConvLayer, layer_name
-from train.project import column_units
+from train.layers import ConvLayer, Network, layer_name
+from train.project import column_units, slices_along
 
 PhaseKind = Literal["dense", "admm", "retrain"]
 
@@ -82,23 +82,20 @@ class RoundPlan:
         return {name: first_match(config.rho_layers, layer_name(name)) or config.rho for name in names}
 
 
-def plan_round(
-    config: RoundConfig, layers: Sequence[ConvLayer], coupling: Coupling, masks: Mapping[str, Tensor]
-) -> RoundPlan:
+def plan_round(config: RoundConfig, network: Network, masks: Mapping[str, Tensor]) -> RoundPlan:
     """Decide how many units of what the round keeps.
 
     Args:
         config: of the round.
-        layers: the convolutions in execution order.
-        coupling: of the traced network.
+        network: what is pruned.
         masks: supports from earlier rounds; sparsity counts what they leave.
 
     Raises:
         UserError: a pattern in `sparsity` or `rho_layers` names no layer, or coupled layers are given different rates.
     """
     if config.structure in ("filter", "channel"):
-        return _plan_groups(config, layers, coupling, masks)
-    return _plan_layers(config, layers, masks)
+        return _plan_groups(config, network, masks)
+    return _plan_layers(config, network.layers, masks)
 
 
 def _plan_layers(config: RoundConfig, layers: Sequence[ConvLayer], masks: Mapping[str, Tensor]) -> RoundPlan:
@@ -147,9 +144,8 @@ def _alive_columns(layer: ConvLayer, mask: Tensor | None, block: int) -> int:
     return sum(int(columns[start : start + block].any(dim=0).sum()) for start in range(0, len(columns), block))
 
 
-def _plan_groups(
-    config: RoundConfig, layers: Sequence[ConvLayer], coupling: Coupling, masks: Mapping[str, Tensor]
-) -> RoundPlan:
+def _plan_groups(config: RoundConfig, network: Network, masks: Mapping[str, Tensor]) -> RoundPlan:
+    layers, coupling, trainable = network.layers, network.coupling, network.trainable
     convolutions = {layer.parameter for layer in layers}
     first = layers[0].parameter
     producers = [part.parameter for group in coupling.groups for part in group.producers]
@@ -183,9 +179,12 @@ def _plan_groups(
         if keep >= alive:
             unpruned.append(Unpruned(owners, f"{rate:g} of {alive} units leaves all of them"))
             continue
-        constraints.append(
-            GroupConstraint(group.name, group, "filter" if config.structure == "filter" else "channel", keep)
-        )
+        members = group.consumers
+        if config.structure == "filter":
+            # BatchNorm undoes the scale of a filter, so that weights alone can shrink a thousandfold and change nothing
+            # until they are cut off. A filter is gone when its gamma and beta are, too: they are projected with it.
+            members = group.producers + tuple(part for part in group.affine if part.parameter in trainable)
+        constraints.append(GroupConstraint(group.name, group, members, keep))
         units[group.name] = (alive, keep)
     return RoundPlan(tuple(constraints), units, tuple(unpruned))
 
@@ -196,5 +195,5 @@ def _alive_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> int:
     mask = masks.get(part.parameter)
     if mask is None:
         return group.units
-    along = mask.movedim(part.axis, 0).flatten(1).any(dim=1)
+    along = slices_along(mask, part.axis).any(dim=1)
     return sum(int(along[list(unit)].any()) for unit in part.indices)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from structadmm.errors import UserError
-from structadmm.graph import find_coupling, trace
+from structadmm.graph import trace
 from structadmm.progress import Reporter, SilentReporter
 from train import foreach
 from train.admm import Admm, Residual
@@ -34,7 +34,7 @@ from train.checkpoint import (
 )
 from train.config import TrainConfig
 from train.data.dataset import Dataset
-from train.layers import conv_layers
+from train.layers import Network
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
 from train.rounds import Phase, RoundPlan, phases, plan_round
@@ -66,12 +66,11 @@ class TrainingRun:
         self._main: bool = self._accelerator.is_main_process
         self._reporter = reporter if self._main else SilentReporter()
         graph = trace(model, (dataset.normalised(dataset.test_images[:2]),))
-        self.layers = conv_layers(graph)
-        if not self.layers:
+        self.network = Network.of(graph)
+        if not self.network.layers:
             raise UserError(
                 f"model {config.model.entry!r} has no convolution to prune: set train.model.entry to a network that has"
             )
-        self.coupling = find_coupling(graph)
         self._loop = Loop(config, self._accelerator, model, dataset)
         self.model = self._loop.model
         self._parameters = dict(self.model.named_parameters())
@@ -85,7 +84,7 @@ class TrainingRun:
         self._stop = False
         # Every round's patterns are checked before the first epoch: a mistake in the last must not cost a night.
         for entry in config.rounds:
-            plan_round(entry, self.layers, self.coupling, {})
+            plan_round(entry, self.network, {})
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
 
@@ -106,7 +105,7 @@ class TrainingRun:
         admm: Admm | None = None
         config = self._config.rounds[phase.round] if phase.round >= 0 else None
         if phase.kind == "admm" and config is not None:
-            plan = plan_round(config, self.layers, self.coupling, self.masks)
+            plan = plan_round(config, self.network, self.masks)
             if phase.epochs:
                 admm = Admm(self._parameters, plan.constraints, self.masks, plan.rho(config))
         if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
@@ -149,7 +148,7 @@ class TrainingRun:
             if finished % config.update_every == 0:
                 residuals = self._update(phase, admm, finished // config.update_every)
                 limit = config.converged_residual
-                done = limit is not None and max(value.primal for value in residuals.values()) < limit
+                done = limit is not None and max((value.primal for value in residuals.values()), default=0.0) < limit
         started = time.perf_counter()
         test = self._loop.evaluate()
         samples = self._loop.samples(position.global_epoch)
@@ -189,7 +188,7 @@ class TrainingRun:
                 "type": "residuals",
                 "round": phase.round,
                 "update": update,
-                "rho": max(rho.values()),
+                "rho": max(rho.values(), default=0.0),
                 "layers": {name: asdict(value) for name, value in residuals.items()},
             }
         )

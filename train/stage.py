@@ -114,7 +114,7 @@ def _write_results(config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset
     with atomic_path(out / "samples.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, images=dataset.normalised(samples).numpy(), labels=dataset.test_labels[:_SAMPLES].numpy())
     layers: list[dict[str, Any]] = []
-    for layer in run.layers:
+    for layer in run.network.layers:
         filters, columns = kept_filters_and_columns(layer, masks)
         axis = 1 if layer.transposed else 0
         layers.append(
@@ -163,7 +163,7 @@ def _write_results(config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset
             ],
             "frozen": [
                 {"group": group.name, "units": group.units, "reason": group.frozen}
-                for group in run.coupling.groups
+                for group in run.network.coupling.groups
                 if group.frozen is not None and group.producers
             ],
             "seed": config.seed,
