@@ -20,13 +20,18 @@ static void add_element(struct difference *difference, double arrived, double ex
     }
 }
 
-static void compare(const struct network *network, uint32_t output, struct difference *difference) {
+/* Keeps the worse of `worst` and this run's difference. */
+static void compare(const struct network *network, uint32_t output, struct difference *worst) {
+    struct difference difference = {0};
     const struct plan_tensor *tensor = &network->bundle->plan.outputs[output];
     const struct npy *expected = &network->bundle->sample_outputs[output];
     uint64_t elements = tensor->size_bytes / dtype_size(tensor->dtype);
     for (uint64_t i = 0; i < elements; i++) {
-        add_element(difference, dtype_load(tensor->dtype, network->outputs[output], i), dtype_load(expected->dtype, expected->data, i));
+        add_element(&difference, dtype_load(tensor->dtype, network->outputs[output], i), dtype_load(expected->dtype, expected->data, i));
     }
+    worst->max_abs_expected = difference.max_abs_expected;
+    if (difference.max_abs_error > worst->max_abs_error) worst->max_abs_error = difference.max_abs_error;
+    if (difference.not_finite > worst->not_finite) worst->not_finite = difference.not_finite;
 }
 
 /* Twice: on memory full of NaN, which shows reads of what nothing wrote, and on what the first run left behind. */

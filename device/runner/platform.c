@@ -99,6 +99,21 @@ bool platform_make_directory(const char *path) { return mkdir(path, 0755) == 0 |
 
 const char *platform_error(void) { return strerror(errno); }
 
+void platform_mute_stderr(bool mute) {
+    static int kept = -1;
+    if (mute) {
+        int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        if (nowhere < 0) return;
+        kept = fcntl(2, F_DUPFD_CLOEXEC, 3);
+        if (kept >= 0) dup2(nowhere, 2);
+        close(nowhere);
+    } else if (kept >= 0) {
+        dup2(kept, 2);
+        close(kept);
+        kept = -1;
+    }
+}
+
 void *platform_open_library(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
 
 void *platform_library_symbol(void *library, const char *name) { return dlsym(library, name); }

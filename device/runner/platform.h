@@ -45,6 +45,9 @@ bool platform_make_directory(const char *path); /* true when it is there afterwa
 bool platform_write(int descriptor, const void *data, size_t size);
 const char *platform_error(void); /* why the last call failed */
 
+/* Sends what is written to stderr nowhere until it is unmuted. Not nested. */
+void platform_mute_stderr(bool mute);
+
 void *platform_open_library(const char *name);
 void *platform_library_symbol(void *library, const char *name);
 const char *platform_library_error(void);

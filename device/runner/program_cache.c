@@ -36,11 +36,20 @@ static bool cache_path(const struct session *session, const char *cache, const s
     return length > 0 && (size_t)length < size;
 }
 
+/* Some drivers' compilers write to stderr (PoCL 3.1: "1 error generated."), where one line of ours is promised; what they
+ * have to say is in the build log. */
+static cl_int build_quietly(const struct session *session, cl_program program, const char *options) {
+    platform_mute_stderr(true);
+    cl_int code = clBuildProgram(program, 1, &session->device.id, options, NULL, NULL);
+    platform_mute_stderr(false);
+    return code;
+}
+
 static cl_program program_from_binary(const struct session *session, const uint8_t *binary, size_t size, const char *options) {
     cl_int code, loaded;
     cl_program program = clCreateProgramWithBinary(session->context, 1, &session->device.id, &size, &binary, &loaded, &code);
     if (code != CL_SUCCESS) return NULL;
-    if (loaded == CL_SUCCESS && clBuildProgram(program, 1, &session->device.id, options, NULL, NULL) == CL_SUCCESS) return program;
+    if (loaded == CL_SUCCESS && build_quietly(session, program, options) == CL_SUCCESS) return program;
     clReleaseProgram(program);
     return NULL;
 }
@@ -120,7 +129,7 @@ static int build_source(const struct session *session, const struct program_sour
     cl_int code;
     *program = clCreateProgramWithSource(session->context, 1, (const char *[]){source->text}, &source->size, &code);
     if (code != CL_SUCCESS) return opencl_failed(code, "clCreateProgramWithSource", "program %u", source->number);
-    code = clBuildProgram(*program, 1, &session->device.id, source->options, NULL, NULL);
+    code = build_quietly(session, *program, source->options);
     if (code == CL_SUCCESS) return STATUS_OK;
     int status = report_build_failure(session, source, *program, code);
     clReleaseProgram(*program);

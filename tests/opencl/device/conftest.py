@@ -14,7 +14,6 @@ import pytest
 
 from device.opencl_drivers import OpenClDriver, find_drivers
 from device.runner_build import build_runner
-
 from tests.hand_made_bundle import scale_add_files, write_files
 
 DRIVERS = {driver.name: driver for driver in find_drivers()}
@@ -53,9 +52,9 @@ _SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_
 
 
 def _cases() -> list[Any]:
-    cases = [pytest.param(False, "intel", id="intel"), pytest.param(True, "intel", id="intel-sanitized")]
+    cases = [pytest.param((False, "intel"), id="intel"), pytest.param((True, "intel"), id="intel-sanitized")]
     if "pocl" in DRIVERS:
-        cases.append(pytest.param(False, "pocl", id="pocl"))
+        cases.append(pytest.param((False, "pocl"), id="pocl"))
     return cases
 
 
