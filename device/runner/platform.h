@@ -1,7 +1,7 @@
 /* Everything the runner takes from the operating system, in one place.
  *
- * No other file includes a libc header. To build where libc has no headers (Android without its NDK), this header and
- * platform.c are what changes: declare the functions below `libc` by hand, and give platform.c its system calls.
+ * No other file includes a libc header. Android's libc is declared in ../android/include for builds without its NDK, and
+ * ../android/symbols.txt lists what may be used of it: a new function or constant goes into both.
  */
 #ifndef STRUCTADMM_PLATFORM_H
 #define STRUCTADMM_PLATFORM_H

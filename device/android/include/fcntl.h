@@ -7,7 +7,9 @@
 #define O_TRUNC 01000
 #define O_NONBLOCK 04000
 #define O_CLOEXEC 02000000
+#define F_DUPFD_CLOEXEC 1030
 
+int fcntl(int descriptor, int command, ...);
 int open(const char *path, int flags, ...);
 
 #endif

@@ -13,6 +13,7 @@ typedef int pid_t;
 
 int access(const char *path, int mode);
 int close(int descriptor);
+int dup2(int descriptor, int as);
 int fsync(int descriptor);
 off_t lseek(int descriptor, off_t offset, int whence);
 pid_t getpid(void);
