@@ -22,7 +22,7 @@ static void *open_usual_library(char *reason, size_t reason_size) {
         if (library != NULL) return library;
         /* Why a library that is there does not load says more than that another one is not there. */
         if (!there) snprintf(reason, reason_size, "%s", platform_library_error());
-        there = there || (usual[i][0] == '/' && platform_exists(usual[i]));
+        there = there || (usual[i][0] == '/' && platform_is_readable(usual[i]));
     }
     return NULL;
 }

@@ -93,7 +93,11 @@ bool platform_write_file(const char *path, const struct span *spans, size_t coun
     return false;
 }
 
-bool platform_exists(const char *path) { return access(path, F_OK) == 0; }
+bool platform_is_readable(const char *path) {
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor >= 0) close(descriptor);
+    return descriptor >= 0;
+}
 
 bool platform_make_directory(const char *path) { return mkdir(path, 0755) == 0 || errno == EEXIST; }
 
@@ -104,7 +108,7 @@ void platform_mute_stderr(bool mute) {
     if (mute) {
         int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
         if (nowhere < 0) return;
-        kept = fcntl(2, F_DUPFD_CLOEXEC, 3);
+        kept = dup(2);
         if (kept >= 0) dup2(nowhere, 2);
         close(nowhere);
     } else if (kept >= 0) {

@@ -9,9 +9,7 @@ typedef int pid_t;
 
 #define SEEK_SET 0
 #define SEEK_END 2
-#define F_OK 0
 
-int access(const char *path, int mode);
 int close(int descriptor);
 int dup2(int descriptor, int as);
 int fsync(int descriptor);
