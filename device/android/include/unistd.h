@@ -11,6 +11,7 @@ typedef int pid_t;
 #define SEEK_END 2
 
 int close(int descriptor);
+int dup(int descriptor);
 int dup2(int descriptor, int as);
 int fsync(int descriptor);
 off_t lseek(int descriptor, off_t offset, int whence);
