@@ -119,8 +119,8 @@ class _Work:
         for root in chosen:
             for name, values in folds.get(root, ()):
                 self._add_bias(name, values)
-            self._zero(root)
             self.removed.add(root)
+        self._zero(chosen)
         return bool(chosen) or blocked
 
     def _reader(self, node: Node) -> tuple[int, ...] | None:
@@ -173,12 +173,15 @@ class _Work:
                     self.blockers[back] = f"{node.label} would be left empty"
         return [root for root in chosen if root in going]
 
-    def _zero(self, root: int) -> None:
-        group, unit = self.group_of[root]
-        for part in group.slices:
-            entry = self.graph.state[part.parameter]
-            if entry.kind == "parameter":
-                self._zero_slice(part.parameter, part.axis, part.indices[unit].tolist())
+    def _zero(self, roots: list[int]) -> None:
+        indices: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for root in roots:
+            group, unit = self.group_of[root]
+            for part in group.slices:
+                if self.graph.state[part.parameter].kind == "parameter":
+                    indices[part.parameter, part.axis] += part.indices[unit].tolist()
+        for (name, axis), found in indices.items():
+            self._zero_slice(name, axis, found)
 
     def _zero_slice(self, name: str, axis: int, indices: list[int]) -> None:
         tensor = self.state[name].clone()
