@@ -282,7 +282,7 @@ class TrainingRun:
         size = history.stat().st_size if history.exists() else 0
         if size < checkpoint.history_bytes:
             raise UserError(f"{history} is shorter than its checkpoint says: delete {self._out} to start over")
-        if self._main:
+        if self._main and size > checkpoint.history_bytes:
             # Lines after the checkpoint are of epochs that are done again.
             with history.open("r+b") as stream:
                 stream.truncate(checkpoint.history_bytes)

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from structadmm.errors import UserError
+from structadmm.progress import SilentReporter
+from tests.unit.train import tiny
+from train.checkpoint import load_checkpoint
+from train.loop import Evaluation, Loop
+from train.stage import run_train
+
+ROOT = Path(__file__).parents[3]
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    """The history without what a clock decides."""
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_train(tiny.config(), out, SilentReporter())
+    return out
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("dense.safetensors", "pruned.safetensors", "masks.safetensors", "samples.npz", "pruning.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert history(one) == history(other)
+
+
+class StopAt:
+    """Sends this process a SIGTERM when the `step`-th step is done."""
+
+    def __init__(self, step: int) -> None:
+        self._left = step
+
+    def say(self, line: str) -> None:
+        del line
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[StopAt]:
+        del description, total
+        yield self
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        del note
+        for _ in range(amount):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(undisturbed: Path, tmp_path: Path) -> None:
+    run_train(tiny.config(), tmp_path / "again", SilentReporter())
+    assert_same_run(undisturbed, tmp_path / "again")
+    run_train(tiny.config(seed=1), tmp_path / "other", SilentReporter())
+    assert (tmp_path / "other" / "pruned.safetensors").read_bytes() != (undisturbed / "pruned.safetensors").read_bytes()
+
+
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.unit.train.tiny", str(tmp_path), "{}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for after_lines in (random.Random().randint(0, 9), None):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        path = tmp_path / "history.jsonl"
+        while after_lines is not None and process.poll() is None:
+            if path.exists() and len(path.read_bytes().splitlines()) > after_lines:
+                time.sleep(random.Random().random() * 0.2)
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+                break
+            time.sleep(0.002)
+        else:
+            assert process.wait() == 0
+    assert kills == 1
+    assert_same_run(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("step", [2, 20, 33])
+def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
+    undisturbed: Path, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_train(tiny.config(), tmp_path, StopAt(step))
+    assert stopped.value.code == 143
+    position = load_checkpoint(tmp_path / "checkpoint.safetensors").position
+    # 90 samples in batches of 16 are 6 steps an epoch.
+    assert position.global_epoch * 6 + position.step == step
+    run_train(tiny.config(), tmp_path, SilentReporter())
+    assert_same_run(undisturbed, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_the_files_of_a_run_agree_with_each_other(undisturbed: Path) -> None:
+    record = json.loads((undisturbed / "pruning.json").read_text())
+    pruned, masks = load_file(undisturbed / "pruned.safetensors"), load_file(undisturbed / "masks.safetensors")
+    dense = load_file(undisturbed / "dense.safetensors")
+    assert dense.keys() == pruned.keys()
+    for name, mask in masks.items():
+        assert mask.dtype == torch.bool
+        assert not pruned[name][~mask].any()
+    assert record["schema"] == 1
+    assert record["input_shape"] == [1, 1, 8, 8]
+    total = 0
+    for layer in record["layers"]:
+        weight = pruned[layer["name"] + ".weight"]
+        assert layer["shape"] == list(weight.shape)
+        filters = int(weight.flatten(1).any(dim=1).sum())
+        columns = int(weight.flatten(1).any(dim=0).sum())
+        assert (layer["kept_filters"], layer["kept_columns"]) == (filters, columns)
+        total += filters * columns
+    assert record["conv_params"]["pruned"] == total
+    assert record["frozen"][0]["group"] == "fc"
+    samples = np.load(undisturbed / "samples.npz")
+    data = tiny.few_digits()
+    assert samples["images"].dtype == np.float32
+    np.testing.assert_array_equal(samples["images"], data.normalised(data.test_images).numpy())
+    np.testing.assert_array_equal(samples["labels"], data.test_labels.numpy())
+
+    model = tiny.resnet()
+    model.load_state_dict(pruned)
+    with torch.no_grad():
+        correct = int((model.eval()(torch.from_numpy(samples["images"])).argmax(dim=1) == data.test_labels).sum())
+    assert record["accuracy"]["pruned_correct"] == correct
+    assert record["accuracy"]["pruned"] == 100 * correct / 50
+
+
+def test_the_history_tells_every_epoch_and_every_update(undisturbed: Path) -> None:
+    lines = history(undisturbed)
+    epochs = [(line["phase"], line["round"], line["epoch"]) for line in lines if line["type"] == "epoch"]
+    expected = [("dense", -1, epoch) for epoch in (1, 2, 3)]
+    expected += [("admm", 0, epoch) for epoch in (1, 2, 3)] + [("retrain", 0, epoch) for epoch in (1, 2)]
+    expected += [("admm", 1, epoch) for epoch in (1, 2)] + [("retrain", 1, epoch) for epoch in (1, 2)]
+    assert epochs == expected
+    updates = [(line["round"], line["update"], line["rho"]) for line in lines if line["type"] == "residuals"]
+    # Every second epoch of three, then every epoch of two; rho grows by 1.3 after an update.
+    assert updates == [(0, 1, 1e-3), (1, 1, 1e-3), (1, 2, pytest.approx(1.3e-3))]
+
+
+def test_the_last_epoch_is_reported_even_when_an_earlier_one_was_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: reporting the best test epoch.
+    scores = iter(range(50, 0, -1))
+    monkeypatch.setattr(Loop, "evaluate", lambda _self: Evaluation(next(scores), 50))
+    run_train(tiny.config(), tmp_path, SilentReporter())
+    record = json.loads((tmp_path / "pruning.json").read_text())
+    last = [line for line in history(tmp_path) if line["type"] == "epoch"][-1]["test_accuracy"]
+    assert record["accuracy"]["pruned"] < last + 1e-9
+    assert record["accuracy"]["pruned_correct"] == next(scores) + 1
+
+
+def test_a_diverging_loss_names_step_and_rate_and_leaves_the_checkpoint_intact(tmp_path: Path) -> None:
+    changes = {"rounds": [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "lr": 1e30}]}
+    with pytest.raises(UserError, match=r"(loss is nan|weights are not finite).*step.*learning rate.*1e\+30"):
+        run_train(tiny.config(**changes), tmp_path, SilentReporter())
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert checkpoint.position.global_epoch == 3
+    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors.values())
+
+
+def test_a_run_stops_before_training_when_a_later_round_is_wrong(tmp_path: Path) -> None:
+    rounds = [{"structure": "filter", "sparsity": 0.5}, {"structure": "column", "sparsity": {"layer9.*": 0.5}}]
+    with pytest.raises(UserError, match=r"'layer9\.\*', which matches no layer"):
+        run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
+    assert not (tmp_path / "history.jsonl").exists()
+
+
+def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no convolution to prune"):
+        run_train(tiny.config(model={"entry": "tests.unit.train.tiny:no_convolution"}), tmp_path, SilentReporter())
+
+
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_train(tiny.config(), tmp_path, StopAt(8))
+    with pytest.raises(UserError, match=r"train\.rounds\.0\.sparsity differs"):
+        rounds = tiny.config().model_dump()["rounds"]
+        rounds[0]["sparsity"] = 0.25
+        run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
+
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        run_train(tiny.config(), tmp_path, SilentReporter())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        run_train(tiny.config(), tmp_path, StopAt(8))
+    original = tiny.resnet
+    monkeypatch.setattr(tiny, "resnet", lambda: original(width=8))
+    with pytest.raises(UserError, match="another architecture") as refused:
+        run_train(tiny.config(), tmp_path, SilentReporter())
+    assert "\n" not in str(refused.value)
+
+
+def test_the_admm_phase_ends_early_once_it_has_converged(tmp_path: Path) -> None:
+    rounds = [
+        {"structure": "filter", "sparsity": 0.5, "admm_epochs": 9, "retrain_epochs": 1, "converged_residual": 0.999}
+    ]
+    run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
+    assert sum(line.get("phase") == "admm" for line in history(tmp_path)) == 1
+
+
+def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_path: Path) -> None:
+    changes = {"distill": {"weight": 1.0}}
+    with pytest.raises(SystemExit):
+        run_train(tiny.config(**changes), tmp_path, StopAt(30))
+    run_train(tiny.config(**changes), tmp_path, SilentReporter())
+    assert (tmp_path / "dense.safetensors").read_bytes() == (undisturbed / "dense.safetensors").read_bytes()
+
+    def distance(out: Path) -> float:
+        images = torch.from_numpy(np.load(out / "samples.npz")["images"])
+        logits = []
+        for name in ("dense", "pruned"):
+            model = tiny.resnet()
+            model.load_state_dict(load_file(out / f"{name}.safetensors"))
+            with torch.no_grad():
+                logits.append(model.eval()(images).softmax(dim=1))
+        return float((logits[0] - logits[1]).norm())
+
+    assert distance(tmp_path) < distance(undisturbed)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16", "channels_last": True}, {"optimizer": {"kind": "adamw"}}])
+def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run_train(tiny.config(**changes), tmp_path / "whole", SilentReporter())
+    with pytest.raises(SystemExit):
+        run_train(tiny.config(**changes), tmp_path / "halved", StopAt(28))
+    run_train(tiny.config(**changes), tmp_path / "halved", SilentReporter())
+    assert_same_run(tmp_path / "whole", tmp_path / "halved")
+    pruned = load_file(tmp_path / "whole" / "pruned.safetensors")
+    for name, mask in load_file(tmp_path / "whole" / "masks.safetensors").items():
+        assert not pruned[name][~mask].any()
+
+
+def test_accumulation_and_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "model": {"entry": "tests.unit.train.tiny:WithoutBatchNorm"},
+        "rounds": [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "retrain_epochs": 1, "rho": 0.1}],
+    }
+    run_train(tiny.config(**changes), tmp_path / "one", SilentReporter())
+    run_train(tiny.config(**changes, accumulate=3), tmp_path / "accumulated", SilentReporter())
+    subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "accelerate.commands.launch",
+                "--cpu",
+                "--num_processes",
+                "2",
+                "--num_machines",
+                "1",
+            ),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+            *("-m", "tests.unit.train.tiny", str(tmp_path / "two"), repr(changes)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    one = load_file(tmp_path / "one" / "pruned.safetensors")
+    for other in ("accumulated", "two"):
+        found = load_file(tmp_path / other / "pruned.safetensors")
+        for name, value in one.items():
+            # 36 steps of float32 whose sums are taken in another order; a wrong scale shows in the first digit.
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)

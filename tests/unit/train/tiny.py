@@ -1,0 +1,74 @@
+"""A training run of a second: few digits, a small network, one round of filters and one of columns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from structadmm.progress import SilentReporter
+from train.config import TrainConfig
+from train.data import Dataset
+from train.data.digits import load
+from train.models.cifar_resnet import CifarResNet
+from train.stage import run_train
+
+
+def few_digits() -> Dataset:
+    full = load()
+    return Dataset(
+        name="few digits",
+        train_images=full.train_images[:90],
+        train_labels=full.train_labels[:90],
+        test_images=full.test_images[:50],
+        test_labels=full.test_labels[:50],
+        classes=full.classes,
+        mean=full.mean,
+        std=full.std,
+        augmentation=full.augmentation,
+    )
+
+
+def resnet(width: int = 4) -> nn.Module:
+    return CifarResNet((1, 1), width, 10, 1)
+
+
+class WithoutBatchNorm(nn.Module):
+    """Its loss is a sum over samples, so that how a batch is cut up changes nothing but rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).mean(dim=(2, 3)))
+        return logits
+
+
+def no_convolution() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def config(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "threads": 1,
+        "device": "cpu",
+        "batch_size": 16,
+        "model": {"entry": "tests.unit.train.tiny:resnet"},
+        "data": {"name": "tests.unit.train.tiny:few_digits"},
+        "dense": {"epochs": 3},
+        "rounds": [
+            {"structure": "filter", "sparsity": 0.5, "admm_epochs": 3, "update_every": 2, "retrain_epochs": 2},
+            {"structure": "column", "sparsity": 0.5, "block": 4, "admm_epochs": 2, "retrain_epochs": 2},
+        ],
+    }
+    return TrainConfig.model_validate(values | changes)
+
+
+if __name__ == "__main__":
+    run_train(config(**eval(sys.argv[2])), Path(sys.argv[1]), SilentReporter())  # arguments come from the tests
