@@ -91,8 +91,13 @@ def write_bundle(
         except UserError as error:
             raise InvariantError(f"wrote a bundle that cannot be read: {error}") from error
         if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+            # A directory cannot be renamed over another; the old one steps aside first and goes last.
+            replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            path.rename(replaced / path.name)
+            partial.rename(path)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return read_bundle(path)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvm_build.kernels import supports
 from tvm_build.network import (
     Activate,
     Array,
@@ -153,7 +154,7 @@ def _residual(network: Network, index: int) -> Network | None:
         conv = producers.get(value)
         if conv is None or not isinstance(conv.op, Conv2d) or not _only_reader(network, value):
             continue
-        if conv.op.has_residual or conv.op.activation != "none":
+        if conv.op.has_residual or conv.op.activation != "none" or conv.op.shortcut is not None:
             continue
         other = node.inputs[1] if value == node.inputs[0] else node.inputs[0]
         op = replace(conv.op, has_residual=True)
@@ -161,6 +162,36 @@ def _residual(network: Network, index: int) -> Network | None:
         joined = Node(conv.layer, op, (*conv.inputs, other), node.outputs, conv.constants, source)
         return _replace(network, index, joined, conv)
     return None
+
+
+def _shortcut(network: Network, index: int) -> Network | None:
+    """`conv(x) + conv(y)` is one launch of two reductions, if nobody else reads either of them."""
+    node = network.nodes[index]
+    if not (isinstance(node.op, Elementwise) and node.op.operator == "add" and not node.op.broadcast_pixels):
+        return None
+    if node.op.activation != "none" or node.inputs[0] == node.inputs[1]:
+        return None
+    producers = network.producers()
+    convs: list[tuple[Node, Conv2d]] = []
+    for value in node.inputs:
+        conv = producers.get(value)
+        if conv is None or not isinstance(conv.op, Conv2d) or not _only_reader(network, value):
+            return None
+        if conv.op.has_residual or conv.op.activation != "none" or conv.op.shortcut is not None:
+            return None
+        convs.append((conv, conv.op))
+    (main, main_op), (side, side_op) = sorted(convs, key=lambda pair: pair[1].reduction, reverse=True)
+    op = replace(main_op, shortcut=side_op)
+    if not supports(op):
+        return None
+    constants = {
+        "weight": main.constants["weight"],
+        "bias": main.constants["bias"] + side.constants["bias"],
+        "shortcut_weight": side.constants["weight"],
+    }
+    source = main.source + side.source + node.source
+    joined = Node(main.layer, op, (*main.inputs, *side.inputs), node.outputs, constants, source)
+    return _replace(network, index, joined, main, side)
 
 
 def _activation(network: Network, index: int) -> Network | None:
@@ -225,19 +256,27 @@ def _lone_pad(network: Network, index: int) -> Network | None:
 def _zero_columns(network: Network, index: int) -> Network | None:
     """A convolution whose weight is zero in the same columns of every filter reduces over the others only."""
     node = network.nodes[index]
-    if not isinstance(node.op, Conv2d) or node.op.groups != 1 or node.op.columns is not None:
+    if not isinstance(node.op, Conv2d):
         return None
-    weight = node.constants["weight"]
+    op = replace(node.op, columns=_kept_columns(node.op, node.constants["weight"]))
+    if op.shortcut is not None:
+        kept = _kept_columns(op.shortcut, node.constants["shortcut_weight"])
+        op = replace(op, shortcut=replace(op.shortcut, columns=kept))
+    return _replace(network, index, replace(node, op=op)) if op != node.op else None
+
+
+def _kept_columns(op: Conv2d, weight: Array) -> tuple[int, ...] | None:
+    if op.groups != 1:
+        return None
     kept = np.flatnonzero(weight.reshape(weight.shape[0], -1).any(axis=0))
-    if not 0 < len(kept) <= MAX_KEPT_COLUMNS * node.op.reduction:
-        return None
-    return _replace(network, index, replace(node, op=replace(node.op, columns=tuple(int(column) for column in kept))))
+    few = 0 < len(kept) <= MAX_KEPT_COLUMNS * weight[0].size
+    return tuple(int(column) for column in kept) if few else None
 
 
 _PHASES: tuple[tuple[Rule, ...], ...] = (
     (_self_gate, _pad_into_window, _affine_into_weights),
     (_affine_is_depthwise, _lone_pad),
-    (_residual, _activation, _pooled_dense),
+    (_shortcut, _residual, _activation, _pooled_dense),
     (_zero_columns,),
 )
 

@@ -224,15 +224,24 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
     steps = _group_by_node(main, nodes, layers, pads)
     _refuse_unknown_shapes(steps, path)
     inputs = [value.name for value in graph.input if value.name not in constants]
-    body = main.body.body
-    outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
     return ImportedNetwork(
         module=module,
         steps=steps,
         inputs=tuple(zip(inputs, main.params, strict=True)),
-        outputs=tuple(zip((str(value.name) for value in graph.output), outputs, strict=True)),
+        outputs=tuple(zip((str(value.name) for value in graph.output), _outputs(main), strict=True)),
         parameters=_count_parameters(graph),
     )
+
+
+def _outputs(main: Any) -> list[Any]:
+    """What `main` returns: its body is one tensor, or a variable bound to a tuple of them."""
+    from tvm import relax
+
+    bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+    body = main.body.body
+    while body in bound and isinstance(body.ty, relax.TupleType):
+        body = bound[body]
+    return list(body.fields) if isinstance(body, relax.Tuple) else [body]
 
 
 def _pads_with_zeros(inputs: Any, attrs: Mapping[str, Any]) -> bool:

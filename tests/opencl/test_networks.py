@@ -1,0 +1,161 @@
+"""Whole networks, from PyTorch to an OpenCL device, against ONNX Runtime on inputs that the compiler has not seen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from device.runner_client import Runner
+from device.target import open_target
+from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, randomise
+from train.models.cifar_resnet import cifar_resnet18
+from tvm_build.bundle import read_bundle
+from tvm_build.compile import CompileSummary, compile_onnx
+
+# The project's bound for float32 on any device, relative to the output's scale: sums in another order, over tens of
+# layers. What is measured is around 1e-6.
+RELATIVE_TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    target = open_target("local")
+    yield Runner(target)
+    target.close()
+
+
+def export(model: nn.Module, shape: tuple[int, ...], path: Path) -> Path:
+    with warnings.catch_warnings():
+        # torch.onnx warns about the absence of torchvision and about its own use of deprecated functions.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model.eval(), (torch.zeros(shape),), str(path), dynamo=True, opset_version=20, verbose=False)
+    return path
+
+
+def agrees(runner: Runner, path: Path, shape: tuple[int, ...], **options: str) -> CompileSummary:
+    """Compile, run on a fresh input, compare with ONNX Runtime; the runner's own check runs on the bundle's sample."""
+    bundle = path.with_suffix(".clbundle")
+    summary = compile_onnx(path, bundle, target="opencl-cpu", **options)  # type: ignore[arg-type]
+    runner.check(bundle)
+    x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {session.get_inputs()[0].name: x})
+    result = runner.run(bundle, [x])
+    for got, wanted in zip(result.outputs, expected, strict=True):
+        assert np.abs(got - wanted).max() <= RELATIVE_TOLERANCE * np.abs(wanted).max()
+    # Every network is planned within the bound, beside being right.
+    assert summary.activation_bytes <= 1.3 * summary.live_bytes
+    return summary
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_network_computes_what_onnx_runtime_computes(name: str, runner: Runner, tmp_path: Path) -> None:
+    agrees(runner, export(build(name), INPUT_SHAPE, tmp_path / f"{name}.onnx"), INPUT_SHAPE)
+
+
+def zero_columns(model: nn.Module, keep: float) -> nn.Module:
+    """Zero all but a share of the columns of every 3x3 convolution, the same ones for every filter."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            columns = module.weight.data.flatten(1)
+            dead = torch.randperm(columns.shape[1], generator=generator)[round(keep * columns.shape[1]) :]
+            columns[:, dead] = 0
+    return model
+
+
+@pytest.mark.parametrize("width", [8, 33])
+@pytest.mark.parametrize("keep", [1.0, 0.25])
+def test_resnet18_of_any_width_dense_and_with_zero_columns(
+    width: int, keep: float, runner: Runner, tmp_path: Path
+) -> None:
+    shape = (1, 3, 16, 16)
+    model = zero_columns(randomise(cifar_resnet18(width), torch.Generator().manual_seed(0)), keep)
+    summary = agrees(runner, export(model, shape, tmp_path / "resnet.onnx"), shape)
+    assert summary.launches <= 22
+    if keep < 1:
+        bundle = read_bundle(summary.path)
+        flops = {layer["layer"]: layer["flops"] for layer in bundle.manifest["layers"]}
+        dense = 2 * 16 * 16 * width * width * 9
+        assert flops["layer1.0.conv1"] < 0.5 * dense
+
+
+def test_a_batch_of_three_is_one_inference(runner: Runner, tmp_path: Path) -> None:
+    shape = (3, 3, 12, 10)
+    agrees(runner, export(build("resnet18"), shape, tmp_path / "batch.onnx"), shape)
+
+
+def test_upstream_schedules_compute_resnet18_too(runner: Runner, tmp_path: Path) -> None:
+    path = export(build("resnet18"), INPUT_SHAPE, tmp_path / "upstream.onnx")
+    summary = agrees(runner, path, INPUT_SHAPE, schedules="upstream")
+    assert read_bundle(summary.path).manifest["schedules"] == "upstream"
+
+
+class Movement(nn.Module):
+    """Everything that has no kernel of ours, between convolutions that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.grouped = nn.Conv2d(10, 12, 3, stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(12, 6, 4, 2, 1)
+        self.head = nn.Conv2d(26, 5, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.hardswish(self.stem(x))
+        a, b, c = x.split([3, 4, 3], 1)
+        x = torch.cat([c, F.leaky_relu(b, 0.1), a.abs()], 1)
+        up = torch.tanh(self.up(self.grouped(x)))
+        small = F.interpolate(F.max_pool2d(x, 3, 2, 1), scale_factor=2, mode="bilinear")
+        padded = F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)
+        y = self.head(torch.cat([up, small, padded], 1))
+        return F.softmax(y, 1), y.permute(0, 2, 3, 1).flatten(1).mean(1)
+
+
+def every_pixel_of_odd_channels_into_a_dense_layer() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1), nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(7 * 64, 9), nn.ReLU(),
+        nn.Linear(9, 4), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+class SharedTensors(nn.Module):
+    """Sums whose parts are read again, twice the same tensor, and an output that is also an intermediate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 6, 3, padding=1)
+        self.c = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.a(x)
+        b = self.b(a)
+        s = F.relu(a + b)
+        t = self.c(s) + s + b
+        return s, F.silu(t + t) - 0.5 * a
+
+
+@pytest.mark.parametrize("make", [Movement, every_pixel_of_odd_channels_into_a_dense_layer, SharedTensors])
+def test_constructs_that_need_care(make: Callable[[], nn.Module], runner: Runner, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    agrees(runner, export(make(), INPUT_SHAPE, tmp_path / "net.onnx"), INPUT_SHAPE)
+
+
+def test_the_same_file_gives_the_same_bundle_bytes(runner: Runner, tmp_path: Path) -> None:
+    path = export(build("shufflenet_v2"), INPUT_SHAPE, tmp_path / "net.onnx")
+    contents = []
+    for folder in ("first", "second"):
+        bundle = compile_onnx(path, tmp_path / folder / "net.clbundle", target="adreno-640").path
+        contents.append({item.name: item.read_bytes() for item in bundle.iterdir()})
+    assert contents[0] == contents[1]
+    # Kernels chosen for a phone are still right on this machine.
+    runner.check(tmp_path / "first" / "net.clbundle")
