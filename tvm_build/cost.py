@@ -1,13 +1,295 @@
-"""What a kernel should cost on a GPU it was never run on; every figure from here is a *prediction*."""
+"""What a kernel should cost on a GPU it was never run on; every time from here is *predicted*.
+
+The model is a roofline per launch. A kernel takes its launch overhead, a quarter of the sum of these three, and
+three quarters of the longest of them:
+
+- its arithmetic, with the work wasted in tiles that reach over the edge, at the share of the peak that convolutions
+  reach (`Gpu.efficiency`);
+- its loads and stores of 128 bits through the cache, each work-item's counted by itself. Work-items of a wave that read
+  the same weight may share one transaction; nothing public says whether they do, so nothing is taken off for it;
+- the bytes that must come from memory at least once.
+
+The first two are stretched where the launch has too few waves to keep every core busy or needs so many registers that
+few waves fit: `fill` is the share of the waves needed to hide latency that are there.
+
+CPUs are different enough for an arithmetic of their own: vector instructions per work-item with the width's cost, the
+latency of a multiply-add where there are fewer accumulators than it takes to hide it, and a cost per work-group.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from structadmm.errors import InvariantError
 from tvm_build.gpu import Gpu
-from tvm_build.ops import Operator
+from tvm_build.kernels.body import ceil_div
+from tvm_build.kernels.column_sparse import list_entries
+from tvm_build.kernels.conv2d import flatten_pixels
+from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
+from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.kernels.dense_reduction import input_blocks
+from tvm_build.kernels.depthwise import is_depthwise
+from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Operator,
+    Pack,
+    Pool2d,
+    Unpack,
+    blocks,
+)
+
+# Cycles per multiply-add instruction of 4, 8 and 16 floats, and per load, on a core with 512-bit registers; fitted.
+_CPU_CYCLES = {4: 0.55, 8: 0.55, 16: 1.0}
+_CPU_LATENCY = 4.0
+_CPU_REGISTERS = 30
+_CPU_GROUP_US = 0.03
+_CPU_GHZ = 3.4
+_SPLIT_BARRIER_US = 2.0
+# Share of the shorter parts that does not hide behind the longest one.
+_EXPOSED = 0.25
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """One launch, counted and predicted.
+
+    Attributes:
+        flops: executed, including what tiles waste over the edges; a multiply-add is two.
+        load_bytes: read through caches by all work-items, each counted by itself.
+        wide_share: share of `load_bytes` in accesses of 128 bits or more.
+        local_bytes: written to and read from local memory.
+        memory_bytes: what must come from or go to memory at least once.
+        macs_per_load: multiply-adds of scalars per 128-bit load.
+        registers: 128-bit registers of one work-item, estimated.
+        work_items: of the whole launch.
+        waves: of the whole launch.
+        fill: share of the waves needed to hide latency that are there, at most 1.
+        predicted_us: the launch, its overhead included.
+        bound_by: "launch", "arithmetic", "loads" or "memory": the largest part.
+    """
+
+    flops: int
+    load_bytes: int
+    wide_share: float
+    local_bytes: int
+    memory_bytes: int
+    macs_per_load: float
+    registers: int
+    work_items: int
+    waves: int
+    fill: float
+    predicted_us: float
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one work-item does, and how many there are."""
+
+    items: int
+    groups: int
+    vector_macs: float
+    loads: float
+    narrow_loads: float
+    lanes: int
+    accumulators: int
+    registers: int
+    local_bytes: int
+    memory_bytes: int
 
 
 def predict_us(op: Operator, schedule: Any, gpu: Gpu) -> float:
     """Predicted microseconds of one launch."""
-    return 0.0
+    return estimate(op, schedule, gpu).predicted_us
+
+
+def estimate(op: Operator, schedule: Any, gpu: Gpu) -> KernelCost:
+    """Count and predict one launch of `op` built with `schedule`."""
+    match op:
+        case Conv2d():
+            work = _conv(flatten_pixels(op), schedule)
+        case Dense():
+            work = _dense(op, schedule)
+        case _:
+            work = _streaming(op, schedule)
+    return _cpu(work, gpu) if gpu.kind == "cpu" else _adreno(work, gpu)
+
+
+def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
+    tiling = Tiling(op, schedule)
+    grid = tiling.grid
+    groups = grid.groups[0] * grid.groups[1]
+    group_items = grid.local[0] * grid.local[1] * grid.local[2]
+    accumulators = schedule.rows * schedule.pixels * schedule.vectors
+    macs = loads = narrow = 0.0
+    inputs_held = weight_bytes = input_bytes = 0
+    for source in (op, op.shortcut):
+        if source is None:
+            continue
+        kh, kw = source.kernel
+        shared = {p * source.stride[1] + kx * source.dilation[1] for p in range(schedule.pixels) for kx in range(kw)}
+        if source.columns is not None:
+            columns = list_entries(source, schedule.gather).columns
+            steps, width = columns.shape[0], columns.shape[1]
+            macs += steps * width * accumulators
+            loads += steps * width * schedule.vectors
+            read = steps * schedule.rows * schedule.pixels
+            narrow += (read if schedule.gather == "lanes" else 0) + steps / 4
+            loads += 0 if schedule.gather == "lanes" else read
+            inputs_held = max(inputs_held, 2)
+            weights = steps * width
+        elif is_depthwise(source):
+            macs += kh * kw * accumulators
+            loads += kh * (kw + schedule.rows * len(shared))
+            inputs_held = max(inputs_held, len(shared))
+            weights = kh * kw
+        else:
+            _, block_count = input_blocks(source, schedule)
+            depth = min(4, source.in_channels) if block_count == 1 else 4
+            macs += block_count * depth * kh * kw * accumulators
+            loads += block_count * kh * (kw * depth * schedule.vectors + schedule.rows * len(shared))
+            inputs_held = max(inputs_held, schedule.rows * len(shared))
+            weights = block_count * depth * kh * kw
+        weight_bytes += weights * schedule.tile_channels * tiling.channel_tiles * 4
+        input_bytes += source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 16
+    per_vector = schedule.lanes // 4
+    out_bytes = op.batch * blocks(op.out_channels) * op.out_height * op.out_width * 16
+    local_bytes = 0
+    if schedule.split > 1:
+        local_bytes = 2 * groups * group_items * accumulators * per_vector * 16
+    outputs = accumulators * per_vector * (3 if op.has_residual else 2)
+    return _Work(
+        items=groups * group_items,
+        groups=groups,
+        vector_macs=macs / schedule.split,
+        loads=(loads + outputs) / schedule.split,
+        narrow_loads=narrow / schedule.split,
+        lanes=schedule.lanes,
+        accumulators=accumulators,
+        registers=per_vector * (accumulators + 4) + inputs_held + 3,
+        local_bytes=local_bytes,
+        memory_bytes=weight_bytes + input_bytes + out_bytes * (2 if op.has_residual else 1),
+    )
+
+
+def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
+    in_blocks = blocks(op.in_features)
+    feature_tiles = ceil_div(op.out_features, schedule.lanes)
+    tiles = min(schedule.tiles, feature_tiles)
+    groups = ceil_div(feature_tiles, tiles) * op.batch
+    items = groups * tiles * schedule.split
+    pooled = op.input_is_c4 and op.pooled_pixels > 1
+    pooling = in_blocks * op.pooled_pixels / (tiles * schedule.split) if pooled else 0.0
+    steps = in_blocks / schedule.split
+    return _Work(
+        items=items,
+        groups=groups,
+        vector_macs=steps * 4,
+        loads=steps * 5 + pooling,
+        narrow_loads=0.0,
+        lanes=schedule.lanes,
+        accumulators=1,
+        registers=8,
+        local_bytes=items * 32 + (groups * in_blocks * 16 * (1 + tiles) if pooled else 0),
+        memory_bytes=4 * op.in_features * op.out_features + 16 * op.batch * in_blocks * op.pooled_pixels,
+    )
+
+
+def _streaming(op: Operator, schedule: Any) -> _Work:
+    """Kernels that read each value once, or a window of them, and compute next to nothing."""
+    match op:
+        case Pool2d():
+            outputs = op.batch * blocks(op.channels) * op.out_height * op.out_width
+            reads = op.kernel[0] * op.kernel[1]
+        case GlobalAverage():
+            outputs = op.batch * blocks(op.channels)
+            reads = op.height * op.width
+        case ConcatChannels():
+            outputs = op.batch * blocks(sum(op.channels)) * op.height * op.width
+            reads = 1 if all(c % 4 == 0 for c in op.channels[:-1]) else 2
+        case Elementwise():
+            outputs = op.batch * blocks(op.channels) * op.height * op.width
+            reads = 1 if op.operator == "copy" else 2
+        case Pack() | Unpack():
+            outputs = op.batch * blocks(op.channels) * op.height * op.width
+            reads = 4
+        case _:
+            raise InvariantError(f"there is no cost model for {op}")
+    split = min(schedule.split, reads) if isinstance(schedule, MeanSchedule) else 1
+    local = split if isinstance(schedule, MeanSchedule) else schedule.local
+    items = outputs * split
+    narrow = reads if isinstance(op, Pack | Unpack) else 0
+    return _Work(
+        items=items,
+        groups=ceil_div(items, local),
+        vector_macs=reads / split,
+        loads=(reads - narrow) / split + 1,
+        narrow_loads=narrow,
+        lanes=4,
+        accumulators=1,
+        registers=6,
+        local_bytes=items * 32 if split > 1 else 0,
+        memory_bytes=outputs * 16 * (2 if isinstance(op, Pool2d | Pack | Unpack) else 1 + reads),
+    )
+
+
+def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
+    waves = work.groups * ceil_div(work.items // work.groups, gpu.wave)
+    resident = min(1.0, gpu.vec4_registers / work.registers)
+    fill = min(1.0, waves / (gpu.cores * gpu.latency_waves), resident)
+    # Lanes of a group's last wave that have nothing to do cost as much as the others.
+    padded = waves * gpu.wave
+    flops = 2 * work.vector_macs * work.lanes * padded
+    # A narrow load takes the slot of a wide one.
+    load_bytes = (work.loads * (work.lanes // 4) + work.narrow_loads) * 16 * padded + work.local_bytes
+    parts = {
+        "arithmetic": flops / (gpu.gflops_fp32 * gpu.efficiency * 1e3) / fill,
+        "loads": load_bytes / (gpu.l2_gb_s * 1e3) / fill,
+        "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3),
+    }
+    barrier = _SPLIT_BARRIER_US if work.local_bytes else 0.0
+    return _cost(work, gpu, waves=waves, fill=fill, parts=parts, barrier_us=barrier)
+
+
+def _cpu(work: _Work, gpu: Gpu) -> KernelCost:
+    registers_over = max(0, work.accumulators + 2 - _CPU_REGISTERS)
+    # Scalars are broadcast as they are read; a load and a multiply-add issue side by side.
+    multiply = work.vector_macs * _CPU_CYCLES[work.lanes]
+    latency = work.vector_macs / work.accumulators * _CPU_LATENCY
+    loads = (work.loads + work.narrow_loads) * 0.6
+    spills = registers_over * work.vector_macs / work.accumulators
+    rounds = ceil_div(work.groups, gpu.cores) * gpu.cores
+    scale = work.items / work.groups * rounds / gpu.cores / (_CPU_GHZ * 1e3)
+    parts = {
+        "arithmetic": (max(multiply, latency, loads) + 0.25 * min(multiply, loads) + spills + 10) * scale
+        + rounds / gpu.cores * _CPU_GROUP_US,
+        "loads": work.local_bytes / (gpu.l2_gb_s * 1e3),
+        "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3) if work.memory_bytes > gpu.l2_bytes else 0.0,
+    }
+    return _cost(work, gpu, waves=work.items, fill=1.0, parts=parts, barrier_us=0.0)
+
+
+def _cost(work: _Work, gpu: Gpu, *, waves: int, fill: float, parts: dict[str, float], barrier_us: float) -> KernelCost:
+    longest = max(parts, key=lambda name: parts[name])
+    longest_us = parts[longest]
+    loads = work.loads * (work.lanes // 4) + work.narrow_loads
+    return KernelCost(
+        flops=int(2 * work.vector_macs * work.lanes * work.items),
+        load_bytes=int((work.loads * (work.lanes // 4) * 16 + work.narrow_loads * 4) * work.items),
+        wide_share=work.loads * 16 / (work.loads * 16 + work.narrow_loads * 4) if loads else 1.0,
+        local_bytes=work.local_bytes,
+        memory_bytes=work.memory_bytes,
+        macs_per_load=work.vector_macs * work.lanes / loads if loads else 0.0,
+        registers=work.registers,
+        work_items=work.items,
+        waves=waves,
+        fill=fill,
+        predicted_us=gpu.launch_us + longest_us + _EXPOSED * (sum(parts.values()) - longest_us) + barrier_us,
+        bound_by=longest if longest_us + barrier_us > gpu.launch_us else "launch",
+    )

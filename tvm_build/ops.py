@@ -25,8 +25,8 @@ class Conv2d:
 
     Attributes:
         padding: (top, left, bottom, right), in pixels.
-        shortcut: a second convolution, of another input, whose result is added; its own activation, residual and shortcut
-            are not used, and its bias is part of this one's.
+        shortcut: a second convolution, of another input, whose result is added. Its own activation, residual and
+            shortcut are not used, and its bias is part of this one's.
         columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all
             of them. Only with `groups == 1`.
     """

@@ -1,8 +1,8 @@
 """The reduction of a convolution tile over the kept columns only.
 
 Structured pruning removes the same columns (input channel, ky, kx) from every filter, so what is left is a dense
-product with a shorter reduction: no divergence between work-items, and offsets that are the same for all of them. Two things
-keep it near the dense kernel's efficiency:
+product with a shorter reduction: no divergence between work-items, and offsets that are the same for all of them. Two
+things keep it near the dense kernel's efficiency:
 
 - Columns are grouped by tap. A tap's row and pixel predicates are then decided once, outside the loop over its columns,
   and padding costs no copy of the input; the loop itself reads a table of channel offsets.

@@ -77,7 +77,7 @@ def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any
         return
 
     # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
-    local = tiling.grid.local[0]
+    local = tiling.grid.local[0] * tiling.grid.local[1]
     count = len(accumulators) * quarters
     partial = body.shared(schedule.split * count * local, "float32x4")
     for number, register in enumerate(accumulators.values()):

@@ -25,6 +25,7 @@ class ConvSchedule:
         lanes: output channels per accumulator: 4, or 8 and 16 for CPUs with wide registers.
         split: work-items that share one tile's reduction.
         local: work-items of a group along the tiles of the image.
+        local_channels: work-items of a group along the tiles of the channels.
         form: "sum": `acc += x0*w0 + x1*w1 + x2*w2 + x3*w3`; "chain": `acc = acc + x0*w0 + ...`, a multiply-add each.
         unroll_rows: write the kernel's rows out; otherwise they are a loop. Column-sparse kernels loop over taps.
         gather: how a column-sparse kernel reads: "blocks" of four channels, or single "lanes".
@@ -36,6 +37,7 @@ class ConvSchedule:
     lanes: int = 4
     split: int = 1
     local: int = 32
+    local_channels: int = 1
     form: Literal["sum", "chain"] = "chain"
     unroll_rows: bool = True
     gather: Literal["blocks", "lanes"] = "blocks"
@@ -82,7 +84,9 @@ class Tiling:
     def grid(self) -> Grid:
         """Tiles of the image along x, of the channels along y, the split along z."""
         local = min(self.schedule.local, self.count)
-        return Grid((ceil_div(self.count, local), self.channel_tiles, 1), (local, 1, self.schedule.split))
+        channels = min(self.schedule.local_channels, self.channel_tiles)
+        groups = (ceil_div(self.count, local), ceil_div(self.channel_tiles, channels), 1)
+        return Grid(groups, (local, channels, self.schedule.split))
 
 
 @dataclass(frozen=True)
@@ -111,21 +115,24 @@ class Place:
 def place_tile(body: Body, tiling: Tiling, group: tuple[Expr, ...], item: tuple[Expr, ...]) -> Place:
     """Find this work-item's tile."""
     grid = tiling.grid
-    index = group[0] * grid.local[0] + item[0]
-    exists = None
-    if grid.groups[0] * grid.local[0] != tiling.count:
-        exists = index < tiling.count
-        index = tirx.Min(index, const(tiling.count - 1, "int32"))
-    index = body.let(index)
+
+    def number(axis: int, count: int) -> tuple[Expr, Expr | None]:
+        index = group[axis] * grid.local[axis] + item[axis]
+        if grid.groups[axis] * grid.local[axis] == count:
+            return body.let(index), None
+        return body.let(tirx.Min(index, const(count - 1, "int32"))), index < count
+
+    index, image_tile_exists = number(0, tiling.count)
+    channel_tile, channel_tile_exists = number(1, tiling.channel_tiles)
     row = tirx.floordiv(index, tiling.columns)
     return Place(
         image=body.let(tirx.floordiv(row, tiling.rows)),
         oy=body.let(tirx.floormod(row, tiling.rows) * tiling.schedule.rows),
         ox=body.let(tirx.floormod(index, tiling.columns) * tiling.schedule.pixels),
-        channel_tile=group[1],
+        channel_tile=channel_tile,
         part=item[2],
-        neighbour=item[0],
-        exists=exists,
+        neighbour=item[1] * grid.local[0] + item[0],
+        exists=both(image_tile_exists, channel_tile_exists),
     )
 
 
