@@ -50,10 +50,11 @@ def reap_command(token: str) -> str:
 
     A phone's shell user sees the environment of its own processes only, so nothing else can be hit.
     """
-    # Three passes: a process may start another while the list is read.
+    # Again until a pass finds nothing: a process may start another while the list is read.
     return (
-        "n=0; for pass in 1 2 3; do for p in /proc/[0-9]*; do "
+        "n=0; for pass in 1 2 3 4 5; do m=$n; for p in /proc/[0-9]*; do "
         '[ -O "$p" ] && tr "\\0" "\\n" <"$p/environ" 2>/dev/null | grep -qx '
-        f"{_VARIABLE}={token} && kill -9 ${{p#/proc/}} 2>/dev/null && n=$((n+1)); done; done 2>/dev/null; "
+        f"{_VARIABLE}={token} && kill -9 ${{p#/proc/}} 2>/dev/null && n=$((n+1)); done; "
+        "[ $m = $n ] && break; done 2>/dev/null; "
         f"rm -f {WORK_DIRECTORY}/.stderr-{token}; echo reaped $n"
     )

@@ -203,16 +203,8 @@ class Connection:
         if name.startswith("drop"):
             self.reset()
         else:
-            self._hang()
+            wait_for_hang_up(self._socket, self._gone, self._phone.stopping)
         raise ConnectionGoneError(name)
-
-    def _hang(self) -> None:
-        """Do nothing until the host gives up."""
-        poller = select.poll()
-        poller.register(self._socket, select.POLLRDHUP)
-        while not self._gone.is_set() and not self._phone.stopping.is_set():
-            if poller.poll(100):
-                return
 
     def receive_into(self, view: memoryview) -> int:
         """`recv_into` of the socket with the faults that count received bytes."""
@@ -317,3 +309,11 @@ class _Tap:
 
     def __init__(self, connection: Connection) -> None:
         self.recv_into = connection.receive_into
+
+
+def wait_for_hang_up(sock: socket.socket, *ends: threading.Event) -> None:
+    """Do nothing until the host gives up or one of the events is set."""
+    poller = select.poll()
+    poller.register(sock, select.POLLRDHUP)
+    while not any(end.is_set() for end in ends) and not poller.poll(100):
+        pass

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from tests.emulated_phone import wire
 from tests.emulated_phone.authorisation import Authorisation
-from tests.emulated_phone.connection import Connection, Stream
+from tests.emulated_phone.connection import Connection, Stream, wait_for_hang_up
 from tests.emulated_phone.faults import Faults
 from tests.emulated_phone.files import PathRewriter, PhoneFiles
 from tests.emulated_phone.shell_service import ShellService
@@ -178,7 +178,7 @@ class EmulatedPhone:
     def _serve(self, sock: socket.socket) -> None:
         if self.faults.offline:
             with sock:
-                self.stopping.wait(60.0)
+                wait_for_hang_up(sock, self.stopping)
             return
         connection = Connection(self, sock)
         with self._lock:
