@@ -135,7 +135,7 @@ def _lower(imported: ImportedNetwork, gpu: Gpu, schedules: str, reporter: Report
     if schedules != "structadmm":
         raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
     # 2. One operator per launch.
-    network = fuse(network)
+    network = fuse(network, gpu)
     # 3. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network)
     # 4. Kernels.

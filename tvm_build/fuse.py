@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_build.kernels import supports
+from tvm_build.cost import predict_us
+from tvm_build.gpu import Gpu
+from tvm_build.kernels import default_schedule, supports
 from tvm_build.network import (
     Activate,
     Array,
@@ -27,20 +29,25 @@ from tvm_build.network import (
 )
 from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d, blocks
 
-# Below this share of kept columns the compacted kernel beats the dense one even where its gathers cost it vector loads.
-MAX_KEPT_COLUMNS = 0.75
+# A compacted reduction must be predicted to save this share of the time: gathers are hard to predict.
+MIN_SAVING = 0.1
 
 Rule = Callable[[Network, int], "Network | None"]
 
 
-def fuse(network: Network) -> Network:
+def fuse(network: Network, gpu: Gpu) -> Network:
     """Join every convolution with what surrounds it, and the other operators as far as their kernels allow.
+
+    Args:
+        network: as recognized.
+        gpu: decides whether leaving out zero columns pays.
 
     Ensures: no `ChannelAffine`, `ZeroPad` or `Activate` remains; what no kernel takes is `Generic`.
     """
     for rules in _PHASES:
         network = _until_settled(network, rules)
-    network = network.with_nodes(_settle(node, network) for node in network.nodes).without_dead_nodes()
+    settled = (_settle(node, network) for node in network.nodes)
+    network = network.with_nodes(_without_zero_columns(node, gpu) for node in settled).without_dead_nodes()
     network.check()
     return network
 
@@ -253,31 +260,41 @@ def _lone_pad(network: Network, index: int) -> Network | None:
     return _replace(network, index, replace(node, op=Generic())) if isinstance(node.op, ZeroPad) else None
 
 
-def _zero_columns(network: Network, index: int) -> Network | None:
-    """A convolution whose weight is zero in the same columns of every filter reduces over the others only."""
-    node = network.nodes[index]
+def _without_zero_columns(node: Node, gpu: Gpu) -> Node:
+    """A convolution whose weight is zero in the same columns of every filter reduces over the others only, if it pays.
+
+    A reduction over a list of columns gathers single channels where the dense one reads vectors of four, so few zero
+    columns cost more than they save: the cost model decides, for a convolution and its shortcut separately.
+    """
     if not isinstance(node.op, Conv2d):
-        return None
-    op = replace(node.op, columns=_kept_columns(node.op, node.constants["weight"]))
+        return node
+    op = node.op
+    compact = _kept_columns(op, node.constants["weight"])
+    options = [op] if compact is None else [op, replace(op, columns=compact)]
     if op.shortcut is not None:
         kept = _kept_columns(op.shortcut, node.constants["shortcut_weight"])
-        op = replace(op, shortcut=replace(op.shortcut, columns=kept))
-    return _replace(network, index, replace(node, op=op)) if op != node.op else None
+        if kept is not None:
+            shortcut = replace(op.shortcut, columns=kept)
+            options += [replace(option, shortcut=shortcut) for option in options]
+    if len(options) == 1:
+        return node
+    cost = {option: predict_us(option, default_schedule(option, gpu), gpu) for option in options}
+    best = min(options, key=cost.__getitem__)
+    return replace(node, op=best) if cost[best] <= (1 - MIN_SAVING) * cost[op] else node
 
 
 def _kept_columns(op: Conv2d, weight: Array) -> tuple[int, ...] | None:
+    """The columns in which any filter is not zero; None if those are all, or none."""
     if op.groups != 1:
         return None
     kept = np.flatnonzero(weight.reshape(weight.shape[0], -1).any(axis=0))
-    few = 0 < len(kept) <= MAX_KEPT_COLUMNS * weight[0].size
-    return tuple(int(column) for column in kept) if few else None
+    return tuple(int(column) for column in kept) if 0 < len(kept) < weight[0].size else None
 
 
 _PHASES: tuple[tuple[Rule, ...], ...] = (
     (_self_gate, _pad_into_window, _affine_into_weights),
     (_affine_is_depthwise, _lone_pad),
     (_shortcut, _residual, _activation, _pooled_dense),
-    (_zero_columns,),
 )
 
 

@@ -12,15 +12,18 @@ from onnx import helper
 from tests.compile.interpreter import evaluate
 from tests.compile.onnx_models import Array, conv, save, weights
 from tvm_build.fuse import flatten_into_dense, fuse
+from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
 from tvm_build.layout import assign_layouts
 from tvm_build.network import Generic, Network, Node, Tensor
 from tvm_build.ops import Conv2d, Dense, Elementwise, Pack, Unpack
 from tvm_build.recognize import recognize
 
+GPU = gpu_by_name("opencl-cpu")
+
 
 def fused(path: Path) -> Network:
-    return fuse(recognize(import_onnx(path)))
+    return fuse(recognize(import_onnx(path)), GPU)
 
 
 def operators(network: Network) -> list[str]:
@@ -94,7 +97,7 @@ def test_fusing_never_changes_what_a_network_computes(graph: tuple[list[object],
         recognized = recognize(import_onnx(path))
         if any(isinstance(node.op, Generic) for node in recognized.nodes):
             return
-        network = fuse(recognized)
+        network = fuse(recognized, GPU)
         network.check()
         assert_means_the_same(recognized, path, shape)
         if not any(isinstance(node.op, Generic) for node in network.nodes):
@@ -170,14 +173,23 @@ def test_padding_becomes_padding_of_the_convolution(tmp_path: Path) -> None:
 
 
 def test_zero_columns_are_found_only_where_every_filter_has_them(tmp_path: Path) -> None:
-    weight = weights(4, 6, 3, 3)
-    columns = weight.reshape(4, 54)
-    columns[:, 10:] = 0
+    weight = weights(64, 64, 3, 3)
+    columns = weight.reshape(64, 576)
+    columns[:, 50:] = 0
     columns[2, 3] = 0
-    path = save(tmp_path / "a.onnx", [conv("c", "x", "y")], {"x": [1, 6, 5, 4]}, ["y"], {"c.weight": weight})
+    path = save(tmp_path / "a.onnx", [conv("c", "x", "y")], {"x": [1, 64, 16, 16]}, ["y"], {"c.weight": weight})
     op = fused(path).nodes[0].op
     assert isinstance(op, Conv2d)
-    assert op.columns == tuple(range(10))
+    assert op.columns == tuple(range(50))
+
+
+def test_a_single_zero_column_is_not_worth_a_gather(tmp_path: Path) -> None:
+    weight = weights(64, 64, 3, 3)
+    weight.reshape(64, 576)[:, 7] = 0
+    path = save(tmp_path / "a.onnx", [conv("c", "x", "y")], {"x": [1, 64, 16, 16]}, ["y"], {"c.weight": weight})
+    op = fused(path).nodes[0].op
+    assert isinstance(op, Conv2d)
+    assert op.columns is None
 
 
 def test_global_average_flatten_and_dense_are_one_launch(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from pydantic import ValidationError
+
+from structadmm.errors import UserError
+from structadmm.progress import SilentReporter
+from tests.compile.onnx_models import conv, save, weights
+from tvm_build.bundle import read_bundle
+from tvm_build.compile import compile_onnx
+from tvm_build.config import BuildConfig
+from tvm_build.stage import run_build
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    nodes = [conv("stem", "x", "a", bias=True), helper.make_node("Relu", ["a"], ["y"], name="act")]
+    constants = {"stem.weight": weights(5, 3, 3, 3), "stem.bias": weights(5)}
+    return save(tmp_path / "net.onnx", nodes, {"x": [1, 3, 6, 6]}, ["y"], constants)
+
+
+def test_the_manifest_says_what_was_compiled_and_from_what(network: Path, tmp_path: Path) -> None:
+    summary = compile_onnx(network, tmp_path / "net.clbundle", target="adreno-640")
+    manifest = read_bundle(tmp_path / "net.clbundle").manifest
+    assert manifest["target"] == "adreno-640"
+    assert manifest["source"]["file"] == "net.onnx"
+    assert manifest["inputs"] == [{"name": "x", "shape": [1, 3, 6, 6], "dtype": "float32"}]
+    assert manifest["macs"] == 4 * 4 * 5 * 27
+    assert manifest["parameters"] == 5 * 27 + 5
+    assert manifest["launches"] == summary.launches == len(manifest["layers"])
+    assert manifest["predicted_ms"]["kind"] == "predicted"
+    assert {layer["layer"] for layer in manifest["layers"]} <= {"stem", "act", "output:y"}
+
+
+def test_the_sample_is_what_the_user_gives(network: Path, tmp_path: Path) -> None:
+    sample = np.linspace(-1, 1, 108, dtype=np.float32).reshape(1, 3, 6, 6)
+    compile_onnx(network, tmp_path / "net.clbundle", sample={"x": sample})
+    assert np.array_equal(np.load(tmp_path / "net.clbundle" / "input_0.npy"), sample)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "mali-g78"}, "expected a target among adreno-540"),
+        ({"dtype": "float64"}, "expected dtype float32"),
+        ({"schedules": "fastest"}, "expected schedules structadmm or upstream"),
+        ({"sample": {"z": np.zeros((1, 3, 6, 6), np.float32)}}, "expected samples for the inputs ['x']"),
+        ({"sample": {"x": np.zeros((1, 3, 6, 7), np.float32)}}, "expected shape [1, 3, 6, 6]"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    network: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        compile_onnx(network, tmp_path / "net.clbundle", **options)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "net.clbundle").exists()
+
+
+def test_an_integer_output_is_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("ArgMax", ["x"], ["y"], axis=1)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, 1])],
+    )
+    path = tmp_path / "a.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="output 'y' is int64, expected float32"):
+        compile_onnx(path, tmp_path / "a.clbundle")
+
+
+def test_a_sample_that_overflows_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.onnx", [helper.make_node("Log", ["x"], ["y"])], {"x": [1, 4]}, ["y"])
+    with pytest.raises(UserError, match="not finite for the sample input"):
+        compile_onnx(path, tmp_path / "a.clbundle", sample={"x": np.full((1, 4), -1, np.float32)})
+
+
+def test_what_tvm_cannot_lower_is_named(tmp_path: Path) -> None:
+    # CumSum is a host-side runtime call in TVM, not a kernel.
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], name="running_total")
+    path = save(tmp_path / "a.onnx", [node], {"x": [1, 4]}, ["y"], {"axis": np.array(1, np.int64)})
+    with pytest.raises(UserError, match="running_total") as caught:
+        compile_onnx(path, tmp_path / "a.clbundle")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_stage_compiles_both_networks_alike(network: Path, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    for name in ("baseline", "pruned"):
+        (export / f"{name}.onnx").write_bytes(network.read_bytes())
+    images = np.random.default_rng(0).standard_normal((4, 3, 6, 6), dtype=np.float32)
+    np.savez(export / "samples.npz", images=images, labels=np.arange(4))
+    out = tmp_path / "build"
+    out.mkdir()
+    run_build(BuildConfig(), export, out, SilentReporter())
+    record = json.loads((out / "build.json").read_text())
+    assert record["settings"] == {"target": "opencl-cpu", "dtype": "float32", "schedules": "structadmm"}
+    assert set(record["networks"]) == {"baseline", "pruned"}
+    for name, summary in record["networks"].items():
+        bundle = read_bundle(out / summary["bundle"])
+        assert bundle.manifest["name"] == name
+        assert np.array_equal(np.load(bundle.path / "input_0.npy"), images[:1])
+
+
+def test_the_stage_names_a_missing_network(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"baseline\.onnx: expected an ONNX file"):
+        run_build(BuildConfig(), tmp_path, tmp_path, SilentReporter())
+
+
+def test_an_unknown_target_is_refused_where_the_configuration_is_read() -> None:
+    with pytest.raises(ValidationError, match="expected auto or one of adreno-540"):
+        BuildConfig(target="powervr")
