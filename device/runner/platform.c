@@ -108,7 +108,7 @@ void platform_mute_stderr(bool mute) {
     if (mute) {
         int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
         if (nowhere < 0) return;
-        kept = dup(2);
+        kept = fcntl(2, F_DUPFD_CLOEXEC, 3);
         if (kept >= 0) dup2(nowhere, 2);
         close(nowhere);
     } else if (kept >= 0) {
