@@ -100,7 +100,7 @@ class ConstantFlow:
             case "spatial":
                 values = self.channels(node.args[0])
                 padded = "avg_pool" in node.op and any(literals(node, 1)(argument_of(node, 3, "padding", ())) or [0])
-                return self._from_channels(node, torch.where(values == 0, 0.0, _UNKNOWN) if padded else values)
+                return self._from_channels(node, torch.where(values == 0, values, _UNKNOWN) if padded else values)
             case "reduce":
                 return self._reduce(node)
         return self._unknown(node)

@@ -29,8 +29,8 @@ class RandomNetwork(nn.Module):
         self._conv(0)
         for _ in range(steps):
             self.rng.choice(
-                (self._conv, self._conv, self._conv, self._add, self._concat, self._chunk, self._depthwise, self._grouped,
-                 self._transposed, self._pool, self._squeeze_excite, self._slice)
+                (self._conv, self._conv, self._conv, self._add, self._concat, self._chunk, self._depthwise,
+                 self._grouped, self._transposed, self._pool, self._squeeze_excite, self._slice)
             )(self._recent())  # fmt: skip
         channels, size = self.tensors[-1]
         self.flatten = self.rng.random() < 0.4

@@ -232,8 +232,8 @@ def infer_shapes(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, tuple[S
     module = GraphModule(graph, meta).eval()
     # Inputs are not typed in the graph: a network computes in its parameters' type.
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
-    inputs = [torch.empty(node.shape, dtype=dtype, device="meta") for node in graph.inputs]
     try:
+        inputs = [torch.empty(node.shape, dtype=dtype, device="meta") for node in graph.inputs]
         with torch.no_grad():
             values = module.run(*inputs, keep_all=True)
     except (RuntimeError, TypeError, IndexError, ValueError, KeyError, AssertionError) as error:

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from export.config import ExportConfig, PurifyConfig
+from export.export_network import Samples, export_network
+from export.inference import fold_for_inference
+from export.onnx_export import OnnxNetwork, read_onnx
+from export.shrink import shrink
+from export.stage import run_export
+from export.unused_paths import remove_unused_paths
+from export.verify import SHRUNK_VS_ONNX, difference, verify
+from structadmm.errors import InvariantError, UserError
+from structadmm.graph import GraphModule, capture
+from structadmm.graph.save import load_network
+from structadmm.progress import SilentReporter
+from tests.architectures import INPUT_SHAPE, build
+from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
+
+
+def pruned(model: nn.Module, shape: tuple[int, ...], fraction: float) -> nn.Module:
+    graph, state = capture(model, (torch.zeros(shape),))
+    zeros = with_structured_zeros(graph, state, fraction, seed=2)
+    model.load_state_dict({name: zeros[name] for name in model.state_dict()})
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2", "densenet", "unet"])
+def test_an_exported_network_is_the_given_one(name: str, tmp_path: Path) -> None:
+    model = pruned(build(name), INPUT_SHAPE, 0.5)
+    record = export_network(model, torch.zeros(INPUT_SHAPE), tmp_path, config=ExportConfig(batch=2))
+    inputs = torch.randn(5, *INPUT_SHAPE[1:], generator=torch.Generator().manual_seed(9))
+    expected = model.eval()(inputs).detach()
+    (arrived,) = OnnxNetwork(tmp_path / "pruned.onnx")(inputs)
+    assert difference(expected, arrived) < SHRUNK_VS_ONNX
+    assert difference(expected, load_network(tmp_path / "shrunk")(inputs).detach()) < SHRUNK_VS_ONNX
+    assert record["conv_params"]["ratio"] > 1.0
+    assert json.loads((tmp_path / "export.json").read_text()) == json.loads(json.dumps(record))
+    file = onnx.load(tmp_path / "pruned.onnx")
+    assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    modules = dict(model.named_modules())
+    for node in file.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            assert node.name in modules
+            assert node.input[1] == f"{node.name}.weight"
+    assert {"structadmm.macs", "version.torch"} <= {entry.key for entry in file.metadata_props}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_network_survives_onnx(seed: int, tmp_path: Path) -> None:
+    model = pruned(random_network(seed + 40), NETWORK_INPUT, 0.6)
+    record = export_network(model, torch.zeros(NETWORK_INPUT), tmp_path)
+    assert record["checks"]["shrunk_vs_onnx"] < SHRUNK_VS_ONNX
+
+
+def test_batch_norm_is_folded_and_zero_columns_stay_zero(tmp_path: Path) -> None:
+    model = build("resnet18")
+    with torch.no_grad():
+        model[1].conv1.weight[:, 2, 0, 1] = 0
+    export_network(model, torch.zeros(INPUT_SHAPE), tmp_path)
+    file = onnx.load(tmp_path / "pruned.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in file.graph.node}
+    weight = next(onnx.numpy_helper.to_array(t) for t in file.graph.initializer if t.name == "1.conv1.weight")
+    assert not weight[:, 2, 0, 1].any() and weight[:, 2, 0, 0].all()
+
+
+def test_folding_is_exact_in_float64() -> None:
+    graph, state = capture(build("unet").double(), (torch.zeros(INPUT_SHAPE, dtype=torch.float64),))
+    folded, tensors = fold_for_inference(graph, state)
+    assert not [node for node in folded.nodes if "batch_norm" in node.op]
+    inputs = torch.randn(2, *INPUT_SHAPE[1:], dtype=torch.float64)
+    with torch.no_grad():
+        expected, arrived = GraphModule(graph, state).eval()(inputs), GraphModule(folded, tensors).eval()(inputs)
+    # The same sums with two multiplications exchanged.
+    assert difference(expected, arrived) < 1e-13
+
+
+def test_a_changed_weight_is_found_and_its_first_node_named(tmp_path: Path) -> None:
+    graph, state = capture(pruned(build("resnet18"), INPUT_SHAPE, 0.5), (torch.zeros(INPUT_SHAPE),))
+    smaller = shrink(remove_unused_paths(graph, state))
+    masked, batches = GraphModule(graph, state).eval(), [(torch.randn(INPUT_SHAPE),)]
+    smaller.state["2.conv1.weight"] += 0.1
+    with pytest.raises(InvariantError, match=r"first at aten\.conv2d\.default of 2\.conv1 "):
+        verify(masked, GraphModule(smaller.graph, smaller.state), None, batches, smaller.keeps)
+
+
+def test_a_wrong_onnx_file_is_found_and_its_first_layer_named(tmp_path: Path) -> None:
+    model = build("resnet18")
+    export_network(model, torch.zeros(INPUT_SHAPE), tmp_path)
+    file = onnx.load(tmp_path / "pruned.onnx")
+    for tensor in file.graph.initializer:
+        if tensor.name == "2.conv2.weight":
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name)
+            )
+    shrunk = load_network(tmp_path / "shrunk")
+    with pytest.raises(InvariantError, match=r"Conv of 2\.conv2"):
+        verify(shrunk, shrunk, file, [(torch.randn(INPUT_SHAPE),)])
+
+
+def write_train_dir(path: Path, samples: str = "inputs") -> nn.Module:
+    path.mkdir()
+    dense = build("resnet18")
+    safetensors.torch.save_file(dense.state_dict(), path / "dense.safetensors")
+    model = pruned(build("resnet18"), INPUT_SHAPE, 0.5)
+    safetensors.torch.save_file(model.state_dict(), path / "pruned.safetensors")
+    description = {
+        "schema": 1,
+        "model": {"entry": "tests.architectures:resnet18", "kwargs": {}},
+        "input_shape": list(INPUT_SHAPE),
+        "accuracy": {"dense": 91.0, "pruned": 90.0},
+    }
+    (path / "pruning.json").write_text(json.dumps(description))
+    inputs = np.random.default_rng(0).normal(size=(3, *INPUT_SHAPE[1:])).astype(np.float32)
+    np.savez(path / "samples.npz", **{samples: inputs, "labels": np.array([0, 1, 2])})
+    return model
+
+
+@pytest.mark.parametrize("samples", ["inputs", "images"])
+def test_the_stage_writes_what_the_later_stages_read(tmp_path: Path, samples: str) -> None:
+    model = write_train_dir(tmp_path / "train", samples)
+    run_export(ExportConfig(), tmp_path / "train", tmp_path / "export", SilentReporter())
+    names = {"pruned.onnx", "baseline.onnx", "shrunk.safetensors", "shrunk.json", "export.json", "samples.npz"}
+    assert {path.name for path in (tmp_path / "export").iterdir()} == names
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert record["schema"] == 1 and record["accuracy"] == {"dense": 91.0, "pruned": 90.0}
+    for figure in ("conv_params", "params", "macs"):
+        assert record[figure]["dense"] / record[figure]["pruned"] == record[figure]["ratio"] > 1
+    inputs = torch.from_numpy(np.load(tmp_path / "train" / "samples.npz")[samples])
+    right = (model.eval()(inputs).argmax(1) == torch.arange(3)).double().mean().item()
+    assert record["sample_accuracy"]["pruned"] == pytest.approx(100 * right)
+    (baseline,) = OnnxNetwork(tmp_path / "export" / "baseline.onnx")(inputs)
+    assert difference(build("resnet18")(inputs).detach(), baseline) < SHRUNK_VS_ONNX
+
+
+@pytest.mark.parametrize("name", ["pruning.json", "pruned.safetensors", "dense.safetensors", "samples.npz"])
+@pytest.mark.parametrize("damage", ["absent", "truncated", "garbage"])
+def test_a_damaged_training_directory_is_refused_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
+    write_train_dir(tmp_path / "train")
+    path = tmp_path / "train" / name
+    data = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"\x00garbage" * 100)
+    with pytest.raises(UserError, match=name) as error:
+        run_export(ExportConfig(), tmp_path / "train", tmp_path / "export", SilentReporter())
+    assert "\n" not in str(error.value)
+
+
+def test_purification_is_refused_without_labels(tmp_path: Path) -> None:
+    config = ExportConfig(purify=PurifyConfig(enabled=True))
+    with pytest.raises(UserError, match=r"labelled samples"):
+        export_network(build("resnet18"), torch.zeros(INPUT_SHAPE), tmp_path, config=config)
+
+
+def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
+    samples = Samples(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"\[3, 8, 8\]"):
+        export_network(build("resnet18"), torch.zeros(INPUT_SHAPE), tmp_path, samples=samples)
+
+
+def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    tensor = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [value("x", 1, [1, 2])],
+        [value("y", 1, [1, 2])],
+        [tensor],
+    )
+    data = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]).SerializeToString()
+    path = tmp_path / "x.onnx"
+    path.write_bytes(data)
+    read_onnx(path)
+    external = onnx.load_model_from_string(data)
+    del external.graph.initializer[0].raw_data
+    external.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    external.graph.initializer[0].external_data.add(key="location", value="../../etc/passwd")
+    for damaged in (data[: len(data) // 2], b"not onnx", b"", external.SerializeToString()):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x\.onnx") as error:
+            read_onnx(path)
+        assert "\n" not in str(error.value)
