@@ -153,6 +153,14 @@ class TrainConfig(_Section):
         threads: of the CPU; by default PyTorch's choice. Another count rounds otherwise, so resuming keeps the first.
         batch_size: global, over all processes and accumulation steps.
         accumulate: micro-batches that one optimizer step is split into.
+        channels_last: memory format of images and weights; often faster.
+        label_smoothing: share of the target that is spread over all classes.
+        model: which network.
+        data: which images.
+        optimizer: of every phase.
+        dense: training before any pruning.
+        rounds: of pruning, in order.
+        distill: knowledge distillation from the dense network; none by default.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
