@@ -14,6 +14,7 @@ import pytest
 
 from device.opencl_drivers import OpenClDriver, find_drivers
 from device.runner_build import build_runner
+from tests.emulated_android import Emulated, aarch64_linux, android, missing_requirement
 from tests.hand_made_bundle import scale_add_files, write_files
 
 DRIVERS = {driver.name: driver for driver in find_drivers()}
@@ -34,10 +35,15 @@ class Outcome:
 class RunnerProcess:
     executable: Path
     environment: Mapping[str, str]
+    emulator: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (*self.emulator, str(self.executable))
 
     def __call__(self, *arguments: object, **variables: str) -> Outcome:
         result = subprocess.run(
-            [str(self.executable), *map(str, arguments)],
+            [*self.command, *map(str, arguments)],
             capture_output=True,
             env={**os.environ, **self.environment, **variables},
             timeout=300,
@@ -68,10 +74,21 @@ def runner(request: pytest.FixtureRequest) -> RunnerProcess:
     return RunnerProcess(build_runner(sanitizers=sanitizers), {**driver.environment, **options})
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "sanitized"])
-def blind_runner(request: pytest.FixtureRequest) -> RunnerProcess:
+@pytest.fixture(scope="session")
+def emulated_android(tmp_path_factory: pytest.TempPathFactory) -> Emulated | None:
+    return None if missing_requirement() else android(tmp_path_factory.mktemp("android") / "root")
+
+
+@pytest.fixture(params=["plain", "sanitized", "aarch64-linux", "arm64-v8a"])
+def blind_runner(request: pytest.FixtureRequest, emulated_android: Emulated | None) -> RunnerProcess:
     """The runner without any OpenCL: whatever it says, it says before OpenCL is loaded. Leaks are findings."""
-    return RunnerProcess(build_runner(sanitizers=request.param), {"STRUCTADMM_OPENCL_LIBRARY": "/nonexistent"})
+    blind = {"STRUCTADMM_OPENCL_LIBRARY": "/nonexistent"}
+    if request.param in {"plain", "sanitized"}:
+        return RunnerProcess(build_runner(sanitizers=request.param == "sanitized"), blind)
+    if emulated_android is None:
+        pytest.skip(missing_requirement())
+    emulated = emulated_android if request.param == "arm64-v8a" else aarch64_linux()
+    return RunnerProcess(build_runner(request.param), blind, emulated.command)
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ def test_the_first_bad_bundle_of_several_is_reported(blind_runner: RunnerProcess
 
 
 def test_help_lists_every_command_and_every_exit_status(blind_runner: RunnerProcess) -> None:
-    result = subprocess.run([blind_runner.executable, "--help"], capture_output=True, text=True, check=True)
+    result = subprocess.run([*blind_runner.command, "--help"], capture_output=True, text=True, check=True)
     for word in ("info", "run", "check", "bench", "profile", "--device", "--cache", "--runs", "--seed"):
         assert word in result.stdout
     for status in RunnerStatus:
@@ -273,5 +273,5 @@ def test_help_lists_every_command_and_every_exit_status(blind_runner: RunnerProc
 
 def test_results_that_cannot_be_written_are_an_error(blind_runner: RunnerProcess) -> None:
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run([blind_runner.executable, "help"], stdout=full, check=False)
+        result = subprocess.run([*blind_runner.command, "help"], stdout=full, check=False)
     assert result.returncode == RunnerStatus.FILE

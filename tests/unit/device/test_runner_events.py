@@ -75,7 +75,7 @@ def test_a_missing_or_repeated_event_is_an_error() -> None:
 
 def test_an_exit_status_of_the_runner_keeps_its_class_and_its_line() -> None:
     log = {"event": "build_log", "log": "line 1\nline 2"}
-    with pytest.raises(RunnerError, match="^clBuildProgram failed$") as caught:
+    with pytest.raises(RunnerError, match=r"^clBuildProgram failed$") as caught:
         read_output(ShellResult(11, lines(log), b"driver chatter\nrunner: clBuildProgram failed\n"))
     assert caught.value.status is RunnerStatus.OPENCL
     assert caught.value.build_log == "line 1\nline 2"
