@@ -249,7 +249,7 @@ def test_run_wants_one_file_for_each_tensor(blind_runner: RunnerProcess, bundle:
 
 
 def test_a_library_that_is_not_opencl_is_refused(blind_runner: RunnerProcess) -> None:
-    refused(blind_runner("info", STRUCTADMM_OPENCL_LIBRARY="libm.so.6"), RunnerStatus.NO_OPENCL, "clGetPlatformIDs")
+    refused(blind_runner("info", STRUCTADMM_OPENCL_LIBRARY="libc.so.6"), RunnerStatus.NO_OPENCL, "clGetPlatformIDs")
 
 
 def test_control_characters_of_a_bundle_do_not_reach_the_terminal(blind_runner: RunnerProcess, tmp_path: Path) -> None:
