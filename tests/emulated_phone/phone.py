@@ -19,6 +19,7 @@ from tests.emulated_phone.authorisation import Authorisation
 from tests.emulated_phone.connection import Connection, Stream, wait_for_hang_up
 from tests.emulated_phone.faults import Faults
 from tests.emulated_phone.files import PathRewriter, PhoneFiles
+from tests.emulated_phone.processes import programs_of_session
 from tests.emulated_phone.shell_service import ShellService
 from tests.emulated_phone.sync_service import SyncService
 from tests.emulated_phone.wire import Packet
@@ -39,7 +40,8 @@ class EmulatedPhone:
         answer: what the person says when an unknown key asks; None: always "Allow".
         version: protocol version of the daemon; 0x01000000 (checksums) or 0x01000001.
         max_payload: largest packet the daemon takes.
-        environment: variables for programs, on top of a PATH with the phone's tools.
+        environment: variables for programs, such as those that lead to an OpenCL driver of this computer. A PATH comes
+            after the phone's own tools; PoCL needs one to find its linker.
     """
 
     def __init__(
@@ -116,6 +118,20 @@ class EmulatedPhone:
         for connection in self._open_connections():
             connection.reset()
 
+    def signal_programs(self, number: int) -> int:
+        """Send a signal to every pushed program that runs now, as the low-memory killer sends SIGKILL.
+
+        Returns:
+            how many got it.
+        """
+        count = 0
+        for session in list(self.sessions):
+            for pid in programs_of_session(session, self.files.root / "data"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                    count += 1
+        return count
+
     def banner(self) -> bytes:
         """The system identity that CNXN carries."""
         fields = ["ro.product.name=emulated", "ro.product.model=Emulated Phone", "ro.product.device=emulated"]
@@ -125,10 +141,12 @@ class EmulatedPhone:
     def environment(self) -> dict[str, str]:
         """Environment of a program that the shell starts."""
         variables = {"HOME": str(self.files.root / "data"), "TMPDIR": str(self.files.root / "data/local/tmp")}
-        variables |= {"PATH": str(self.files.root / "system/bin"), "ANDROID_DATA": "/data", "ANDROID_ROOT": "/system"}
+        variables |= {"ANDROID_DATA": "/data", "ANDROID_ROOT": "/system", **self._environment}
+        tools = str(self.files.root / "system/bin")
+        variables["PATH"] = f"{tools}:{self._environment['PATH']}" if "PATH" in self._environment else tools
         if self.faults.disk_free_bytes is not None:
             variables["EMULATED_FREE_KIB"] = str(self.faults.disk_free_bytes // 1024)
-        return variables | self._environment
+        return variables
 
     def find_service(self, name: str) -> Service | None:
         """The service behind the name in an OPEN; None is answered by CLSE, as for anything adbd does not offer."""
