@@ -21,6 +21,8 @@ _COMMON_FLAGS = (
     "-Wl,--build-id=none",
     "-Wl,--as-needed",
     f"-Wl,-z,max-page-size={PAGE_BYTES}",
+    # Linkers before LLVM 18 end what becomes read-only on a page of this size, 4096 if not told otherwise.
+    f"-Wl,-z,common-page-size={PAGE_BYTES}",
     "-Wl,-z,relro",
     "-Wl,-z,now",
     "-Wl,-s",
@@ -40,8 +42,6 @@ ZIG_FLAGS = (
     # Where the guard lies that a protected stack is checked against, only the NDK's headers and start-up code settle.
     "-fno-stack-protector",
     f"-Wl,--dynamic-linker,{INTERPRETER}",
-    # The end of the read-only data must end a 16 KB page, too: the linker's default is 4096.
-    f"-Wl,-z,common-page-size={PAGE_BYTES}",
 )
 START_FILE = ANDROID_DIR / "start.c"
 
