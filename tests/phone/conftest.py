@@ -35,7 +35,7 @@ def connect(key: Path) -> Iterator[Callable[..., AdbTarget]]:
     def make(phone: EmulatedPhone, *, reporter: Reporter | None = None, **options: float) -> AdbTarget:
         chosen = {"connect_timeout_s": 2.0, "allow_s": 1.0, "io_timeout_s": 2.0, "command_timeout_s": 5.0, **options}
         address = AdbAddress(host="127.0.0.1", port=phone.port)
-        targets.append(AdbTarget(address, reporter=reporter, key=key, **chosen))  # type: ignore[arg-type]
+        targets.append(AdbTarget(address, reporter=reporter, key=key, **chosen))
         return targets[-1]
 
     yield make

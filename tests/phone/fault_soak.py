@@ -82,9 +82,15 @@ class Soak:
 
     def _target(self, *, patient: bool) -> AdbTarget:
         # The second attempt must not fail because the machine is busy; the first one may give up early.
-        options = {} if patient else {"connect_timeout_s": 0.8, "allow_s": 0.8, "io_timeout_s": 0.8}
-        address = AdbAddress(host="127.0.0.1", port=self.phone.port)
-        return AdbTarget(address, key=self._key, command_timeout_s=30.0 if patient else 1.5, **options)
+        seconds = 20.0 if patient else 0.8
+        return AdbTarget(
+            AdbAddress(host="127.0.0.1", port=self.phone.port),
+            key=self._key,
+            connect_timeout_s=seconds,
+            allow_s=seconds,
+            io_timeout_s=seconds,
+            command_timeout_s=30.0 if patient else 1.5,
+        )
 
     def _trial(self, number: int) -> None:
         phone = self.phone
