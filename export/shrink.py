@@ -52,6 +52,17 @@ def shrink(removal: Removal) -> Shrunk:
     return Shrunk(with_shapes(replace(graph, nodes=nodes), state), state, worker.kept, worker.keeps())
 
 
+def rounded(shrunk: Shrunk, dtype: torch.dtype) -> Shrunk:
+    """`shrunk` with its floating-point tensors rounded to `dtype`."""
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in shrunk.state.items()}
+    name = str(dtype).removeprefix("torch.")
+    entries = {
+        key: replace(entry, dtype=name) if state[entry.alias_of or key].is_floating_point() else entry
+        for key, entry in shrunk.graph.state.items()
+    }
+    return replace(shrunk, graph=replace(shrunk.graph, state=entries), state=state)
+
+
 class _Shrinker:
     def __init__(self, removal: Removal) -> None:
         self.removal = removal

@@ -82,7 +82,7 @@ def read_samples(path: Path) -> Samples:
         UserError: absent, damaged, or with other arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             name = "inputs" if "inputs" in arrays else "images"
             inputs, labels = arrays[name], arrays["labels"]
     except FileNotFoundError:

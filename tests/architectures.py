@@ -125,9 +125,17 @@ class VGG(nn.Module):
 
 def alexnet() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(True), nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, padding=1, groups=2), nn.ReLU(True), nn.Conv2d(12, 12, 3, padding=1, groups=2), nn.ReLU(True), nn.Flatten(), nn.Dropout(), nn.Linear(12 * 16, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 5, 2, 2),
+        nn.ReLU(True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1, groups=2),
+        nn.ReLU(True),
+        nn.Conv2d(12, 12, 3, padding=1, groups=2),
+        nn.ReLU(True),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(12 * 16, 5),
+    )
 
 
 class InvertedResidual(nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_an_exported_network_is_the_given_one(name: str, tmp_path: Path) -> None
     assert {"structadmm.macs", "version.torch"} <= {entry.key for entry in file.metadata_props}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_random_network_survives_onnx(seed: int, tmp_path: Path) -> None:
     model = pruned(random_network(seed + 40), NETWORK_INPUT, 0.6)
     record = export_network(model, torch.zeros(NETWORK_INPUT), tmp_path)
@@ -124,6 +125,13 @@ def write_train_dir(path: Path, samples: str = "inputs") -> nn.Module:
     return model
 
 
+@pytest.fixture(scope="module")
+def train_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("line") / "train"
+    write_train_dir(path)
+    return path
+
+
 @pytest.mark.parametrize("samples", ["inputs", "images"])
 def test_the_stage_writes_what_the_later_stages_read(tmp_path: Path, samples: str) -> None:
     model = write_train_dir(tmp_path / "train", samples)
@@ -143,8 +151,10 @@ def test_the_stage_writes_what_the_later_stages_read(tmp_path: Path, samples: st
 
 @pytest.mark.parametrize("name", ["pruning.json", "pruned.safetensors", "dense.safetensors", "samples.npz"])
 @pytest.mark.parametrize("damage", ["absent", "truncated", "garbage"])
-def test_a_damaged_training_directory_is_refused_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
-    write_train_dir(tmp_path / "train")
+def test_a_damaged_training_directory_is_refused_in_one_line(
+    train_dir: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    shutil.copytree(train_dir, tmp_path / "train")
     path = tmp_path / "train" / name
     data = path.read_bytes()
     if damage == "absent":
@@ -183,7 +193,7 @@ def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path) -> None:
     path.write_bytes(data)
     read_onnx(path)
     external = onnx.load_model_from_string(data)
-    del external.graph.initializer[0].raw_data
+    external.graph.initializer[0].ClearField("raw_data")
     external.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     external.graph.initializer[0].external_data.add(key="location", value="../../etc/passwd")
     for damaged in (data[: len(data) // 2], b"not onnx", b"", external.SerializeToString()):
