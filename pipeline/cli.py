@@ -21,6 +21,8 @@ import pipeline.stage_commands
 import structadmm
 from structadmm.errors import StructadmmError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="structadmm",
     help="Prune a CNN with ADMM, compile it to OpenCL, and measure the speed-up on an Adreno GPU.",
@@ -68,6 +70,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
     try:
         status = app(list(arguments), standalone_mode=False, prog_name="structadmm")
         sys.stdout.flush()
+        if status == INTERRUPTED:  # typer has turned Ctrl-C into a status
+            return _fail("interrupted", INTERRUPTED, debug)
         return status if isinstance(status, int) else 0
     except StructadmmError as error:
         return _fail(str(error), error.exit_status, debug)
@@ -77,7 +81,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
             return 2
         return _fail(f"{message} (see `structadmm --help`)", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130, debug)
+        return _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader of our output (a pager, `head`) has gone; the interpreter must not write to it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,7 +51,8 @@ def _section(place: str, model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         if _submodels(field.annotation) and not place:
             continue  # a stage's section: it has a heading of its own
-        rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {told.get(name, '')} |")
+        inner = f"`[{place}.{name}]`, below" if _submodels(field.annotation) else ""
+        rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {told.get(name, inner)} |")
     return "\n".join([heading, "", summary, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 

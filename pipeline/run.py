@@ -58,6 +58,8 @@ def run_stages(
     if forced_from is not None and forced_from not in STAGE_BY_NAME:
         raise UserError(f"--from {forced_from}: no such stage: choose one of {', '.join(STAGE_NAMES)}")
     _refuse_foreign_directory(out, config)
+    if "measure" in stages and not (out / "measure").exists():
+        _refuse_missing_device(device)
     forced = STAGE_NAMES[STAGE_NAMES.index(forced_from) :] if forced_from else ()
     done: list[str] = []
     try:
@@ -108,6 +110,14 @@ def _require_up_to_date(earlier: Sequence[str], context: StageContext) -> None:
                 f"the {name} stage of {context.directory.path} is not up to date ({reason}): "
                 f"run `structadmm {name} {context.directory.path}` first"
             )
+
+
+def _refuse_missing_device(device: str) -> None:
+    """A mistake in `--device` must not cost a night of training. A phone may be plugged in when its turn comes."""
+    from device.target import open_target
+
+    if not device.startswith("adb:"):
+        open_target(device).close()
 
 
 def _refuse_foreign_directory(out: Path, config: RunConfig) -> None:

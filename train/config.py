@@ -51,7 +51,14 @@ class DataConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """The optimizer of every phase; each phase starts with a fresh one."""
+    """The optimizer of every phase; each phase starts with a fresh one.
+
+    Attributes:
+        kind: which one.
+        momentum: of SGD.
+        nesterov: SGD with Nesterov's momentum.
+        weight_decay: pull of the weights towards zero; pruned positions stay zero whatever it is.
+    """
 
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -66,7 +73,14 @@ class OptimizerConfig(_Section):
 
 
 class DenseConfig(_Section):
-    """Training of the dense network, before any pruning. `epochs = 0` takes the weights as they are."""
+    """Training of the dense network, before any pruning.
+
+    Attributes:
+        epochs: how many; 0 takes the weights as they are.
+        lr: highest learning rate.
+        schedule: its course.
+        warmup_epochs: in which it rises from zero.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 20
     lr: Annotated[float, Field(gt=0.0)] = 0.1
@@ -137,7 +151,12 @@ class RoundConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """Knowledge distillation from the dense network, in the ADMM and retraining phases (Hinton et al., 1503.02531)."""
+    """Knowledge distillation from the dense network, in the ADMM and retraining phases (Hinton et al., 1503.02531).
+
+    Attributes:
+        weight: of the distillation loss; the labels' loss has the rest.
+        temperature: that both networks' logits are divided by.
+    """
 
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     temperature: Annotated[float, Field(gt=0.0)] = 4.0

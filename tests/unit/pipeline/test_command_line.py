@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import app, run_command_line
+from pipeline.config_reference import reference
+from pipeline.demo import demo_config
+from pipeline.run_config import load_run_config
+
+ROOT = Path(__file__).parents[3]
+MINIMAL = (
+    'name = "x"\n[train.model]\nentry = "cifar_resnet20"\n[[train.rounds]]\nstructure = "filter"\nsparsity = 0.5\n'
+)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line with which a user's mistake ends."""
+    assert run_command_line([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("structadmm: ")]
+    assert len(errors) == 1
+    assert captured.err.splitlines()[-1] == errors[0]
+    return errors[0]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "x.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_bad_configurations_end_in_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    for text, expected in (
+        (MINIMAL.replace("sparsity", "sparsty"), "[train.rounds.0] has no key 'sparsty': did you mean 'sparsity'?"),
+        (MINIMAL.replace("0.5", "1.0"), "[train.rounds.0] sparsity = 1.0: expected it to be less than 1"),
+        (MINIMAL + "[mesure]\n", "the top level has no key 'mesure': did you mean 'measure'?"),
+        (MINIMAL.replace('"x"', '"a b/c"'), "name = 'a b/c'"),
+        (MINIMAL.replace("0.5", "much"), "not valid TOML"),
+    ):
+        config.write_text(text)
+        assert expected in refused(capsys, "run", config, "--out", out)
+    assert "no such file" in refused(capsys, "run", tmp_path / "absent.toml", "--out", out)
+    assert not out.exists()
+
+
+def test_a_model_that_is_no_cnn_ends_in_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    for number, (entry, expected) in enumerate(
+        {
+            "torch.nn:Identity": "expected logits",
+            "no_such_net": "unknown model",
+            "json:dumps": "json:dumps",
+            "no_module:net": "no_module",
+        }.items()
+    ):
+        config.write_text(MINIMAL.replace("cifar_resnet20", entry))
+        assert expected in refused(capsys, "train", tmp_path / str(number), "--config", config)
+
+
+def test_an_unknown_device_ends_in_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "x.clbundle").mkdir()
+    assert "expected local" in refused(capsys, "bench", tmp_path / "x.clbundle", "--device", "warp-drive")
+    assert "no such stage" in refused(capsys, "run", _demo(tmp_path), "--out", tmp_path / "r", "--from", "brain")
+
+
+def test_an_unknown_device_of_a_run_is_refused_before_hours_of_training(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    assert "warp-drive" in refused(capsys, "run", config, "--out", tmp_path / "run", "--device", "warp-drive")
+    assert not (tmp_path / "run" / ".train.partial").exists()
+
+
+def _demo(tmp_path: Path) -> Path:
+    with demo_config() as path:
+        (tmp_path / "demo.toml").write_text(path.read_text())
+    return tmp_path / "demo.toml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rn"], "No such command 'rn'"),
+        (["run"], "Missing argument"),
+        (["run", "--bad"], "No such option"),
+        (["run", "a.toml", "b.toml"], "unexpected extra argument"),
+        (["runner", "build", "--abi", "mips"], "unknown ABI 'mips'"),
+        (["exec", "x.clbundle", "--input", "absent.npy", "--output", "y.npy"], "no such file"),
+        (["compile", "absent.onnx", "--out", "x.clbundle"], "absent.onnx"),
+        (["profile", "absent.clbundle"], "absent.clbundle"),
+    ],
+)
+def test_wrong_usage_ends_in_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert expected.lower() in refused(capsys, *arguments).lower()
+
+
+def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("pipeline.doctor.examine", broken)
+    assert run_command_line(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "structadmm: unexpected ZeroDivisionError: a bug; `structadmm --debug doctor` shows where\n"
+    )
+    assert run_command_line(["--debug", "doctor"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_outside_of_a_run_ends_with_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.doctor.examine", interrupted)
+    assert run_command_line(["doctor"]) == 130
+    assert capsys.readouterr().err == "structadmm: interrupted\n"
+
+
+def test_help_is_quick_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert {"demo", "run", "train", "export", "build", "measure", "report", "doctor", "devices"} <= set(names)
+    assert run_command_line(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in names:
+        assert name in text
+    for name in names:
+        assert run_command_line([name, "--help"]) == 0
+        assert "Usage" in capsys.readouterr().out
+
+
+def test_help_imports_neither_torch_nor_tvm_nor_matplotlib() -> None:
+    script = (
+        "import sys; from pipeline.cli import run_command_line; status = run_command_line(['--help']);"
+        "heavy = {'torch', 'tvm', 'matplotlib', 'onnx', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(status)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_doctor_and_devices_print_json_that_says_whether_kernels_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    opencl = [finding for finding in report["findings"] if finding["subject"].startswith("OpenCL local:")]
+    assert any("was right" in finding["detail"] for finding in opencl if finding["state"] == "ok")
+    assert run_command_line(["devices", "--json"]) == 0
+    devices = json.loads(capsys.readouterr().out)
+    assert {device["device"] for device in devices["local"]} == {finding["subject"].split()[1] for finding in opencl}
+
+
+def test_the_configuration_page_is_what_the_classes_say() -> None:
+    told = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert told == reference(), "run `python -m pipeline.config_reference > docs/configuration.md`"
+
+
+def test_every_key_of_the_configuration_page_has_a_meaning() -> None:
+    for line in reference().splitlines():
+        if line.startswith("| `"):
+            assert line.split(" | ")[-1].strip(" |"), line
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("configs/*.toml"), ROOT / "pipeline" / "demo.toml"]), ids=lambda p: p.stem
+)
+def test_every_configuration_that_is_shipped_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert load_run_config(path).name == path.stem
