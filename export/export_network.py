@@ -83,10 +83,12 @@ def export_network(
     """
     config, reporter = config or ExportConfig(), reporter or SilentReporter()
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    _check_finite(module.state_dict())
     with reporter.task("export", total=5) as task:
         graph, state = capture(module.float(), tuple(value.float() for value in inputs))
         state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         baseline = _baseline_state(graph, state, dense_state)
+        _check_finite(baseline)
         task.advance(note="traced")
         batches = _batches(graph, config, samples)
         purified = _purify(graph, state, config, samples)
@@ -138,6 +140,14 @@ def _baseline_state(graph: Graph, state: Mapping[str, Tensor], dense: Mapping[st
                 )
             found[name] = dense[name].detach().to("cpu", state[name].dtype)
     return found
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{name!r} holds values that are not finite: give weights of a network that has not diverged"
+            )
 
 
 def _batches(graph: Graph, config: ExportConfig, samples: Samples | None) -> list[tuple[Tensor, ...]]:

@@ -172,6 +172,15 @@ def test_purification_is_refused_without_labels(tmp_path: Path) -> None:
         export_network(build("resnet18"), torch.zeros(INPUT_SHAPE), tmp_path, config=config)
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    model = build("resnet18")
+    with torch.no_grad():
+        model[1].conv1.weight[0, 0, 0, 0] = float("nan")
+    # Tracing compares the traced network with the model, and NaN equals nothing, so the weights are looked at first.
+    with pytest.raises(UserError, match=r"1\.conv1\.weight"):
+        export_network(model, torch.zeros(INPUT_SHAPE), tmp_path)
+
+
 def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
     samples = Samples(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(UserError, match=r"\[3, 8, 8\]"):

@@ -1,0 +1,53 @@
+"""Seconds that shrinking, exporting and verifying a pruned ImageNet ResNet-50 take on this machine.
+
+    python benchmarks/export_resnet50.py
+
+Half of every coupled group and a quarter of the columns are zero. The targets are 10 s for shrinking and 60 s for ONNX
+export and verification, on two cores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from export.export_network import export_network
+from export.shrink import shrink
+from export.unused_paths import remove_unused_paths
+from structadmm.graph import capture, find_coupling
+from train.models import build_model
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    model = build_model("resnet50", {}).eval()
+    example = torch.zeros(1, 3, 224, 224)
+    start = time.perf_counter()
+    graph, state = capture(model, (example,))
+    traced = time.perf_counter()
+    with torch.no_grad():
+        for group in find_coupling(graph).groups:
+            for part in group.producers + group.affine if group.frozen is None else ():
+                indices = torch.from_numpy(part.indices[: group.units // 2].reshape(-1))
+                state[part.parameter].index_fill_(part.axis, indices, 0)
+        for tensor in state.values():
+            if tensor.ndim == 4:
+                tensor.mul_(torch.rand(1, *tensor.shape[1:]) >= 0.25)
+    zeroed = time.perf_counter()
+    removal = remove_unused_paths(graph, state)
+    shrink(removal)
+    shrunk = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        record = export_network(model, example, Path(directory))
+    print(
+        f"trace {traced - start:.1f} s, shrink {shrunk - zeroed:.1f} s, everything {time.perf_counter() - shrunk:.1f} s"
+    )
+    print(f"{record['macs']['ratio']:.2f}x fewer MACs, checks {record['checks']}")
+
+
+if __name__ == "__main__":
+    main()
