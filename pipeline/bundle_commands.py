@@ -75,7 +75,9 @@ def execute(
     """Run a bundle once on arrays from .npy files."""
     arrays = [_load_array(path) for path in inputs]
     with _runner(device) as runner:
-        result = runner.run(bundle, arrays, outputs=len(outputs))
+        result = runner.run(bundle, arrays)
+    if len(outputs) != len(result.outputs):
+        raise UserError(f"{bundle} has {len(result.outputs)} outputs, {len(outputs)} --output given: give one for each")
     for path, array in zip(outputs, result.outputs, strict=True):
         _save_array(path, array)
         typer.echo(f"{path}: {array.dtype} {list(array.shape)}, from {result.session.name}")
