@@ -74,7 +74,13 @@ class Checkpoint:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically, whatever the memory format and device of `tensors`."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # The format has no aliases: a tensor with two names is stored twice.
+        plain[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
 

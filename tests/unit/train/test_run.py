@@ -215,6 +215,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, monkeyp
     assert "\n" not in str(refused.value)
 
 
+def test_a_network_with_one_weight_under_two_names_is_trained_and_saved(tmp_path: Path) -> None:
+    run_train(tiny.config(model={"entry": "tests.unit.train.tiny:shared_weight"}), tmp_path, SilentReporter())
+    pruned = load_file(tmp_path / "pruned.safetensors")
+    assert torch.equal(pruned["layer1.0.conv1.weight"], pruned["layer1.0.conv2.weight"])
+
+
 def test_the_admm_phase_ends_early_once_it_has_converged(tmp_path: Path) -> None:
     rounds = [
         {"structure": "filter", "sparsity": 0.5, "admm_epochs": 9, "retrain_epochs": 1, "converged_residual": 0.999}

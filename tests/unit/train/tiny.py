@@ -36,6 +36,13 @@ def resnet(width: int = 4) -> nn.Module:
     return CifarResNet((1, 1), width, 10, 1)
 
 
+def shared_weight() -> nn.Module:
+    model = CifarResNet((1, 1), 4, 10, 1)
+    block = model.get_submodule("layer1.0")
+    block.conv2 = block.conv1
+    return model
+
+
 class WithoutBatchNorm(nn.Module):
     """Its loss is a sum over samples, so that how a batch is cut up changes nothing but rounding."""
 
