@@ -66,6 +66,19 @@ def test_it_starts_reads_its_words_and_ends_with_what_main_returns(bare: Emulate
     assert "'pruned nets'" in refused(execute(bare, executable, "pruned nets"), RunnerStatus.USAGE)
 
 
+@pytest.mark.parametrize(("page_bytes", "status"), [(4096, 0), (16384, 0), (65536, 127)])
+def test_the_linker_maps_it_on_pages_of_4_and_16_kb(
+    bare: Emulated, executable: Path, page_bytes: int, status: int
+) -> None:
+    """The linker is started with the program's path, as a command, so that it and not qemu maps the program. It has to
+    refuse pages of 64 KB, or it would not have looked."""
+    qemu, *options = bare.command
+    command = [qemu, "-p", str(page_bytes), *options, str(bare.root / "system/bin/linker64"), str(executable), "help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == status, result
+    assert ("not page-aligned" in result.stderr) == (status != 0)
+
+
 def test_errno_comes_from_the_library_that_set_it(bare: Emulated, executable: Path) -> None:
     said = refused(execute(bare, executable, "check", "/data/nothing"), RunnerStatus.FILE)
     assert "/data/nothing/plan.txt' (No such file or directory)" in said
