@@ -2,9 +2,9 @@
 
     python benchmarks/push_throughput.py --megabytes 64 --rounds 15
 
-Both send to one emulated phone in a process of its own, in turn. Google's figure is the wall time of `adb push` with its
-server running and the phone connected; ours is the wall time of the same transfer on an open connection, and, apart, of
-a whole `AdbTarget.send_file`, which also compares SHA-256 on both sides. `adb_shell` by itself is timed too.
+Both send to one emulated phone in a process of its own, in turn. Google's figure is the wall time of `adb push` with
+its server running and the phone connected; ours is the wall time of the same transfer on an open connection, and,
+apart, of a whole `AdbTarget.send_file`, which also compares SHA-256 on both sides. `adb_shell` by itself is timed too.
 """
 
 from __future__ import annotations

@@ -390,7 +390,13 @@ class AdbTarget:
 
     def _pull_once(self, remote: str, local: Path, max_bytes: int, advance: Callable[[int], None]) -> None:
         file = shlex.quote(remote)
-        result = self._ask(f"[ -f {file} ] && sha256sum <{file}", extra_s=max_bytes / _HASH_BYTES_PER_S)
+        found = self._ask(f"[ -f {file} ] && wc -c <{file}")
+        digits = found.stdout.strip()
+        if found.status != 0 or not re.fullmatch(rb"\d{1,15}", digits):
+            raise DeviceError(f"{self.name} has no readable file {remote}: {_complaint(found)}")
+        if int(digits) > max_bytes:
+            raise DeviceError(f"{remote} on {self.name} holds more than {max_bytes} bytes: fetch it by hand")
+        result = self._ask(f"sha256sum <{file}", extra_s=int(digits) / _HASH_BYTES_PER_S)
         expected = re.match(rb"[0-9a-f]{64}\b", result.stdout)
         if result.status != 0 or not expected:
             raise DeviceError(f"{self.name} has no readable file {remote}: {_complaint(result)}")
@@ -514,9 +520,9 @@ class AdbTarget:
         return self._connection
 
     def _connect(self) -> AdbConnection:
+        connection = AdbConnection(self._transport(), self._io_timeout_s)
         if self._signer is None:
             self._signer = load_signer(self._key)
-        connection = AdbConnection(self._transport(), self._io_timeout_s)
         try:
             connection.log_in(
                 self._signer,

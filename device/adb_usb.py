@@ -27,10 +27,11 @@ def list_usb_phones() -> list[UsbPhone]:
     Raises:
         UserError: libusb is not installed.
     """
-    import usb1
+    interfaces = _adb_interfaces()
+    import usb1  # after the line above, which explains what is wrong where this would fail
 
     phones = []
-    for device, _setting in _adb_interfaces():
+    for device, _setting in interfaces:
         bus = f"{device.getBusNumber():03d}:{device.getDeviceAddress():03d}"
         try:
             phones.append(UsbPhone(device.getSerialNumber(), bus))

@@ -14,5 +14,6 @@ pairing, no file ownership, no SELinux.
 
 from tests.emulated_phone.faults import Faults
 from tests.emulated_phone.phone import ALL_FEATURES, EmulatedPhone
+from tests.emulated_phone.thermal import ThermalModel
 
-__all__ = ["ALL_FEATURES", "EmulatedPhone", "Faults"]
+__all__ = ["ALL_FEATURES", "EmulatedPhone", "Faults", "ThermalModel"]

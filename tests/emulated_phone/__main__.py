@@ -7,7 +7,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-from tests.emulated_phone import ALL_FEATURES, EmulatedPhone
+from tests.emulated_phone import ALL_FEATURES, EmulatedPhone, ThermalModel
 
 
 def _size(text: str) -> int:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--features", default="", help=f"comma-separated, of {','.join(ALL_FEATURES)}")
     parser.add_argument("--no-auth", action="store_true", help="accept every host without a key")
     parser.add_argument("--refuse-keys", action="store_true", help="nobody taps Allow")
+    parser.add_argument("--throttle", action="store_true", help="grow warm under load and lower the clock")
     parser.add_argument("--offline", action="store_true", help="accept connections and never answer")
     faults = ("drop_after_received", "drop_after_sent", "hang_after_received", "hang_after_sent", "disk_free_bytes")
     for name in faults:
@@ -32,6 +33,7 @@ def main() -> None:
         port=arguments.port,
         features=tuple(name for name in arguments.features.split(",") if name),
         requires_authorisation=not arguments.no_auth,
+        thermal_model=ThermalModel() if arguments.throttle else None,
         answer=lambda _key: not arguments.refuse_keys,
     )
     phone.faults.offline = arguments.offline

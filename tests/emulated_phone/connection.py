@@ -131,6 +131,7 @@ class Connection:
         self._version = wire.VERSION_WITH_CHECKSUM
         self._token = b""
         self._online = False
+        self._tap = _Tap(self)
         self._gone = threading.Event()
         self.max_payload = wire.MAX_PAYLOAD
 
@@ -139,9 +140,7 @@ class Connection:
         try:
             while True:
                 verify = self._version < wire.VERSION_WITHOUT_CHECKSUM
-                self._handle(
-                    wire.receive_packet(_Tap(self), max_payload=self.max_payload, verify_checksum=verify)  # type: ignore[arg-type]
-                )
+                self._handle(wire.receive_packet(self._tap, max_payload=self.max_payload, verify_checksum=verify))
         except (ConnectionGoneError, OSError):
             pass  # how every connection ends
         except ProtocolError as error:
@@ -308,7 +307,10 @@ class _Tap:
     """The receiving half of a connection's socket, with its faults."""
 
     def __init__(self, connection: Connection) -> None:
-        self.recv_into = connection.receive_into
+        self._connection = connection
+
+    def recv_into(self, view: memoryview, /) -> int:
+        return self._connection.receive_into(view)
 
 
 def wait_for_hang_up(sock: socket.socket, *ends: threading.Event) -> None:

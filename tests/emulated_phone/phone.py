@@ -22,6 +22,7 @@ from tests.emulated_phone.files import PathRewriter, PhoneFiles
 from tests.emulated_phone.processes import programs_of_session
 from tests.emulated_phone.shell_service import ShellService
 from tests.emulated_phone.sync_service import SyncService
+from tests.emulated_phone.thermal import ThermalModel, Thermals
 from tests.emulated_phone.wire import Packet
 
 ALL_FEATURES = ("cmd", "shell_v2", "stat_v2", "ls_v2")
@@ -42,6 +43,7 @@ class EmulatedPhone:
         max_payload: largest packet the daemon takes.
         environment: variables for programs, such as those that lead to an OpenCL driver of this computer. A PATH comes
             after the phone's own tools; PoCL needs one to find its linker.
+        thermal_model: how the phone warms up and throttles; None: it stays cool.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class EmulatedPhone:
         version: int = wire.VERSION_WITHOUT_CHECKSUM,
         max_payload: int = wire.MAX_PAYLOAD,
         environment: Mapping[str, str] | None = None,
+        thermal_model: ThermalModel | None = None,
     ) -> None:
         self.faults = Faults()
         self.files = PhoneFiles(root, self.faults)
@@ -70,6 +73,10 @@ class EmulatedPhone:
         self.opened_services: list[str] = []
         self.packets: deque[str] = deque(maxlen=200)
         self._environment = dict(environment or {})
+        self.thermals: Thermals | None = None
+        if thermal_model:
+            self.thermals = Thermals(thermal_model, self.files, lambda: self.signal_programs(0) > 0)
+            self._environment |= self.thermals.environment()
         self._requested_port = port
         self._listener: socket.socket | None = None
         self._connections: set[Connection] = set()
@@ -80,6 +87,8 @@ class EmulatedPhone:
         listener = socket.create_server(("127.0.0.1", self._requested_port), backlog=16)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        if self.thermals:
+            self.thermals.start()
         return self
 
     def __exit__(
@@ -107,6 +116,8 @@ class EmulatedPhone:
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
             self._listener.close()
         self._end_everything()
+        if self.thermals:
+            self.thermals.stop()
 
     def reboot(self, down_s: float) -> None:
         """Drop every connection and every program, and refuse new connections for `down_s` seconds."""

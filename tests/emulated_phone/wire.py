@@ -6,9 +6,9 @@ and the payload. The checksum is the sum of the payload's bytes; from protocol v
 
 from __future__ import annotations
 
-import socket
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -67,7 +67,14 @@ def encode_header(packet: Packet, *, with_checksum: bool) -> bytes:
     )
 
 
-def receive_exactly(connection: socket.socket, size: int) -> bytearray:
+class Readable(Protocol):
+    """The receiving half of a socket."""
+
+    def recv_into(self, view: memoryview, /) -> int:
+        """Read between 1 byte and the whole view; 0 at the end of the stream."""
+
+
+def receive_exactly(connection: Readable, size: int) -> bytearray:
     """Read `size` bytes, or raise `ConnectionGoneError` at the end of the stream."""
     data = bytearray(size)
     view = memoryview(data)
@@ -80,7 +87,7 @@ def receive_exactly(connection: socket.socket, size: int) -> bytearray:
     return data
 
 
-def receive_packet(connection: socket.socket, *, max_payload: int, verify_checksum: bool) -> Packet:
+def receive_packet(connection: Readable, *, max_payload: int, verify_checksum: bool) -> Packet:
     """Read one packet and check all that a real adbd checks."""
     command, arg0, arg1, length, check, magic = HEADER.unpack(receive_exactly(connection, HEADER.size))
     if magic != command ^ 0xFFFFFFFF:

@@ -1,0 +1,87 @@
+"""Phones on USB, with libusb's answers made up: no phone is plugged into a test machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import usb1
+
+from device import adb_usb
+from device.adb_usb import UsbPhone, list_usb_phones, open_usb_transport
+from device.target import open_target
+from structadmm.errors import UserError
+
+
+@dataclass
+class FakeDevice:
+    """A USB device whose serial is a text, or an error of libusb when asked for."""
+
+    serial: str | usb1.USBError
+    address: int
+
+    def getBusNumber(self) -> int:  # noqa: N802 -- libusb's name
+        return 1
+
+    def getDeviceAddress(self) -> int:  # noqa: N802 -- libusb's name
+        return self.address
+
+    def getSerialNumber(self) -> str:  # noqa: N802 -- libusb's name
+        if isinstance(self.serial, usb1.USBError):
+            raise self.serial
+        return self.serial
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def plug(*serials: str | usb1.USBError) -> None:
+        found = [(FakeDevice(serial, address), object()) for address, serial in enumerate(serials, start=1)]
+        monkeypatch.setattr(adb_usb, "_adb_interfaces", lambda: found)
+
+    return plug
+
+
+def test_phones_are_listed_with_what_is_wrong_with_them(plug_in: Any) -> None:
+    plug_in("8A1X0B2C", usb1.USBErrorAccess(), usb1.USBErrorBusy())
+    good, forbidden, busy = list_usb_phones()
+    assert good == UsbPhone("8A1X0B2C", "001:001")
+    assert forbidden.serial is None
+    assert "no permission" in (forbidden.problem or "")
+    assert "udev rules" in (forbidden.problem or "")
+    assert "adb kill-server" in (busy.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("plugged", "wanted", "said"),
+    [
+        ([], None, r"no phone on USB, found: none: plug it in"),
+        (["ABC"], "XYZ", r"no phone with serial XYZ on USB, found: ABC: "),
+        (["ABC", "DEF"], None, r"several phones on USB \(ABC, DEF\): choose one with --device adb:SERIAL"),
+        ([usb1.USBErrorAccess()], None, r"no permission to open USB device 001:001"),
+        ([usb1.USBErrorAccess()], "XYZ", r"found: one at 001:001 \(no permission"),
+    ],
+)
+def test_a_phone_that_cannot_be_opened_is_explained(
+    plug_in: Any, plugged: list[Any], wanted: str | None, said: str
+) -> None:
+    plug_in(*plugged)
+    with pytest.raises(UserError, match=said) as caught:
+        open_usb_transport(wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_libusb_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "adb_shell.transport.usb_transport", None)
+    monkeypatch.setitem(sys.modules, "usb1", None)
+    with pytest.raises(UserError, match=r"install libusb-1\.0"):
+        list_usb_phones()
+
+
+def test_a_serial_that_is_not_plugged_in_ends_a_command_in_one_line() -> None:
+    # The real libusb, on a machine where no phone has this serial.
+    target = open_target("adb:NO-SUCH-PHONE")
+    with pytest.raises(UserError, match="no phone with serial NO-SUCH-PHONE on USB"):
+        target.facts()
