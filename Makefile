@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 PYTEST_WORKERS ?= 2
+FUZZ_SECONDS ?= 300
 
 # Two test processes on two cores: each takes one thread, or they trample on one another.
 test: export OMP_NUM_THREADS ?= 1
@@ -24,6 +25,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Five minutes for each parser of the runner; needs clang with libFuzzer.
+fuzz:
+	device/runner/fuzz/run.sh $(FUZZ_SECONDS)
 
 venv: $(STAMP)
 
