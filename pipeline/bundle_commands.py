@@ -1,4 +1,4 @@
-"""The commands that work on a model file or a bundle: `compile`, `exec`, `bench`, `profile`."""
+"""The commands that work on a model or a bundle: `inspect`, `compile`, `exec`, `bench`, `profile`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,46 @@ Bundle = Annotated[Path, typer.Argument(metavar="X.clbundle", help="A bundle.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
+    app.command()(inspect)
     app.command("compile")(compile_model)
     app.command("exec")(execute)
     app.command()(bench)
     app.command()(profile)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A built-in model's name, or module:callable.")],
+    *,
+    shape: Annotated[str, typer.Option("--shape", help="The input's shape, batch first.")] = "1,3,32,32",
+    weights: Annotated[Path | None, typer.Option("--weights", help="Its weights, .safetensors.")] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Show a network's layers: sizes, what of them is zero, what shrinking would remove, and why the rest cannot go."""
+    import dataclasses
+
+    import torch
+
+    from export.inspect_network import inspect_network
+    from structadmm.graph import trace
+    from structadmm.graph.save import read_tensors
+    from train.models import build_model
+
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+        example = torch.zeros(sizes)
+    except (ValueError, RuntimeError):
+        raise UserError(f"--shape {shape}: expected positive integers such as 1,3,32,32") from None
+    network = build_model(model, {}).eval()
+    if weights is not None:
+        try:
+            network.load_state_dict(read_tensors(weights))
+        except RuntimeError as error:
+            raise UserError(f"--weights {weights} does not fit {model}: {' '.join(str(error).split())[:200]}") from None
+    report = inspect_network(trace(network, (example,)), network.state_dict())
+    if as_json:
+        _print_json({"schema": 1, **dataclasses.asdict(report)})
+    else:
+        typer.echo(report.table())
 
 
 def compile_model(
