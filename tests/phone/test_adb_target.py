@@ -413,6 +413,23 @@ def test_two_sessions_push_the_same_file_at_once(
     assert left_over(phone) == []
 
 
+def test_several_phones_are_used_at_once(tmp_path: Path, connect: Callable[..., AdbTarget]) -> None:
+    make_file(tmp_path / "x", 1_000_000)
+    with EmulatedPhone(tmp_path / "one") as one, EmulatedPhone(tmp_path / "two") as two:
+        phones, paths = [one, two], ["", ""]
+
+        def push(number: int) -> None:
+            paths[number] = connect(phones[number]).push(tmp_path / "x", "x")
+
+        threads = [threading.Thread(target=push, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for phone, path in zip(phones, paths, strict=True):
+            assert phone.files.host_path(path).read_bytes() == (tmp_path / "x").read_bytes()
+
+
 def test_an_address_opens_a_phone_as_a_target(phone: EmulatedPhone) -> None:
     target = open_target(f"adb:127.0.0.1:{phone.port}")
     assert isinstance(target, AdbTarget)
