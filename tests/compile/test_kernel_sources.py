@@ -1,0 +1,146 @@
+"""What the emitted OpenCL looks like, and what the cost model says about it; no device is needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from structadmm.errors import InvariantError, UserError
+from tests.kernel_references import make_case
+from tvm_build.cost import estimate, predict_us
+from tvm_build.emit import OpenClKernel, emit_opencl
+from tvm_build.gpu import GPUS, gpu_by_name
+from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
+from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+
+ADRENO = gpu_by_name("adreno-640")
+CONV = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1), activation="relu", has_residual=True)
+SPARSE = replace(CONV, columns=tuple(range(0, 576, 4)))
+BLOCKS = replace(CONV, columns=tuple(range(0, 36)))
+SMALL = Conv2d(1, 72, 4, 4, 72, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+OPERATORS: tuple[Operator, ...] = (
+    CONV,
+    SPARSE,
+    BLOCKS,
+    SMALL,
+    Conv2d(1, 3, 33, 33, 20, (7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+    replace(CONV, has_residual=False, shortcut=Conv2d(1, 32, 64, 64, 64, (1, 1), stride=(2, 2))),
+    Conv2d(1, 30, 9, 9, 45, (3, 3), groups=15),
+    Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18),
+    Pool2d("max", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+    Pool2d("avg", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+    GlobalAverage(1, 10, 7, 7),
+    Dense(1, 40, 10),
+    Dense(1, 40, 10, pooled_pixels=16, input_is_c4=True),
+    Elementwise("add", 1, 10, 9, 9, activation="hard_swish"),
+    Pack(1, 3, 9, 9),
+    Unpack(1, 10, 9, 9),
+    ConcatChannels(1, (3, 5, 8), 4, 4),
+)
+
+
+def emit(op: Operator, gpu_name: str = "adreno-640") -> OpenClKernel:
+    case, _, _ = make_case(op)
+    return emit_opencl(build_kernel(op, case.constants, gpu_by_name(gpu_name)).func)
+
+
+@pytest.mark.parametrize("gpu_name", ["adreno-640", "opencl-cpu"])
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: type(op).__name__)
+def test_an_operator_is_one_kernel_whose_private_arrays_have_one_element(op: Operator, gpu_name: str) -> None:
+    assert supports(op)
+    kernel = emit(op, gpu_name)
+    assert kernel.source.count("__kernel") == 1
+    assert f"void {kernel.name}(" in kernel.source
+    private = [line for line in kernel.source.splitlines() if re.fullmatch(r"\s*(?:float|int)\d* \w+\[\d+\];", line)]
+    assert all(line.endswith("[1];") for line in private)
+    assert all(size % local == 0 for size, local in zip(kernel.global_size, kernel.local_size, strict=True))
+    assert int(np.prod(kernel.local_size)) <= gpu_by_name(gpu_name).max_work_group
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: type(op).__name__)
+def test_parameters_roles_and_constants_belong_together(op: Operator) -> None:
+    case, _, _ = make_case(op)
+    built = build_kernel(op, case.constants, ADRENO)
+    kernel = emit_opencl(built.func)
+    assert sorted(kernel.arguments) == sorted(built.roles)
+    constants = {role.removeprefix("constant:") for role in built.roles.values() if role.startswith("constant:")}
+    assert constants == set(built.constants)
+    assert all(array.flags.c_contiguous for array in built.constants.values())
+    assert {role for role in built.roles.values() if not role.startswith("constant:")} == {*case.inputs, "output"}
+
+
+def test_the_same_operator_gives_the_same_source() -> None:
+    for op in (CONV, SPARSE, SMALL):
+        assert emit(op) == emit(op)
+
+
+@pytest.mark.parametrize("op", [CONV, BLOCKS, SMALL], ids=["dense", "blocks", "small"])
+def test_convolutions_read_and_write_vectors_only(op: Conv2d) -> None:
+    source = emit(op).source
+    parameters = re.findall(r"__global (\w+)\* restrict (\w+)", source)
+    scalars = [name for dtype, name in parameters if dtype in ("float", "half")]
+    assert not scalars
+    # What is not a vector is the table of offsets: one entry for 4 x 4 x vectors x pixels products.
+    assert all(dtype == "int" and name == "offset_ptr" for dtype, name in parameters if dtype != "float4")
+
+
+def test_a_tile_of_a_large_layer_makes_at_least_eight_multiply_adds_of_each_load() -> None:
+    for op in (CONV, BLOCKS):
+        assert estimate(op, default_schedule(op, ADRENO), ADRENO).macs_per_load >= 8
+
+
+def test_the_source_of_a_layer_does_not_grow_with_its_channels() -> None:
+    wide = replace(CONV, in_channels=512, out_channels=512, has_residual=True)
+    schedule = default_schedule(CONV, ADRENO)
+    for op in (CONV, wide):
+        case, _, _ = make_case(op)
+        source = emit_opencl(build_kernel(op, case.constants, ADRENO, schedule).func).source
+        assert len(source) < 40_000
+
+
+def test_a_small_layer_is_split_over_work_items_and_a_large_one_is_not() -> None:
+    assert default_schedule(SMALL, ADRENO).split > 1
+    assert default_schedule(CONV, ADRENO).split == 1
+    assert "barrier(CLK_LOCAL_MEM_FENCE)" in emit(SMALL).source
+
+
+def test_the_default_schedule_is_the_candidate_with_the_lowest_prediction() -> None:
+    for name in ("adreno-540", "adreno-640", "adreno-830", "opencl-cpu"):
+        gpu = gpu_by_name(name)
+        for op in OPERATORS:
+            predictions = [predict_us(op, schedule, gpu) for schedule in candidates(op, gpu)]
+            assert predict_us(op, default_schedule(op, gpu), gpu) == min(predictions)
+            assert min(predictions) > 0
+
+
+def test_pruned_columns_lower_the_prediction_on_every_target() -> None:
+    for gpu in GPUS.values():
+        dense, half, eighth = (
+            predict_us(op, default_schedule(op, gpu), gpu)
+            for op in (CONV, replace(CONV, columns=tuple(range(288))), replace(CONV, columns=tuple(range(72))))
+        )
+        assert eighth < half < dense
+
+
+def test_scattered_columns_are_read_one_by_one_and_whole_blocks_together() -> None:
+    assert default_schedule(replace(CONV, columns=tuple(range(0, 576, 36))), ADRENO).gather == "lanes"
+    whole = tuple(sorted(channel * 9 + tap for channel in range(0, 16) for tap in (0, 4, 7)))
+    assert default_schedule(replace(CONV, columns=whole), ADRENO).gather == "blocks"
+
+
+def test_an_unknown_target_is_refused_with_the_names_of_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"adreno-640, .*opencl-cpu, got 'adreno-999'") as refusal:
+        gpu_by_name("adreno-999")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_constant_of_the_wrong_shape_is_refused() -> None:
+    case, _, _ = make_case(CONV)
+    constants = dict(case.constants) | {"bias": np.zeros(63, np.float32)}
+    with pytest.raises(InvariantError, match=r"'bias' with shape \(64,\), got \(63,\)"):
+        build_kernel(CONV, constants, ADRENO)
+    with pytest.raises(InvariantError, match=r"'weight' with shape .*, got nothing"):
+        build_kernel(CONV, {}, ADRENO)

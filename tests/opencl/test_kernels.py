@@ -1,0 +1,204 @@
+"""Every kernel on real OpenCL devices against float64, with all of its schedules, for random shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device.local_target import LocalTarget, find_local_devices
+from device.runner_client import Runner
+from tests.kernel_references import ACTIVATIONS, make_case
+from tvm_build.gpu import gpu_by_name
+from tvm_build.kernel_bundle import write_kernel_bundle
+from tvm_build.kernels import candidates
+from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+
+# float32 sums of up to a few thousand products of unit variance, in any order, stay within 1e-5 of float64 relative to
+# the largest value; exp on a GPU may err by 16 units in the last place, so ten times that is allowed.
+RELATIVE_TOLERANCE = 1e-4
+TARGETS = ("opencl-cpu", "adreno-640")
+# The runner's limit is 64 outputs.
+CASES_PER_BUNDLE = 60
+# For each device and target; a driver takes up to half a second to compile one.
+RANDOM_CASES = int(os.environ.get("STRUCTADMM_RANDOM_KERNELS", "20"))
+
+
+def _drivers() -> list[str]:
+    names = [device.driver.name for device in find_local_devices().devices]
+    assert names, "no OpenCL device: install the project's dependencies (Intel's runtime) or PoCL"
+    return names
+
+
+@pytest.fixture(scope="module", params=_drivers())
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    target = LocalTarget(request.param)
+    yield Runner(target, use_program_cache=False)
+    target.close()
+
+
+def check(runner: Runner, path: Path, cases: Sequence[tuple[Operator, Any]], target: str) -> None:
+    """Run (operator, schedule) pairs and compare each with float64."""
+    for start in range(0, len(cases), CASES_PER_BUNDLE):
+        part = cases[start : start + CASES_PER_BUNDLE]
+        made = [make_case(op, seed=start + number, schedule=schedule) for number, (op, schedule) in enumerate(part)]
+        bundle = path / "kernels.clbundle"
+        write_kernel_bundle(bundle, [case for case, _, _ in made], gpu_by_name(target))
+        outputs = runner.run(bundle, [np.zeros(4, np.float32)]).outputs
+        for (case, expected, layout), output in zip(made, outputs, strict=True):
+            assert np.isfinite(output).all(), case.op
+            error = np.abs(layout(output) - expected).max() / max(np.abs(expected).max(), 1e-3)
+            assert error <= RELATIVE_TOLERANCE, f"relative error {error:.1e} of {case.op} with {case.schedule}"
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Conv2d:
+    """Small ones of every kind: odd channel counts, unequal paddings, strides, dilations, groups, column masks."""
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (1, 3), (2, 2), (5, 5), (7, 7)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (2, 2)])) if max(kernel) <= 3 else (1, 1)
+    kind = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise", "columns", "blocks"]))
+    columns = None
+    groups = 1
+    if kind == "depthwise":
+        groups = in_channels = out_channels = draw(st.integers(2, 19))
+    elif kind == "grouped":
+        groups = draw(st.sampled_from([2, 3, 4, 8]))
+        in_channels = groups * draw(st.integers(1, 6))
+        out_channels = groups * draw(st.integers(1, 6))
+    else:
+        in_channels, out_channels = draw(st.integers(1, 26)), draw(st.integers(1, 40))
+    taps = kernel[0] * kernel[1]
+    if kind == "columns":
+        chosen = draw(st.sets(st.integers(0, in_channels * taps - 1), min_size=1, max_size=60))
+        columns = tuple(sorted(chosen))
+    elif kind == "blocks":
+        all_blocks = [(b, t) for b in range(-(-in_channels // 4)) for t in range(taps)]
+        picked = draw(st.sets(st.sampled_from(all_blocks), min_size=1, max_size=20))
+        columns = tuple(sorted(c * taps + t for b, t in picked for c in range(b * 4, min(b * 4 + 4, in_channels))))
+    padding = draw(st.tuples(*[st.integers(0, kernel[i % 2] // 2 * dilation[i % 2]) for i in range(4)]))
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+    return Conv2d(
+        batch=draw(st.integers(1, 2)),
+        in_channels=in_channels,
+        in_height=draw(st.integers(spans[0], spans[0] + 9)),
+        in_width=draw(st.integers(spans[1], spans[1] + 12)),
+        out_channels=out_channels,
+        kernel=kernel,
+        stride=draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2), (3, 1)])),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        activation=draw(st.sampled_from(["none", "relu", "relu6"])),
+        has_residual=draw(st.booleans()),
+        columns=columns,
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_random_convolutions_match_float64_with_random_schedules(runner: Runner, target: str, tmp_path: Path) -> None:
+    cases: list[tuple[Operator, Any]] = []
+
+    # Collected first and run together: starting a process for each would take most of the time.
+    @settings(
+        max_examples=RANDOM_CASES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(convolutions(), st.integers(0, 10_000))
+    def collect(op: Conv2d, choice: int) -> None:
+        schedules = candidates(op, gpu_by_name(target))
+        cases.append((op, schedules[choice % len(schedules)]))
+
+    collect()
+    assert len(cases) >= RANDOM_CASES // 2
+    check(runner, tmp_path, cases, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_candidates_of_a_split_and_a_sparse_layer_agree_with_float64(
+    runner: Runner, target: str, tmp_path: Path
+) -> None:
+    gpu = gpu_by_name(target)
+    small = Conv2d(1, 20, 4, 5, 34, (3, 3), padding=(1, 1, 1, 1), activation="relu", has_residual=True)
+    sparse = Conv2d(2, 20, 5, 4, 18, (3, 3), padding=(1, 1, 1, 1), columns=tuple(range(3, 180, 5)))
+    cases = [(op, schedule) for op in (small, sparse) for schedule in candidates(op, gpu)]
+    # A spread of them: neighbours differ in one number only.
+    check(runner, tmp_path, cases[:: len(cases) // 14], target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_shortcut_convolution_adds_to_the_same_launch(runner: Runner, target: str, tmp_path: Path) -> None:
+    shortcut = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2))
+    pruned = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2), columns=(0, 3, 4, 9))
+    cases: list[tuple[Operator, Any]] = []
+    for second in (shortcut, pruned):
+        for columns in (None, (0, 5, 9, 17, 40, 41, 42, 44, 100)):
+            op = Conv2d(
+                2, 13, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), activation="relu", shortcut=second, columns=columns
+            )
+            cases += [(op, schedule) for schedule in candidates(op, gpu_by_name(target))[::20]]
+    check(runner, tmp_path, cases, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_other_operators_match_float64(runner: Runner, target: str, tmp_path: Path) -> None:
+    ops: list[Operator] = [
+        *(Elementwise("copy", 2, 10, 9, 11, activation=name) for name in ACTIVATIONS),  # type: ignore[arg-type]
+        *(Elementwise(kind, 2, 10, 9, 11, activation="relu") for kind in ("add", "sub", "mul")),  # type: ignore[arg-type]
+        Elementwise("mul", 2, 10, 9, 11, broadcast_pixels=True),
+        *(Pack(2, channels, 5, 7) for channels in (1, 3, 8, 10)),
+        *(Unpack(2, channels, 5, 7) for channels in (1, 3, 8, 10)),
+        *(ConcatChannels(2, channels, 5, 6) for channels in ((4, 8), (3, 5), (7, 1, 1, 6, 9), (3,), (1, 1), (6, 10))),
+        GlobalAverage(2, 10, 9, 11),
+        GlobalAverage(1, 33, 1, 1),
+        GlobalAverage(1, 5, 3, 5),
+        *(Dense(2, k, o, activation="relu") for k, o in ((40, 10), (37, 12), (7, 3), (130, 64))),
+        *(Dense(2, k, o, pooled_pixels=12, input_is_c4=True) for k, o in ((40, 10), (37, 12), (130, 33))),
+        Dense(2, 18, 5, input_is_c4=True),
+    ]
+    gpu = gpu_by_name(target)
+    check(runner, tmp_path, [(op, schedule) for op in ops for schedule in candidates(op, gpu)], target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_pooling_matches_its_definition_for_paddings_dilations_and_rounded_up_sizes(
+    runner: Runner, target: str, tmp_path: Path
+) -> None:
+    ops: list[Operator] = []
+    for kind in ("max", "avg"):
+        for include in (False, True):
+            shape = {"batch": 2, "channels": 6, "in_height": 9, "in_width": 11, "count_include_pad": include}
+            for kernel, stride, padding, dilation in (
+                ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+                ((2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+                ((3, 2), (1, 2), (1, 0, 0, 1), (1, 2)),
+                ((7, 7), (3, 3), (3, 3, 3, 3), (1, 1)),
+            ):
+                for up in (False, True):
+                    sizes = []
+                    for i, extent in enumerate((9, 11)):
+                        room = extent + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1
+                        steps = -(-room // stride[i]) if up else room // stride[i]
+                        # A last window that would start beyond the image and its first padding is left out.
+                        sizes.append(steps + 1 - ((steps * stride[i]) >= extent + padding[i]))
+                    ops.append(
+                        Pool2d(
+                            kind,  # type: ignore[arg-type]
+                            out_height=sizes[0],
+                            out_width=sizes[1],
+                            kernel=kernel,
+                            stride=stride,
+                            padding=padding,
+                            dilation=dilation,
+                            **shape,  # type: ignore[arg-type]
+                        )
+                    )
+    check(runner, tmp_path, [(op, None) for op in ops], target)

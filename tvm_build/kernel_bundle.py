@@ -1,0 +1,161 @@
+"""Single kernels, each on data of its own, as one bundle: to compare their results and to time them.
+
+Every case is one launch. Its inputs lie among the constants and its output is an output of the bundle, so the cases do
+not depend on each other, and `profile` times them side by side on any device that runs bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_build.assemble import BUILD_OPTIONS
+from tvm_build.bundle import Bundle, write_bundle
+from tvm_build.emit import emit_opencl
+from tvm_build.gpu import Gpu
+from tvm_build.kernels import build_kernel
+from tvm_build.launch_plan import (
+    CONSTANT_ALIGNMENT,
+    Buffer,
+    Constant,
+    Endpoint,
+    Launch,
+    LaunchPlan,
+    Memory,
+    MemoryArgument,
+    Program,
+    SampleInput,
+    SampleOutput,
+)
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Operator,
+    Pack,
+    Pool2d,
+    Unpack,
+    blocks,
+)
+
+Array = np.ndarray[Any, Any]
+
+# The format wants expected outputs. They are the caller's business here, so `check` only tells finite from not finite.
+_ANY_FINITE = 1e38
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One kernel and its data.
+
+    Attributes:
+        name: the launch's layer name.
+        op: what it computes.
+        constants: as `build_kernel` takes them.
+        inputs: role ("input0", "input1", ..., "residual") -> float32 array in the kernel's layout.
+        schedule: None for the default one.
+    """
+
+    name: str
+    op: Operator
+    inputs: Mapping[str, Array]
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    schedule: Any = None
+
+
+def output_shape(op: Operator) -> tuple[int, ...]:
+    """Shape of what a kernel writes, the lanes of C4 last."""
+    match op:
+        case Conv2d():
+            return op.batch, blocks(op.out_channels), op.out_height, op.out_width, 4
+        case Pool2d():
+            return op.batch, blocks(op.channels), op.out_height, op.out_width, 4
+        case Dense():
+            return op.batch, op.out_features
+        case GlobalAverage():
+            return op.batch, blocks(op.channels), 1, 1, 4
+        case Elementwise() | Pack():
+            return op.batch, blocks(op.channels), op.height, op.width, 4
+        case Unpack():
+            return op.batch, op.channels, op.height, op.width
+        case ConcatChannels():
+            return op.batch, blocks(sum(op.channels)), op.height, op.width, 4
+
+
+def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu) -> Bundle:
+    """Write `cases` into the bundle `path`; output K is the K-th case's.
+
+    Each kernel is a program of its own, for the names of kernels repeat.
+    """
+    start = np.zeros(4, np.float32)
+    memory: list[Memory] = [Buffer(start.nbytes)]
+    weights = bytearray()
+    source = bytearray()
+    outputs: list[Endpoint] = []
+    programs: list[Program] = []
+    launches: list[Launch] = []
+
+    def constant(array: Array) -> int:
+        weights.extend(bytes(-len(weights) % CONSTANT_ALIGNMENT))
+        memory.append(Constant(array.nbytes, len(weights)))
+        weights.extend(np.ascontiguousarray(array).tobytes())
+        return len(memory) - 1
+
+    for case in cases:
+        built = build_kernel(case.op, case.constants, gpu, case.schedule)
+        kernel = emit_opencl(built.func)
+        shape = output_shape(case.op)
+        memory.append(Buffer(int(np.prod(shape)) * 4))
+        result = len(memory) - 1
+        outputs.append(Endpoint(result, "float32", shape, f"output{len(outputs)}"))
+        arguments = []
+        for name in kernel.arguments:
+            kind, _, key = built.roles[name].partition(":")
+            if kind == "output":
+                arguments.append(MemoryArgument(result))
+            elif kind == "constant":
+                arguments.append(MemoryArgument(constant(built.constants[key])))
+            else:
+                arguments.append(MemoryArgument(constant(case.inputs[kind].astype(np.float32))))
+        text = kernel.source.encode()
+        programs.append(Program(len(source), len(text), BUILD_OPTIONS))
+        source += text
+        launches.append(
+            Launch(
+                program=len(programs) - 1,
+                kernel=kernel.name,
+                global_size=kernel.global_size,
+                local_size=kernel.local_size,
+                flops=built.flops,
+                bytes=built.bytes,
+                layer=case.name,
+                arguments=tuple(arguments),
+            )
+        )
+    plan = LaunchPlan(
+        target=gpu.name,
+        dtype="float32",
+        memory=tuple(memory),
+        # The format wants an input; nothing reads it.
+        inputs=(Endpoint(0, "float32", start.shape, "unused"),),
+        outputs=tuple(outputs),
+        sample_inputs=(SampleInput(0, "input_0.npy"),),
+        sample_outputs=tuple(SampleOutput(k, f"output_{k}.npy", _ANY_FINITE) for k in range(len(outputs))),
+        programs=tuple(programs),
+        launches=tuple(launches),
+    )
+    return write_bundle(
+        path,
+        plan=plan,
+        kernels=bytes(source),
+        weights=bytes(weights),
+        manifest={"schema": 1, "name": "kernels", "target": gpu.name},
+        inputs=[start],
+        outputs=[np.zeros(endpoint.shape, np.float32) for endpoint in outputs],
+    )
