@@ -85,6 +85,9 @@ class TrainingRun:
         # Every round's patterns are checked before the first epoch: a mistake in the last must not cost a night.
         for entry in config.rounds:
             plan_round(entry, self.network, {})
+        if self._main:
+            for stale in out.glob(".*.tmp"):
+                stale.unlink()  # half-written by a process that was killed
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
 
