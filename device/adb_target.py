@@ -52,7 +52,8 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 _STORE = f"{WORK_DIRECTORY}/store"
 _SESSIONS = f"{WORK_DIRECTORY}/sessions"
-_KEEP_DAYS = 7
+# What no session has used for a week. `push` marks what it finds or brings as used.
+_FORGET_OLD = f"find {_STORE} {_SESSIONS} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf '{{}}' ';' 2>/dev/null; true"
 _SPACE_MARGIN_BYTES = 16 << 20
 _OUTPUT_MAX_BYTES = 64 << 20
 _PULL_MAX_BYTES = 4 << 30
@@ -146,12 +147,7 @@ class AdbTarget:
         """A directory for what this session writes on the phone; `close` removes it."""
         if self._session_directory is None:
             directory = f"{_SESSIONS}/{secrets.token_hex(8)}"
-            command = (
-                f"mkdir -p {directory} {self.program_cache} {_STORE}; "
-                f"find {_SESSIONS} {_STORE} -mindepth 1 -maxdepth 1 -mtime +{_KEEP_DAYS} -exec rm -rf '{{}}' ';' "
-                f"2>/dev/null; [ -d {directory} ]"
-            )
-            self._must_succeed(command, f"cannot make {directory}")
+            self._must_succeed(f"mkdir -p {directory} {self.program_cache}", f"cannot make {directory}")
             self._session_directory = directory
         return self._session_directory
 
@@ -165,7 +161,7 @@ class AdbTarget:
                 try:
                     self._clean(self._connected())
                 except (LinkError, RefusedError, DeviceError) as error:
-                    self._reporter.say(f"{self.name}: could not clean up, the next session will ({error})")
+                    self._reporter.say(f"{self.name}: could not clean up ({error})")
             self._disconnect()
 
     def _disconnect(self) -> None:
@@ -295,7 +291,7 @@ class AdbTarget:
             # A reader takes a bundle for whole by its SHA256SUMS only, so that comes last.
             for path in sorted(files, key=lambda path: path.name == "SHA256SUMS"):
                 self.send_file(path, f"{target}/{path.name}")
-        self._must_succeed(f"touch {place}", f"cannot touch {place}")
+        self._must_succeed(f"touch {place}; {_FORGET_OLD}", f"cannot touch {place}")
         return target
 
     def send_file(self, local: Path, remote: str) -> bool:

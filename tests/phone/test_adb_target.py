@@ -259,6 +259,23 @@ def test_old_files_are_pruned_and_recent_ones_kept(target: AdbTarget, phone: Emu
     assert phone.files.host_path(new).exists()
 
 
+def test_what_nobody_used_for_a_week_goes_with_the_next_push(
+    target: AdbTarget, phone: EmulatedPhone, tmp_path: Path
+) -> None:
+    make_file(tmp_path / "old", 10)
+    old = phone.files.host_path(target.push(tmp_path / "old", "old")).parent
+    crashed = phone.files.host_path(f"{TMP}/structadmm/sessions/crashed")
+    crashed.mkdir(parents=True)
+    nine_days_ago = time.time() - 9 * 86400
+    for directory in (old, crashed):
+        os.utime(directory, (nine_days_ago, nine_days_ago))
+    make_file(tmp_path / "new", 10)
+    new = phone.files.host_path(target.push(tmp_path / "new", "new"))
+    assert not old.exists()
+    assert not crashed.exists()
+    assert new.exists()
+
+
 def test_the_session_directory_is_there_and_goes_at_close(target: AdbTarget, phone: EmulatedPhone) -> None:
     directory = phone.files.host_path(target.workdir())
     assert target.workdir() == target.workdir()
