@@ -248,7 +248,11 @@ def _record(
 def layer_table(dense: Counts, pruned: Counts, removal: Removal) -> list[dict[str, Any]]:
     """Per layer: shapes before and after, kept columns, and why dead filters stay."""
     rows = []
-    for before, after in zip(dense.layers, pruned.layers, strict=True):
+    left = {layer.node: layer for layer in pruned.layers}
+    for before in dense.layers:
+        after = left.get(before.node)
+        if after is None:
+            continue  # its result reaches no output
         groups = removal.coupling.producer_groups(before.parameter)
         why = sorted({reason for group in groups for reason in removal.kept.get(group.name, {}).values()})
         rows.append(

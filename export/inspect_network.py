@@ -91,6 +91,8 @@ def inspect_network(graph: Graph, state: Mapping[str, Tensor]) -> NetworkReport:
         groups = removal.coupling.producer_groups(before.parameter)
         reasons = {why for group in groups for why in removal.kept.get(group.name, {}).values()}
         reasons |= {group.frozen for group in groups if group.frozen is not None}
+        if before.parameter not in removal.graph.state:
+            reasons.add("its result reaches no output, so the whole layer goes")
         axis = 1 if before.kind == "conv_transpose" else 0
         gone = {
             key: graph.state[key[0]].shape[key[1]] - len(indices)

@@ -13,7 +13,7 @@ from torch import Tensor
 from export.constants import ConstantFlow, folds_exactly, weight_use
 from structadmm.graph.atoms import AtomFlow, argument_of, collapse
 from structadmm.graph.coupling import CoupledGroup, Coupling, coupling_of
-from structadmm.graph.ir import Graph, Node, StateEntry, StateRef, leaves
+from structadmm.graph.ir import Graph, Node, Ref, StateEntry, StateRef, leaves
 from structadmm.graph.operators import ROLES
 
 
@@ -22,7 +22,7 @@ class Removal:
     """A network whose removable units are all zero, and which ones they are.
 
     Attributes:
-        graph: the given graph; some convolutions may have gained a bias.
+        graph: the given graph without operators that reach no output; some convolutions may have gained a bias.
         state: the given state with every removed unit zeroed; shares the tensors that did not change.
         flow: the atoms of `graph`.
         coupling: the groups of `graph`.
@@ -58,7 +58,8 @@ def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
         graph: the network.
         state: its tensors; not modified.
     """
-    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    graph = _reaching_outputs(graph)
+    tensors = {name: state[name].detach() for name, entry in graph.state.items() if entry.alias_of is None}
     folded: list[str] = []
     while True:
         work = _Work(graph, tensors)
@@ -69,6 +70,22 @@ def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
         if not work.without_bias:
             return work.result(tuple(folded))
         graph, tensors = _with_biases(graph, tensors, work.without_bias)
+
+
+def _reaching_outputs(graph: Graph) -> Graph:
+    """`graph` without operators whose result nobody uses, and without the state that only they read."""
+    needed = {ref.node for ref in graph.outputs}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node.name in needed or node.op == "input":
+            nodes.append(node)
+            needed |= {ref.node for ref in leaves(node, Ref)}
+    everything = {ref.name for node in graph.nodes for ref in leaves(node, StateRef)}
+    read = {ref.name for node in nodes for ref in leaves(node, StateRef)}
+    # Batch counters are read by no operator; they follow the statistics beside them.
+    lost = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in everything - read} | (everything - read)
+    state = {name: entry for name, entry in graph.state.items() if name not in lost and entry.alias_of not in lost}
+    return replace(graph, nodes=tuple(reversed(nodes)), state=state)
 
 
 class _Work:
@@ -83,6 +100,7 @@ class _Work:
         self.nodes = graph.by_name()
         self.times_used = Counter(ref.name for node in graph.nodes for ref in leaves(node, StateRef))
         self.removed: set[int] = set()  # roots
+        self.silent: set[int] = set()  # roots that are zero in all their parts; the removed ones and a few that stay
         self.folded: list[str] = []
         # The atom that stands for each unit.
         self.roots = {group.name: unit_roots(self.flow, group) for group in self.coupling.groups}
@@ -101,27 +119,32 @@ class _Work:
             reader = self._reader(node)
             if reader is not None:
                 self._read(node, reader, constants, folds)
-        chosen = []
+        chosen: list[int] = []
+        without_effect: list[int] = []
         for group in self.coupling.groups:
             if group.frozen is not None:
                 continue
             left = [root for root in self.roots[group.name] if root not in self.removed]
             free = [root for root in left if root not in self.blockers]
+            without_effect += free
             if len(free) == len(left) and free:
                 # A dimension of size zero is no network; the first unit stays, zero or not.
                 self.blockers[free[0]] = "it is the last unit of its group"
                 free = free[1:]
             chosen += free
         chosen = self._keep_tensors_non_empty(chosen)
-        self.without_bias = {name for root in chosen for name, _ in folds.get(root, ()) if self._bias(name) is None}
+        # A unit that only stays so that no tensor is empty is zeroed too: it must not keep its inputs alive.
+        fresh = [root for root in without_effect if root not in self.silent]
+        self.without_bias = {name for root in fresh for name, _ in folds.get(root, ()) if self._bias(name) is None}
         if self.without_bias:
             return False
-        for root in chosen:
+        for root in fresh:
             for name, values in folds.get(root, ()):
                 self._add_bias(name, values)
-            self.removed.add(root)
-        self._zero(chosen)
-        return bool(chosen) or blocked
+        self._zero(fresh)
+        self.silent |= set(fresh)
+        self.removed |= set(chosen)
+        return bool(chosen) or bool(fresh) or blocked
 
     def _reader(self, node: Node) -> tuple[int, ...] | None:
         """The dimension of the first operand that `node` reads units from; None if it reads none."""

@@ -20,6 +20,7 @@ class LayerCount:
 
     Attributes:
         name: the layer.
+        node: the operator; a layer that is used twice has two.
         parameter: its weight.
         kind: `conv`, `conv_transpose` or `linear`.
         shape: the weight's shape.
@@ -33,6 +34,7 @@ class LayerCount:
     """
 
     name: str
+    node: str
     parameter: str
     kind: str
     shape: tuple[int, ...]
@@ -128,6 +130,6 @@ def _layer(node: Node, graph: Graph, state: Mapping[str, Tensor] | None) -> Laye
         positions = elements // filters
     name = node.layer or reference.name.rpartition(".")[0] or node.name
     return LayerCount(
-        name, reference.name, ROLES[node.op], shape, filters, int(kept_rows.sum()), columns, int(kept_columns.max()),
-        params, params * positions, elements,
+        name, node.name, reference.name, ROLES[node.op], shape, filters, int(kept_rows.sum()), columns,
+        int(kept_columns.max()), params, params * positions, elements,
     )  # fmt: skip

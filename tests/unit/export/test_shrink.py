@@ -10,7 +10,7 @@ from torch.nn import functional
 from export.shrink import Shrunk, _Shrinker, shrink
 from export.unused_paths import Removal, remove_unused_paths
 from structadmm.errors import UserError
-from structadmm.graph import Captured, GraphModule, capture
+from structadmm.graph import Captured, CoupledGroup, GraphModule, capture
 from structadmm.graph.ir import StateRef
 from structadmm.graph.operators import ROLES
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build
@@ -45,7 +45,7 @@ def test_a_shrunk_architecture_computes_what_the_masked_one_does(name: str, frac
     assert relative_error(masked, shrunk, INPUT_SHAPE) < TOLERANCE
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.3, 0.95))
 def test_a_shrunk_random_network_computes_what_the_masked_one_does(seed: int, fraction: float) -> None:
     masked, _, shrunk = shrunk_with_zeros(random_network(seed), NETWORK_INPUT, fraction, seed)
@@ -69,14 +69,22 @@ def test_no_unit_without_effect_is_left(seed: int, fraction: float) -> None:
             for unit in range(group.units):
                 if (group.name, unit) in explained:
                     continue
-                state = {name: tensor.clone() for name, tensor in shrunk.state.items()}
-                for part in group.producers + group.affine:
-                    if not part.parameter.endswith(("mean", "var", "tracked")):
-                        rows = state[part.parameter].index_select(part.axis, torch.from_numpy(part.indices[unit]))
-                        noise = torch.randn(rows.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-                        state[part.parameter].index_copy_(part.axis, torch.from_numpy(part.indices[unit]), rows + noise)
-                change = (GraphModule(shrunk.graph, state).eval()(inputs) - expected).abs().max()
-                assert change > 0, f"unit {unit} of {group.name} has no effect"
+                # A ReLU that happens to be off hides one perturbation, not those of both signs at several strengths.
+                assert any(
+                    bool((perturbed(shrunk, group, unit, scale)(inputs) != expected).any())
+                    for scale in (1.0, -1.0, 10.0, -10.0)
+                ), f"unit {unit} of {group.name} has no effect"
+
+
+def perturbed(shrunk: Shrunk, group: CoupledGroup, unit: int, scale: float) -> GraphModule:
+    state = {name: tensor.clone() for name, tensor in shrunk.state.items()}
+    for part in group.producers + group.affine:
+        if not part.parameter.endswith(("mean", "var", "tracked")):
+            indices = torch.from_numpy(part.indices[unit])
+            rows = state[part.parameter].index_select(part.axis, indices)
+            noise = torch.randn(rows.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+            state[part.parameter].index_copy_(part.axis, indices, rows + scale * noise)
+    return GraphModule(shrunk.graph, state).eval()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "unet"])
