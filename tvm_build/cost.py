@@ -46,8 +46,11 @@ from tvm_build.ops import (
 
 # Cycles per multiply-add instruction of 4, 8 and 16 floats, and per load, on a core with 512-bit registers; fitted.
 _CPU_CYCLES = {4: 0.55, 8: 0.55, 16: 1.0}
+_CPU_LOAD_CYCLES = 0.6
+_CPU_SPREAD_CYCLES = 0.6
 _CPU_LATENCY = 4.0
-_CPU_REGISTERS = 30
+_CPU_SPILL_CYCLES = 0.35
+_CPU_REGISTERS = 26
 _CPU_GROUP_US = 0.03
 _CPU_GHZ = 3.4
 _SPLIT_BARRIER_US = 2.0
@@ -66,7 +69,7 @@ class KernelCost:
         local_bytes: written to and read from local memory.
         memory_bytes: what must come from or go to memory at least once.
         macs_per_load: multiply-adds of scalars per 128-bit load.
-        registers: 128-bit registers of one work-item, estimated.
+        registers: 128-bit registers of one work-item, estimated; wider ones of CPUs count as several.
         work_items: of the whole launch.
         waves: of the whole launch.
         fill: share of the waves needed to hide latency that are there, at most 1.
@@ -90,7 +93,10 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class _Work:
-    """What one work-item does, and how many there are."""
+    """What one work-item does, and how many there are.
+
+    `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
+    """
 
     items: int
     groups: int
@@ -99,6 +105,9 @@ class _Work:
     narrow_loads: float
     lanes: int
     accumulators: int
+    spreads: float
+    inputs_held: int
+    tile_weight_bytes: int
     registers: int
     local_bytes: int
     memory_bytes: int
@@ -172,6 +181,9 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         narrow_loads=narrow / schedule.split,
         lanes=schedule.lanes,
         accumulators=accumulators,
+        spreads=macs / schedule.vectors / schedule.split,
+        inputs_held=inputs_held + schedule.vectors + 1,
+        tile_weight_bytes=weight_bytes // tiling.channel_tiles,
         registers=per_vector * (accumulators + 4) + inputs_held + 3,
         local_bytes=local_bytes,
         memory_bytes=weight_bytes + input_bytes + out_bytes * (2 if op.has_residual else 1),
@@ -195,6 +207,9 @@ def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
         narrow_loads=0.0,
         lanes=schedule.lanes,
         accumulators=1,
+        spreads=steps * 4,
+        inputs_held=1,
+        tile_weight_bytes=0,
         registers=8,
         local_bytes=items * 32 + (groups * in_blocks * 16 * (1 + tiles) if pooled else 0),
         memory_bytes=4 * op.in_features * op.out_features + 16 * op.batch * in_blocks * op.pooled_pixels,
@@ -233,6 +248,9 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
         narrow_loads=narrow,
         lanes=4,
         accumulators=1,
+        spreads=0.0,
+        inputs_held=1,
+        tile_weight_bytes=0,
         registers=6,
         local_bytes=items * 32 if split > 1 else 0,
         memory_bytes=outputs * 16 * (2 if isinstance(op, Pool2d | Pack | Unpack) else 1 + reads),
@@ -258,17 +276,18 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
 
 
 def _cpu(work: _Work, gpu: Gpu) -> KernelCost:
-    registers_over = max(0, work.accumulators + 2 - _CPU_REGISTERS)
-    # Scalars are broadcast as they are read; a load and a multiply-add issue side by side.
     multiply = work.vector_macs * _CPU_CYCLES[work.lanes]
     latency = work.vector_macs / work.accumulators * _CPU_LATENCY
-    loads = (work.loads + work.narrow_loads) * 0.6
-    spills = registers_over * work.vector_macs / work.accumulators
-    rounds = ceil_div(work.groups, gpu.cores) * gpu.cores
-    scale = work.items / work.groups * rounds / gpu.cores / (_CPU_GHZ * 1e3)
+    # A scalar of the input is spread over a register once for all vectors of its pixel.
+    loads = (work.loads + work.narrow_loads) * _CPU_LOAD_CYCLES + work.spreads * _CPU_SPREAD_CYCLES
+    spilled = max(0, work.accumulators + work.inputs_held - _CPU_REGISTERS)
+    spills = spilled * work.vector_macs / work.accumulators * _CPU_SPILL_CYCLES
+    rounds = ceil_div(work.groups, gpu.cores)
+    cycles = (max(multiply, latency, loads) + _EXPOSED * min(multiply, loads) + spills + 10) * work.items / work.groups
+    # A tile's weights are read again for each tile of the image, and that is not hidden where they fill a core's cache.
+    streamed = work.tile_weight_bytes * work.groups if work.tile_weight_bytes > gpu.l2_bytes // 8 else 0
     parts = {
-        "arithmetic": (max(multiply, latency, loads) + 0.25 * min(multiply, loads) + spills + 10) * scale
-        + rounds / gpu.cores * _CPU_GROUP_US,
+        "arithmetic": rounds * (cycles / (_CPU_GHZ * 1e3) + _CPU_GROUP_US) + streamed / (gpu.l2_gb_s * 1e3),
         "loads": work.local_bytes / (gpu.l2_gb_s * 1e3),
         "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3) if work.memory_bytes > gpu.l2_bytes else 0.0,
     }
