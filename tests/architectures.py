@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from structadmm.graph import Captured, capture
 
 
 def conv_bn(i: int, o: int, k: int = 3, s: int = 1, g: int = 1, act: bool = True) -> nn.Sequential:
@@ -286,3 +289,16 @@ def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 INPUT_SHAPE = (1, 3, 16, 16)
+TRACED_BATCH = 2
+
+
+@cache
+def captured(name: str) -> Captured:
+    """The named network's graph and tensors, traced once for all tests: do not modify them."""
+    return capture(build(name), (torch.zeros(TRACED_BATCH, *INPUT_SHAPE[1:]),))
+
+
+def in_float64(network: Captured) -> Captured:
+    """A copy of a network's tensors in double precision."""
+    state = {n: t.detach().double() if t.is_floating_point() else t.clone() for n, t in network.state.items()}
+    return Captured(network.graph, state)

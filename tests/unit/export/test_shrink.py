@@ -13,7 +13,7 @@ from structadmm.errors import UserError
 from structadmm.graph import Captured, CoupledGroup, GraphModule, capture
 from structadmm.graph.ir import StateRef
 from structadmm.graph.operators import ROLES
-from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build
+from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, captured, in_float64
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
 
 # Both networks add the same non-zero terms in float64; only their order and folded constants round differently.
@@ -23,7 +23,11 @@ TOLERANCE = 1e-10
 def shrunk_with_zeros(
     model: nn.Module, shape: tuple[int, ...], fraction: float, seed: int
 ) -> tuple[Captured, Removal, Shrunk]:
-    graph, state = capture(model.double(), (torch.zeros(shape, dtype=torch.float64),))
+    return zeroed(capture(model.double(), (torch.zeros(shape, dtype=torch.float64),)), fraction, seed)
+
+
+def zeroed(network: Captured, fraction: float, seed: int) -> tuple[Captured, Removal, Shrunk]:
+    graph, state = in_float64(network)
     zeros = with_structured_zeros(graph, state, fraction, seed)
     removal = remove_unused_paths(graph, zeros)
     return Captured(graph, zeros), removal, shrink(removal)
@@ -37,22 +41,22 @@ def relative_error(masked: Captured, shrunk: Shrunk, shape: tuple[int, ...]) -> 
     return float((expected - arrived).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("fraction", [0.4, 0.95])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_shrunk_architecture_computes_what_the_masked_one_does(name: str, fraction: float) -> None:
-    masked, removal, shrunk = shrunk_with_zeros(build(name), INPUT_SHAPE, fraction, seed=3)
+    masked, removal, shrunk = zeroed(captured(name), fraction, seed=3)
     assert removal.count > 0
     assert relative_error(masked, shrunk, INPUT_SHAPE) < TOLERANCE
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.3, 0.95))
 def test_a_shrunk_random_network_computes_what_the_masked_one_does(seed: int, fraction: float) -> None:
     masked, _, shrunk = shrunk_with_zeros(random_network(seed), NETWORK_INPUT, fraction, seed)
     assert relative_error(masked, shrunk, NETWORK_INPUT) < TOLERANCE
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.3, 0.9))
 def test_no_unit_without_effect_is_left(seed: int, fraction: float) -> None:
     """The probe knows nothing of graphs: it perturbs what a unit owns and looks at the output."""
@@ -89,7 +93,7 @@ def perturbed(shrunk: Shrunk, group: CoupledGroup, unit: int, scale: float) -> G
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "unet"])
 def test_every_dead_filter_of_coupled_pruning_is_gone(name: str) -> None:
-    graph, state = capture(build(name), (torch.zeros(INPUT_SHAPE),))
+    graph, state = captured(name)
     removal = remove_unused_paths(graph, state)
     zeros = {key: tensor.detach().clone() for key, tensor in state.items()}
     for group in removal.coupling.groups:
@@ -205,13 +209,13 @@ def zeroed_filter(
 
 
 def shrunk_with_zeros_of(model: nn.Module, shape: tuple[int, ...] = (1, 3, 12, 12)) -> tuple[Captured, Removal, Shrunk]:
-    captured = capture(model.double(), (torch.zeros(shape, dtype=torch.float64),))
-    removal = remove_unused_paths(*captured)
-    return captured, removal, shrink(removal)
+    network = capture(model.double(), (torch.zeros(shape, dtype=torch.float64),))
+    removal = remove_unused_paths(*network)
+    return network, removal, shrink(removal)
 
 
 def test_the_shrunk_network_trains_a_step_and_shrinks_again() -> None:
-    _, _, shrunk = shrunk_with_zeros(build("mobilenet_v2"), INPUT_SHAPE, 0.5, seed=1)
+    _, _, shrunk = zeroed(captured("mobilenet_v2"), 0.5, seed=1)
     module = GraphModule(shrunk.graph, shrunk.state).train()
     before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -226,11 +230,11 @@ def test_the_shrunk_network_trains_a_step_and_shrinks_again() -> None:
 
 
 def test_a_reshape_that_cannot_lose_channels_names_its_node() -> None:
-    captured = capture(build("resnet18").double(), (torch.zeros(INPUT_SHAPE, dtype=torch.float64),))
-    removal = remove_unused_paths(*captured)
+    network = captured("resnet18")
+    removal = remove_unused_paths(*network)
     # Two of four dimensions lose single elements: no box is left. Coupling never asks for this; the shrinker checks.
     atoms = torch.arange(4).view(2, 2)
     worker = _Shrinker(removal)
     worker.alive = torch.tensor([True, True, True, False])
     with pytest.raises(UserError, match=r"holes"):
-        worker.compact(atoms, captured.graph.nodes[1])
+        worker.compact(atoms, network.graph.nodes[1])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from structadmm.graph import CoupledGroup, Coupling, find_coupling, trace
-from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, channel_shuffle
+from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, captured, channel_shuffle
 
 
 class Net(nn.Module):
@@ -173,7 +173,7 @@ def test_prelu_slopes_belong_to_their_channels() -> None:
 
 
 def test_squeeze_and_excite_scales_share_the_channels_of_what_they_scale() -> None:
-    found = find_coupling(trace(build("se_resnet"), (torch.zeros(INPUT_SHAPE),)))
+    found = find_coupling(captured("se_resnet").graph)
     united = group(found, "1.body.2.0.weight")
     assert united is group(found, "1.se.up.weight")
     assert owned(united, "1.se.down.weight", 1) == [[u] for u in range(16)]
@@ -196,7 +196,7 @@ def test_a_mean_over_channels_freezes_them() -> None:
 
 
 def test_zero_padded_shortcuts_are_coupled() -> None:
-    found = find_coupling(trace(build("resnet20_option_a"), (torch.zeros(INPUT_SHAPE),)))
+    found = find_coupling(captured("resnet20_option_a").graph)
     assert all(g.frozen is None for g in found.producer_groups("1.body.1.0.weight"))
     shared = next(g for g in found.producer_groups("0.0.weight"))
     assert owned(shared, "1.body.1.0.weight", 0) == [[u + 4] for u in range(8)]
@@ -205,7 +205,7 @@ def test_zero_padded_shortcuts_are_coupled() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_filter_belongs_to_exactly_one_unit(name: str) -> None:
     model = build(name)
-    found = find_coupling(trace(model, (torch.zeros(INPUT_SHAPE),)))
+    found = find_coupling(captured(name).graph)
     assert len({g.name for g in found.groups}) == len(found.groups)
     claims: dict[tuple[str, int], list[int]] = {}
     for each in found.groups:
@@ -220,5 +220,6 @@ def test_every_filter_belongs_to_exactly_one_unit(name: str) -> None:
 
 
 def test_the_batch_of_the_example_does_not_matter() -> None:
-    one, five = (find_coupling(trace(build("shufflenet_v2"), (torch.zeros(n, 3, 16, 16),))) for n in (1, 5))
-    assert [(g.name, g.units, g.frozen) for g in one.groups] == [(g.name, g.units, g.frozen) for g in five.groups]
+    graph = trace(build("shufflenet_v2"), (torch.zeros(5, *INPUT_SHAPE[1:]),))
+    two, five = (find_coupling(each) for each in (captured("shufflenet_v2").graph, graph))
+    assert [(g.name, g.units, g.frozen) for g in two.groups] == [(g.name, g.units, g.frozen) for g in five.groups]

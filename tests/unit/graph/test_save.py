@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from structadmm.errors import UserError
-from structadmm.graph import GraphModule, capture
+from structadmm.graph import GraphModule
 from structadmm.graph.save import load_network, save_network
-from tests.architectures import INPUT_SHAPE, build
+from tests.architectures import INPUT_SHAPE, build, captured
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_network(tmp_path / "net.v1", GraphModule(*capture(build("shufflenet_v2"), (torch.zeros(INPUT_SHAPE),))))
+    save_network(tmp_path / "net.v1", GraphModule(*captured("shufflenet_v2")))
     return tmp_path / "net.v1"
 
 
