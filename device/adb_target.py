@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import secrets
 import shlex
@@ -37,17 +38,21 @@ from device.errors import DeviceError, TargetOfflineError, TargetTimeoutError
 from device.phone_facts import (
     IDENTITY_COMMAND,
     STATE_COMMAND,
+    STATE_FILES_COMMAND,
     PhoneIdentity,
     PhoneState,
     parse_identity,
     parse_state,
+    parse_state_files,
 )
-from device.target import ShellResult
+from device.target import ShellResult, StateFile
 from structadmm.errors import StructadmmError, UserError
 from structadmm.files import atomic_path, sha256_file
 from structadmm.progress import Reporter, SilentReporter
 
 T = TypeVar("T")
+
+LIBRARY_PATH_VARIABLE = "STRUCTADMM_LD_LIBRARY_PATH"
 
 _ATTEMPTS = 3
 _STORE = f"{WORK_DIRECTORY}/store"
@@ -79,6 +84,8 @@ class AdbTarget:
         allow_s: how long to wait for a person to allow this computer on the phone.
         io_timeout_s: how long a phone may be silent in the middle of a transfer.
         command_timeout_s: how long our own short commands (`mkdir`, `df`) may take.
+        library_path: directories where the phone's linker shall look first, such as `/vendor/lib64`, for a vendor's
+            OpenCL whose own libraries it does not find.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class AdbTarget:
         allow_s: float = 60.0,
         io_timeout_s: float = IO_TIMEOUT_S,
         command_timeout_s: float = 30.0,
+        library_path: str = "",
     ) -> None:
         self.address = address
         self._reporter = reporter or SilentReporter()
@@ -99,6 +107,7 @@ class AdbTarget:
         self._allow_s = allow_s
         self._io_timeout_s = io_timeout_s
         self._command_timeout_s = command_timeout_s
+        self._library_path = library_path
         self._connection: AdbConnection | None = None
         self._signer: Any = None
         self._lock = threading.RLock()
@@ -137,6 +146,11 @@ class AdbTarget:
     def runner_options(self) -> Sequence[str]:
         """None: a phone has one OpenCL device."""
         return ()
+
+    @property
+    def no_opencl_remedy(self) -> str:
+        """A vendor's driver may need libraries that only its own processes find."""
+        return "" if self._library_path else f"try {LIBRARY_PATH_VARIABLE}=/vendor/lib64"
 
     @property
     def program_cache(self) -> str:
@@ -186,6 +200,8 @@ class AdbTarget:
         if not argv or any("\0" in word for word in argv):
             raise UserError(f"expected a program and arguments without zero bytes, got {list(argv)!r}")
         command = shlex.join(argv)
+        if self._library_path:
+            command = f"LD_LIBRARY_PATH={shlex.quote(self._library_path)} {command}"
         with self._lock:
             # Connecting may always be tried again; running only where the caller says so.
             self._retrying(self._connected, _ATTEMPTS)
@@ -454,6 +470,10 @@ class AdbTarget:
         """Clocks, temperatures and battery, now."""
         return parse_state(self._run(STATE_COMMAND).stdout.decode(errors="replace"))
 
+    def state_files(self) -> Sequence[StateFile]:
+        """The GPU's temperature and clock, as far as the phone lets its shell read them."""
+        return parse_state_files(self._run(STATE_FILES_COMMAND).stdout.decode(errors="replace"))
+
     @contextmanager
     def fixed_performance_mode(self) -> Iterator[bool]:
         """Hold the clocks steady (Android 11 and later); yields whether the phone agreed, and switches it off after."""
@@ -461,9 +481,21 @@ class AdbTarget:
         agreed = self._run(f"{command} true").status == 0
         try:
             yield agreed
-        finally:
+        except BaseException:
             if agreed:
-                self._must_succeed(f"{command} false", "cannot leave the fixed performance mode")
+                self._leave_quietly(f"{command} false")
+            raise
+        if agreed:
+            self._must_succeed(f"{command} false", "cannot leave the fixed performance mode")
+
+    def _leave_quietly(self, command: str) -> None:
+        """Undo a setting after a failure, which is what the user must hear about; this one is only mentioned."""
+        try:
+            self._must_succeed(command, "refused")
+        except DeviceError:
+            self._reporter.say(
+                f"{self.name} stays in its fixed performance mode: restart it or run adb shell {command}"
+            )
 
     # -- connection ----------------------------------------------------------------------------------------------------
 
@@ -560,7 +592,8 @@ class _Place:
 
 def open_adb_target(device: str, *, reporter: Reporter | None = None) -> AdbTarget:
     """The phone that `--device adb:...` names; nothing is connected yet."""
-    return AdbTarget(parse_adb_address(device), reporter=reporter)
+    library_path = os.environ.get(LIBRARY_PATH_VARIABLE, "")
+    return AdbTarget(parse_adb_address(device), reporter=reporter, library_path=library_path)
 
 
 def fingerprint(signer: Any) -> str:

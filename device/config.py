@@ -24,6 +24,15 @@ class MeasureConfig(BaseModel):
     rest_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
     """Pause between rounds, against throttling."""
 
+    rest_above_c: Annotated[int, Field(ge=0, le=150)] = 75
+    """Rest before a round while the device's own sensor shows more, until it is 5 degrees cooler; 0: never."""
+
+    cooling_s: Annotated[int, Field(ge=0, le=86_400)] = 120
+    """But no longer than this in all."""
+
+    fixed_performance: bool = True
+    """Ask a phone to hold its clocks steady meanwhile (Android 11 and later)."""
+
     launch_runs: Annotated[int, Field(ge=0, le=1_000_000)] = 20
     """Further rounds that time the launches without transfers."""
 

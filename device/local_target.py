@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from device.host_facts import host_facts
 from device.opencl_drivers import OpenClDriver, find_drivers
 from device.runner_build import build_runner
 from device.runner_events import MAX_OUTPUT_BYTES, DeviceInfo, read_output
-from device.target import ShellResult
+from device.target import ShellResult, StateFile
 from structadmm.errors import UserError
 from structadmm.files import atomic_path, cache_dir
 
@@ -110,6 +111,7 @@ class LocalTarget:
 
     kind: Literal["host"] = "host"
     abi = "host"
+    no_opencl_remedy = ""
 
     def __init__(self, part: str = "") -> None:
         self.device = choose_local_device(part, find_local_devices())
@@ -148,18 +150,28 @@ class LocalTarget:
         with atomic_path(destination) as temporary:
             shutil.copyfile(path, temporary)
 
-    def shell(self, argv: Sequence[str], *, timeout_s: float) -> ShellResult:
-        """Run `argv` with the environment of this target's driver.
+    def shell(self, argv: Sequence[str], *, timeout_s: float, retry: bool = False) -> ShellResult:
+        """Run `argv` with the environment of this target's driver; there is no connection to `retry`.
 
         Raises:
             TargetTimeoutError: still running after `timeout_s`; it and its children have been killed.
             DeviceError: it printed more than `MAX_OUTPUT_BYTES`.
         """
+        del retry
         return _run(argv, self.device.driver.environment, timeout_s)
 
     def facts(self) -> dict[str, Any]:
         """CPU, clocks, temperatures, load and kernel of this machine."""
         return host_facts()
+
+    def state_files(self) -> Sequence[StateFile]:
+        """None: a computer has a clock for each core and does not say which of them an OpenCL runtime uses."""
+        return ()
+
+    @contextmanager
+    def fixed_performance_mode(self) -> Iterator[bool]:
+        """A computer has none that an ordinary user may set."""
+        yield False
 
     def close(self) -> None:
         """Remove the temporary directory."""

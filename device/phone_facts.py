@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from device.target import StateFile
+
 _KGSL = "/sys/class/kgsl/kgsl-3d0"
 _VALUE_MAX = 200
 
@@ -88,6 +90,43 @@ STATE_COMMAND = "; ".join(
 )
 
 
+# In the order of preference; the index stands for the path in what the phone prints, so no path is taken from there.
+_WATCHABLE = tuple(
+    (name, path)
+    for name, key in (("gpu_temperature_c", "gpu_temperature"), ("gpu_clock_mhz", "gpu_clock"))
+    for path in _FILES[key]
+)
+STATE_FILES_COMMAND = "; ".join(
+    [f"printf 'file{k}=%s\\n' \"$(cat {path} 2>/dev/null)\"" for k, (_, path) in enumerate(_WATCHABLE)]
+    + [
+        'z=0; while [ $z -lt 128 ]; do d=/sys/class/thermal/thermal_zone$z; case "$(cat $d/type 2>/dev/null)" in '
+        "gpu*) printf 'zone%s=%s\\n' $z \"$(cat $d/temp 2>/dev/null)\";; esac; z=$((z+1)); done"
+    ]
+)
+
+
+def parse_state_files(text: str) -> tuple[StateFile, ...]:
+    """Read what `STATE_FILES_COMMAND` printed: at most one temperature, which comes first, and one clock."""
+    values = parse_lines(text)
+    found: dict[str, StateFile] = {}
+    for k, (name, path) in enumerate(_WATCHABLE):
+        value = _number(values.get(f"file{k}"))
+        if value is not None and value > 0 and name not in found:
+            found[name] = StateFile(name, path, 1e6 if name.endswith("_mhz") else _temperature_scale(value))
+    if "gpu_temperature_c" not in found:
+        for zone in range(128):
+            value = _number(values.get(f"zone{zone}"))
+            if value is not None and _celsius(values[f"zone{zone}"]) is not None:
+                path = f"/sys/class/thermal/thermal_zone{zone}/temp"
+                found["gpu_temperature_c"] = StateFile("gpu_temperature_c", path, _temperature_scale(value))
+                break
+    return tuple(sorted(found.values(), key=lambda file: file.name != "gpu_temperature_c"))
+
+
+def _temperature_scale(value: float) -> float:
+    return 1000.0 if abs(value) >= 1000 else 1.0
+
+
 def parse_lines(text: str) -> dict[str, str]:
     """`name=value` lines of a phone; unprintable letters and long values are cut, empty values left out."""
     values: dict[str, str] = {}
@@ -158,5 +197,5 @@ def _celsius(text: str | None) -> float | None:
     value = _number(text)
     if value is None:
         return None
-    degrees = value / 1000 if abs(value) >= 1000 else value
+    degrees = value / _temperature_scale(value)
     return degrees if -40 < degrees < 150 else None

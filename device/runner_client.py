@@ -24,9 +24,10 @@ from device.runner_events import (
     Rounds,
     Run,
     Session,
+    Watched,
     read_output,
 )
-from device.target import Target
+from device.target import StateFile, Target
 from structadmm.errors import UserError
 
 Array = NDArray[Any]
@@ -49,17 +50,28 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class HeatLimit:
+    """When a measurement rests: while the first watched file shows more than `above`, until it shows `until`."""
+
+    above: float
+    until: float
+    at_most_ms: int
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """Times of bundles measured against each other.
 
     Attributes:
         rounds: the order inside each round.
         bundles: in the order they were given; their samples are in round order, so equal positions are pairs.
+        watched: what the watched files said between rounds, in their units; None: nothing was watched.
     """
 
     session: Session
     rounds: Rounds
     bundles: tuple[BundleTimes, ...]
+    watched: Watched | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Runner:
         Raises:
             RunnerError: status NO_OPENCL where there is none.
         """
-        return self._call(["info"], _START_TIMEOUT_S).all("device", DeviceInfo)
+        return self._call(["info"], _START_TIMEOUT_S, retry=True).all("device", DeviceInfo)
 
     def check(self, bundle: Path) -> Check:
         """Run the bundle's sample twice and compare with what it expects.
@@ -103,7 +115,7 @@ class Runner:
         """
         path = self._push(bundle)
         try:
-            output = self._call(["check", path, *self._options()], _START_TIMEOUT_S)
+            output = self._call(["check", path, *self._options()], _START_TIMEOUT_S, retry=True)
         except RunnerError as error:
             if error.status is RunnerStatus.CHECK:
                 raise CheckError(f"{bundle}: {error}") from None
@@ -131,7 +143,7 @@ class Runner:
             fetched = [f"{workdir}/output_{k}.npy" for k in range(_count_outputs(bundle))]
             for name in fetched:
                 options += ["--output", name]
-            output = self._call(["run", path, *options, *self._options()], _START_TIMEOUT_S)
+            output = self._call(["run", path, *options, *self._options()], _START_TIMEOUT_S, retry=True)
             arrays = []
             for k, name in enumerate(fetched):
                 self.target.pull(name, scratch / f"output_{k}.npy")
@@ -148,9 +160,13 @@ class Runner:
         rest_ms: int = 0,
         launch_runs: int = 20,
         seed: int = 0,
+        watch: Sequence[StateFile] = (),
+        heat_limit: HeatLimit | None = None,
         timeout_s: float = 3600.0,
     ) -> BenchResult:
         """Time bundles against each other: every round times each once, in an order shuffled anew.
+
+        A broken connection ends it: a measurement that started twice would have warmed the device up twice.
 
         Args:
             bundles: 1 to 16 of them; the same one may come twice.
@@ -160,6 +176,8 @@ class Runner:
             rest_ms: pause between rounds.
             launch_runs: further rounds that time the launches without transfers.
             seed: of the order.
+            watch: files to read between rounds, at most 8.
+            heat_limit: in the unit of the first of them.
             timeout_s: for all of it.
         """
         paths = [self._push(bundle) for bundle in bundles]
@@ -175,6 +193,7 @@ class Runner:
                     launch_runs=launch_runs,
                     seed=seed,
                 ),
+                *_watching(watch, heat_limit),
                 *self._options(),
             ],
             timeout_s,
@@ -182,7 +201,8 @@ class Runner:
         times = output.all("bench", BundleTimes)
         rounds = output.one("rounds", Rounds)
         _expect_complete(times, rounds, len(bundles), runs)
-        return BenchResult(output.one("session", Session), rounds, tuple(times))
+        watched = _in_units(output.one("watch", Watched), watch) if watch else None
+        return BenchResult(output.one("session", Session), rounds, tuple(times), watched)
 
     def profile(
         self, bundle: Path, *, runs: int = 20, warmup_runs: int = 3, warmup_ms: int = 0, timeout_s: float = 3600.0
@@ -197,7 +217,7 @@ class Runner:
             timeout_s: for all of it.
         """
         counts = _counts(runs=runs, warmup_runs=warmup_runs, warmup_ms=warmup_ms)
-        output = self._call(["profile", self._push(bundle), *counts, *self._options()], timeout_s)
+        output = self._call(["profile", self._push(bundle), *counts, *self._options()], timeout_s, retry=True)
         launches = tuple(output.all("launch", LaunchTime))
         return ProfileResult(output.one("session", Session), output.one("profile", ProfileSummary), launches)
 
@@ -213,15 +233,41 @@ class Runner:
         cache = ["--cache", self.target.program_cache] if self._use_program_cache else []
         return [*self.target.runner_options, *cache]
 
-    def _call(self, arguments: Sequence[str], timeout_s: float) -> Output:
+    def _call(self, arguments: Sequence[str], timeout_s: float, *, retry: bool = False) -> Output:
         if self._pushed is None:
             executable = self._executable or build_runner(self.target.abi)
             self._pushed = self.target.push(executable, "runner")
-        return read_output(self.target.shell([self._pushed, *arguments], timeout_s=timeout_s))
+        try:
+            return read_output(self.target.shell([self._pushed, *arguments], timeout_s=timeout_s, retry=retry))
+        except RunnerError as error:
+            if error.status is RunnerStatus.NO_OPENCL and self.target.no_opencl_remedy:
+                raise RunnerError(f"{error}; {self.target.no_opencl_remedy}", error.status) from None
+            raise
 
 
 def _counts(**counts: int) -> list[str]:
     return [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _watching(watch: Sequence[StateFile], limit: HeatLimit | None) -> list[str]:
+    words = [word for file in watch for word in ("--watch", file.path)]
+    if watch and limit:
+        scale = watch[0].scale
+        words += _counts(
+            hot_above=round(limit.above * scale), hot_until=round(limit.until * scale), hot_rest_ms=limit.at_most_ms
+        )
+    return words
+
+
+def _in_units(watched: Watched, watch: Sequence[StateFile]) -> Watched:
+    """The readings divided by their scales; refuses a list that is not one series for each file."""
+    if len(watched.values) != len(watch) or any(len(series) != len(watched.at_ms) for series in watched.values):
+        raise DeviceError("the runner's 'watch' line does not hold one series for each file: rebuild the runner")
+    values = tuple(
+        tuple(None if value is None else value / file.scale for value in series)
+        for file, series in zip(watch, watched.values, strict=True)
+    )
+    return watched.model_copy(update={"values": values})
 
 
 def _count_outputs(bundle: Path) -> int:

@@ -166,6 +166,22 @@ class Rounds(Event):
     order: tuple[tuple[int, ...], ...]
 
 
+class Watched(Event):
+    """Numbers read from files of the target between the timed rounds.
+
+    Attributes:
+        rests: pauses because the device was hot.
+        cooling_ms: how long they took in all.
+        at_ms: when each reading was taken, on the clock of `start_samples_ms`.
+        values: [files][readings]; None: not readable then.
+    """
+
+    rests: int
+    cooling_ms: float
+    at_ms: tuple[float, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
 class LaunchTime(Event):
     """One launch by the device's own clock. Rates are None where that clock did not tick."""
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from device.config import MeasureConfig
-from device.runner_client import BenchResult, ProfileResult, Runner
+from device.runner_client import BenchResult, HeatLimit, ProfileResult, Runner
 from device.runner_events import BundleTimes, Check
-from device.target import Target, open_target
+from device.target import StateFile, Target, open_target
+from device.throttling import Steadiness, judge
 from structadmm.errors import UserError
 from structadmm.files import write_json
 from structadmm.progress import Reporter
 
 SCHEMA = 1
 BUNDLES = ("baseline", "pruned")
+COOLER_BY_C = 5
 
 
 def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, reporter: Reporter) -> None:
@@ -35,7 +40,7 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
     for path in bundles.values():
         if not path.is_dir():
             raise UserError(f"{path} does not exist: run the build stage first")
-    target = open_target(device)
+    target = open_target(device, reporter)
     try:
         record = measure(config, bundles, target, reporter)
     finally:
@@ -46,22 +51,12 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
 def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, reporter: Reporter) -> dict[str, Any]:
     """The content of `measurement.json` for bundles on an open target."""
     runner = Runner(target, use_program_cache=config.program_cache)
-    before = target.facts()
     with reporter.task(f"measuring on {target.name}", total=2 * len(bundles) + 1) as task:
         checks = {}
         for name, path in bundles.items():
             checks[name] = runner.check(path)
             task.advance(note=f"{name} checked, off by at most {checks[name].max_abs_error:.2g}")
-        bench = runner.bench(
-            list(bundles.values()),
-            runs=config.runs,
-            warmup_runs=config.warmup_runs,
-            warmup_ms=config.warmup_ms,
-            rest_ms=config.rest_ms,
-            launch_runs=config.launch_runs,
-            seed=config.seed,
-            timeout_s=config.timeout_s,
-        )
+        bench, environment = _timed(config, list(bundles.values()), target, runner)
         task.advance(note=f"{config.runs} rounds timed")
         profiles = {}
         for name, path in bundles.items():
@@ -69,6 +64,9 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
             task.advance(note=f"{name} profiled")
     medians = {name: times.total_ms.median for name, times in zip(bundles, bench.bundles, strict=True)}
     reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
+    steadiness = _judge(bench, environment)
+    for warning in steadiness.warnings:
+        reporter.say(f"{target.name}: {warning}; absolute times are doubtful, their ratio within each round holds")
     return {
         "schema": SCHEMA,
         "device": target.name,
@@ -78,8 +76,54 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
         "checks": {name: _check_record(check) for name, check in checks.items()},
         "bench": _bench_record(bench, tuple(bundles)),
         "profiles": {name: _profile_record(profile) for name, profile in profiles.items()},
-        "environment": {"before": before, "after": target.facts()},
+        "environment": environment,
+        "steadiness": asdict(steadiness),
     }
+
+
+def _timed(
+    config: MeasureConfig, bundles: list[Path], target: Target, runner: Runner
+) -> tuple[BenchResult, dict[str, Any]]:
+    """The timed rounds, and the state of the device before, during and after them."""
+    files = target.state_files()
+    limit = None
+    if config.rest_above_c and files and files[0].name == "gpu_temperature_c":
+        above = config.rest_above_c
+        limit = HeatLimit(above, above - COOLER_BY_C, round(config.cooling_s * 1000))
+    with target.fixed_performance_mode() if config.fixed_performance else nullcontext(False) as fixed:
+        before = target.facts()
+        bench = runner.bench(
+            bundles,
+            runs=config.runs,
+            warmup_runs=config.warmup_runs,
+            warmup_ms=config.warmup_ms,
+            rest_ms=config.rest_ms,
+            launch_runs=config.launch_runs,
+            seed=config.seed,
+            watch=files,
+            heat_limit=limit,
+            timeout_s=config.timeout_s,
+        )
+        after = target.facts()
+    environment = {"before": before, "during": _during(bench, files), "after": after, "fixed_performance_mode": fixed}
+    return bench, environment
+
+
+def _during(bench: BenchResult, files: Sequence[StateFile]) -> dict[str, Any]:
+    """What was read between rounds; empty where the target has nothing to read."""
+    if bench.watched is None:
+        return {}
+    series = {file.name: list(values) for file, values in zip(files, bench.watched.values, strict=True)}
+    watched = bench.watched
+    return {"rests": watched.rests, "cooling_ms": watched.cooling_ms, "at_ms": list(watched.at_ms), **series}
+
+
+def _judge(bench: BenchResult, environment: dict[str, Any]) -> Steadiness:
+    return judge(
+        [times.total_samples_ms for times in bench.bundles],
+        environment["during"].get("gpu_clock_mhz", []),
+        environment["before"].get("gpu_max_clock_mhz"),
+    )
 
 
 def _check_record(check: Check) -> dict[str, Any]:

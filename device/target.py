@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from structadmm.errors import UserError
+from structadmm.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,21 @@ class ShellResult:
     status: int
     stdout: bytes
     stderr: bytes
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A file on the target that begins with a number about its state.
+
+    Attributes:
+        name: as `Target.facts` calls the quantity, with its unit.
+        path: on the target.
+        scale: the number divided by this is in that unit.
+    """
+
+    name: str
+    path: str
+    scale: float
 
 
 class Target(Protocol):
@@ -42,6 +59,10 @@ class Target(Protocol):
         """Options that every runner command that uses a device gets, such as `--device 0.1`."""
 
     @property
+    def no_opencl_remedy(self) -> str:
+        """What else to try here where no OpenCL library loads; may be empty."""
+
+    @property
     def program_cache(self) -> str:
         """Directory on the target where the runner keeps program binaries."""
 
@@ -62,8 +83,13 @@ class Target(Protocol):
     def pull(self, path: str, destination: Path) -> None:
         """Fetch a file from the target to `destination`, whole or not at all."""
 
-    def shell(self, argv: Sequence[str], *, timeout_s: float) -> ShellResult:
+    def shell(self, argv: Sequence[str], *, timeout_s: float, retry: bool = False) -> ShellResult:
         """Run `argv`; a non-zero exit is returned, not raised.
+
+        Args:
+            argv: program and arguments.
+            timeout_s: after this it is killed.
+            retry: whether running it twice does no harm; then a broken connection is tried again.
 
         Raises:
             TargetTimeoutError: still running after `timeout_s`; it has been killed.
@@ -73,15 +99,22 @@ class Target(Protocol):
     def facts(self) -> dict[str, Any]:
         """What it is and what state it is in now: clocks, temperature, load. Unknown facts are absent."""
 
+    def state_files(self) -> Sequence[StateFile]:
+        """What can be read while something runs: clocks and temperatures of the device that does the work."""
+
+    def fixed_performance_mode(self) -> AbstractContextManager[bool]:
+        """Hold the clocks steady inside the context; yields whether the target does."""
+
     def close(self) -> None:
         """Remove what this session left on the target and let go of it."""
 
 
-def open_target(device: str) -> Target:
+def open_target(device: str, reporter: Reporter | None = None) -> Target:
     """The target that a `--device` option names.
 
     Args:
-        device: `local`, `local:intel`, `local:pocl`, `local:PART-OF-A-NAME`.
+        device: `local`, `local:PART-OF-A-NAME`, `adb:SERIAL`, `adb:HOST:PORT` or `adb:`.
+        reporter: hears what a person has to do on a phone, and of connections made again.
 
     Raises:
         UserError: there is no such target.
@@ -95,5 +128,5 @@ def open_target(device: str) -> Target:
     if scheme == "adb":
         from device.adb_target import open_adb_target
 
-        return open_adb_target(device)
+        return open_adb_target(device, reporter=reporter)
     raise UserError(f"unknown device {device!r}: expected local, local:PART-OF-A-NAME, adb:SERIAL or adb:HOST:PORT")

@@ -21,7 +21,7 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
     """
     manifest = read_json(run_dir / "build" / "pruned.clbundle" / "manifest.json", schema=1)
     versions = {**records["train"]["versions"], **records["export"]["versions"], **manifest["versions"]}
-    session = records["measure"]["opencl"]
+    session, state = records["measure"]["opencl"], records["measure"]["environment"]
     device_fields = ("name", "vendor", "platform", "driver", "version", "type", "compute_units", "clock_mhz", "fp16")
     return {
         "structadmm": structadmm.__version__,
@@ -29,7 +29,7 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
         "versions": dict(sorted(versions.items())),
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "device": {"option": records["measure"]["device"], **{field: session[field] for field in device_fields}},
-        "state": records["measure"]["environment"],
+        "state": {name: state[name] for name in ("before", "after", "fixed_performance_mode")},
         "model": records["train"]["model"],
         "data": {field: records["train"]["data"][field] for field in ("name", "train_images", "test_images")},
         "seed": records["train"]["seed"],

@@ -11,6 +11,7 @@ def report_markdown(data: ReportData) -> str:
     """The report as GitHub-flavoured markdown."""
     result = data.result
     latency = result.latency_ms
+    warnings = [f"**Warning:** {_cell(warning)}" for warning in latency.warnings]
     lines = [
         f"## {_cell(result.name)}",
         "",
@@ -23,6 +24,7 @@ def report_markdown(data: ReportData) -> str:
         "",
         f"Speed-up {speed_up_interval(result)} on {_cell(latency.device)}: **{KIND_LABEL[latency.kind]}**.",
         "",
+        *(line for warning in warnings for line in (warning, "")),
         f"| latency ({latency.kind}) | samples | min | p10 | median | mean | p90 | p99 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]

@@ -84,7 +84,7 @@ class Latency(Record):
 
 
 class SpeedUpRecord(Record):
-    """Ratio of the median latencies, baseline over pruned, and its 95 % interval."""
+    """Median over the rounds of baseline over pruned in the same round, and its 95 % interval."""
 
     median: Positive
     ci95: tuple[Positive, Positive]
@@ -96,13 +96,18 @@ class SpeedUpRecord(Record):
 
 
 class Latencies(Record):
-    """The two networks' latencies on one device, timed in turn."""
+    """The two networks' latencies on one device, timed in turn.
+
+    Attributes:
+        warnings: why the absolute times are doubtful, such as a clock that fell; the speed-up allows for it.
+    """
 
     device: str
     kind: Literal["host", "phone"]
     baseline: Latency
     pruned: Latency
     speedup: SpeedUpRecord
+    warnings: tuple[str, ...] = ()
 
 
 class Checks(Record):

@@ -118,6 +118,7 @@ def _headline(result: Result) -> str:
     return (
         f"<h1>{escape(result.name)}</h1>\n<p class='lead'>Pruned with ADMM, compiled to OpenCL and timed against its "
         f"unpruned self on {escape(latency.device)}.</p>\n<div class='cards'>{body}</div>"
+        + "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in latency.warnings)
     )
 
 

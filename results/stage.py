@@ -119,6 +119,7 @@ def _result(
             baseline=Latency.of(spread(baseline_ms, "baseline")),
             pruned=Latency.of(spread(pruned_ms, "pruned")),
             speedup=SpeedUpRecord.of(speed_up),
+            warnings=tuple(measure["steadiness"]["warnings"]),
         ),
         checks=checks,
         tolerances=tolerances,
@@ -155,6 +156,22 @@ def _checks(export: dict[str, Any], measure: dict[str, Any]) -> tuple[Checks, Ch
     return found, allowed
 
 
+def _device_state(measure: Mapping[str, Any]) -> str:
+    """What the device was asked to do, and what its sensors said meanwhile."""
+    during, steadiness = measure["environment"]["during"], measure["steadiness"]
+    told = ["clocks held by the fixed performance mode" if measure["environment"]["fixed_performance_mode"] else ""]
+    if clock := steadiness["clock_mhz"]:
+        told.append(f"clock {clock['lowest']:.0f} to {clock['highest']:.0f} MHz between rounds")
+    temperatures = [value for value in during.get("gpu_temperature_c", []) if value is not None]
+    if temperatures:
+        told.append(f"{min(temperatures):.0f} to {max(temperatures):.0f} °C")
+    if during.get("rests"):
+        told.append(f"{during['rests']} rests of {during['cooling_ms'] / 1000:.0f} s in all because it was hot")
+    if steadiness["drift"] is not None:
+        told.append(f"slowest eighth of the rounds {steadiness['drift']:.2f} times the fastest")
+    return "; ".join(filter(None, told)) or "tells neither clock nor temperature, and too few rounds to see a drift"
+
+
 def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """How the latency was measured, for people."""
     build, measure = records["build"], records["measure"]
@@ -171,7 +188,9 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         "First run": f"{first_runs}, not counted",
         "Compiled": f"both alike: target {settings['target']}, {settings['dtype']}, {settings['schedules']} schedules",
         "Launches": launches,
-        "Interval": "95 % percentile bootstrap of the ratio of medians, resampling rounds",
+        "Speed-up": "median over the rounds of baseline / pruned of the same round, so that a drift common to both "
+        "cancels; 95 % percentile bootstrap over rounds",
+        "Device": _device_state(measure),
         "Profile": f"median of {counts['profile_runs']} inferences per launch, by the device's own clock",
     }
     if all(build["networks"][name]["predicted_ms"] > 0 for name in ("baseline", "pruned")):

@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times faster `pruned` is than `baseline`, with a 95 % confidence interval."""
+    """How many times faster `pruned` is than `baseline`: median over rounds, with a 95 % confidence interval."""
 
     median: float
     ci95: tuple[float, float]
@@ -63,14 +63,13 @@ def spread(samples: Sequence[float], what: str) -> Spread:
 def paired_speed_up(
     baseline: Sequence[float], pruned: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> SpeedUp:
-    """Ratio of the median latencies, and the percentile interval of its paired bootstrap.
+    """Median over the rounds of (baseline / pruned of the same round), and the percentile interval of its bootstrap.
 
-    The ratio of medians is what the table's two medians say, so that a reader who divides them finds the same figure;
-    a median of paired ratios would differ from it whenever the ratios are skewed. The samples were taken in
-    interleaved pairs (baseline, pruned, baseline, ...), so drift of clocks and temperature is common to a pair:
-    pairs are resampled as wholes, which keeps that dependence. The interval is the percentile method of Efron and
-    Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3; chapter 8 there treats paired data. Where the
-    clock drifts by more than the samples scatter, the interval errs to the wide side.
+    The samples were taken in rounds of one pair each, in shuffled order, so a drift of clocks and temperature is common
+    to a pair and cancels in its ratio. The ratio of the two medians has no such protection: where a phone steps its
+    clock down halfway, one median may fall among the fast rounds and the other among the slow ones. On a device that
+    holds still the two agree up to noise. Rounds are resampled as wholes; the interval is the percentile method of
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
 
     Args:
         baseline: [N] latencies of the unpruned network.
@@ -86,10 +85,11 @@ def paired_speed_up(
         raise UserError(f"baseline has {before.size} samples and pruned {after.size}, expected pairs: measure again")
     generator = np.random.default_rng(seed)
     block = max(1, BLOCK_ELEMENTS // before.size)
-    ratios = np.empty(resamples)
+    ratios = before / after  # [N], one for each round
+    medians = np.empty(resamples)
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
         chosen = generator.integers(before.size, size=(count, before.size))  # [count, N], numbers of pairs
-        ratios[start : start + count] = np.median(before[chosen], axis=1) / np.median(after[chosen], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
-    return SpeedUp(float(np.median(before) / np.median(after)), (low, high))
+        medians[start : start + count] = np.median(ratios[chosen], axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5]).tolist()
+    return SpeedUp(float(np.median(ratios)), (low, high))

@@ -24,6 +24,8 @@ def print_table(result: Result, console: Console | None = None) -> None:
         p10, p90 = milliseconds(network.p10), milliseconds(network.p90)
         console.print(f"{name}: p10 to p90 {p10} to {p90}, {network.samples} samples", markup=False)
     console.print(f"Speed-up: {speed_up_interval(result)}", markup=False)
+    for warning in latency.warnings:
+        console.print(f"Warning: {warning}", style="bold yellow", markup=False)
     console.print(f"Device: {latency.device} ({KIND_LABEL[latency.kind]})", markup=False)
     checks = [
         f"{name.replace('_', ' ')} {getattr(result.checks, name):.1e} (at most {getattr(result.tolerances, name):.0e})"

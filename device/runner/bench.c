@@ -4,7 +4,7 @@
  * with the CPU's clock because event times leave out the gaps between launches.
  */
 #include "commands.h"
-#include "statistics.h"
+#include "watch.h"
 
 struct series {
     struct network network;
@@ -21,6 +21,7 @@ struct bench {
     double *room;    /* max(runs, launch_runs) values to sort */
     uint64_t random;
     int64_t start_ns;
+    struct watch watch;
 };
 
 static double ms_since(int64_t start_ns) { return (double)(platform_now_ns() - start_ns) / 1e6; }
@@ -83,10 +84,13 @@ static int warm_up(struct bench *bench) {
 
 static int run_rounds(struct bench *bench) {
     bench->start_ns = platform_now_ns();
+    watch_begin(&bench->watch, bench->options, bench->start_ns);
     for (uint64_t round = 0; round < bench->options->runs; round++) {
         uint8_t *order = bench->orders + round * bench->count;
         shuffle(&bench->random, order, bench->count);
         if (round > 0 && bench->options->rest_ms > 0) platform_sleep_ms(bench->options->rest_ms);
+        watch_sample(&bench->watch, false);
+        watch_cool_down(&bench->watch);
         for (uint32_t i = 0; i < bench->count; i++) {
             struct series *series = &bench->series[order[i]];
             series->start_ms[round] = ms_since(bench->start_ns);
@@ -94,6 +98,7 @@ static int run_rounds(struct bench *bench) {
             if (status != STATUS_OK) return status;
         }
     }
+    watch_sample(&bench->watch, true);
     return STATUS_OK;
 }
 
@@ -141,6 +146,7 @@ static int print_orders(const struct bench *bench) {
 
 static int print_results(const struct bench *bench) {
     int status = print_orders(bench);
+    if (status == STATUS_OK) status = watch_print(&bench->watch);
     for (uint32_t i = 0; status == STATUS_OK && i < bench->count; i++) status = print_series(bench, i);
     return status;
 }

@@ -18,6 +18,10 @@ const char help_text[] =
     "  --warmup-runs N    bench, profile: at least N runs of each bundle before any is timed (10; profile 3)\n"
     "  --warmup-ms MS     bench, profile: and at least MS milliseconds of them in all (200; profile 0)\n"
     "  --rest-ms MS       bench: sleep between rounds (0)\n"
+    "  --watch FILE       bench: print the number that FILE holds between rounds, such as a clock; up to 8 times\n"
+    "  --hot-above N      bench: rest before a round while the first --watch file holds more than N (0: never)\n"
+    "  --hot-until N      bench: until it holds no more than N (0)\n"
+    "  --hot-rest-ms MS   bench: but no longer than MS milliseconds in all (60000)\n"
     "  --seed S           bench: seed of the order inside each round (0)\n"
     "  --launch-runs N    bench: then N rounds that time the launches alone, without transfers (20)\n"
     "\n"
@@ -44,6 +48,12 @@ static int add_file(const char *name, const char *value, const char **files, uin
     return STATUS_OK;
 }
 
+static int add_watched(struct options *options, const char *path) {
+    if (options->watched_count == MAX_WATCHED) return fail(STATUS_USAGE, "more than %d files to watch: choose the telling ones", MAX_WATCHED);
+    options->watched[options->watched_count++] = path;
+    return STATUS_OK;
+}
+
 static int add_bundle(struct options *options, const char *path) {
     if (options->bundle_count == MAX_BUNDLES) return fail(STATUS_USAGE, "more than %d bundles: bench fewer at a time", MAX_BUNDLES);
     options->bundles[options->bundle_count++] = path;
@@ -66,6 +76,9 @@ static int set_option(struct options *options, const char *name, const char *val
         {"--rest-ms", BENCH, &options->rest_ms, 0, 60000},
         {"--seed", BENCH, &options->seed, 0, INT64_MAX},
         {"--launch-runs", BENCH, &options->launch_runs, 0, 1000000},
+        {"--hot-above", BENCH, &options->hot_above, 0, 1000000000},
+        {"--hot-until", BENCH, &options->hot_until, 0, 1000000000},
+        {"--hot-rest-ms", BENCH, &options->hot_rest_ms, 0, 86400000},
     };
     int command = 1 << options->command;
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
@@ -80,6 +93,7 @@ static int set_option(struct options *options, const char *name, const char *val
         options->cache = value;
         return *value != 0 ? STATUS_OK : fail(STATUS_USAGE, "--cache is empty: give a directory");
     }
+    if (strcmp(name, "--watch") == 0 && command == BENCH) return add_watched(options, value);
     if (strcmp(name, "--input") == 0 && command == RUN) return add_file(name, value, options->inputs, &options->input_count);
     if (strcmp(name, "--output") == 0 && command == RUN) return add_file(name, value, options->outputs, &options->output_count);
     return fail(STATUS_USAGE, "this command has no option '%.60s': see `runner help`", name);
@@ -113,6 +127,7 @@ int options_parse(struct options *options, int count, char **words) {
     options->warmup_runs = profile ? 3 : 10;
     options->warmup_ms = profile ? 0 : 200;
     options->launch_runs = 20;
+    options->hot_rest_ms = 60000;
     for (int i = 2; status == STATUS_OK && i < count; i++) {
         if (strcmp(words[i], "--help") == 0 || strcmp(words[i], "-h") == 0) {
             options->command = COMMAND_HELP;

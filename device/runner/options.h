@@ -4,7 +4,7 @@
 
 #include "plan.h"
 
-enum { MAX_BUNDLES = 16 };
+enum { MAX_BUNDLES = 16, MAX_WATCHED = 8 };
 
 enum command { COMMAND_INFO, COMMAND_RUN, COMMAND_CHECK, COMMAND_BENCH, COMMAND_PROFILE, COMMAND_HELP };
 
@@ -14,8 +14,11 @@ struct options {
     uint32_t bundle_count;
     const char *inputs[MAX_TENSORS], *outputs[MAX_TENSORS];
     uint32_t input_count, output_count;
+    const char *watched[MAX_WATCHED];
+    uint32_t watched_count;
     const char *device, *cache; /* NULL when not given */
     uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs;
+    uint64_t hot_above, hot_until, hot_rest_ms; /* of the first watched file; 0: never hot */
 };
 
 int options_parse(struct options *options, int count, char **words);

@@ -55,6 +55,19 @@ enum read_result platform_read_file(const char *path, size_t limit, uint8_t **da
     return result;
 }
 
+double platform_read_number(const char *path) {
+    char text[64];
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor < 0) return __builtin_nan("");
+    ssize_t got = read(descriptor, text, sizeof text - 1);
+    close(descriptor);
+    if (got <= 0) return __builtin_nan("");
+    text[got] = 0;
+    char *end;
+    double value = strtod(text, &end);
+    return end != text ? value : __builtin_nan("");
+}
+
 bool platform_write(int descriptor, const void *data, size_t size) {
     const uint8_t *bytes = data;
     while (size > 0) {

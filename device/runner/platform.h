@@ -40,6 +40,9 @@ enum read_result platform_read_file(const char *path, size_t limit, uint8_t **da
 /* Writes a file under a temporary name and renames it: readers see all of it or none. */
 bool platform_write_file(const char *path, const struct span *spans, size_t count);
 
+/* The number at the start of a small file such as the kernel's under /sys; NaN where it cannot be read or holds none. */
+double platform_read_number(const char *path);
+
 bool platform_is_readable(const char *path);
 bool platform_make_directory(const char *path); /* true when it is there afterwards */
 bool platform_write(int descriptor, const void *data, size_t size);

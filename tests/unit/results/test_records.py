@@ -31,7 +31,7 @@ def test_the_file_has_every_field_of_schema_1(values: dict[str, Any]) -> None:
     for reduced in ("conv_params", "params", "macs"):
         assert set(values[reduced]) == {"dense", "pruned", "ratio"}
     assert {"dense", "pruned"} <= set(values["accuracy"])
-    assert {"device", "kind", "baseline", "pruned", "speedup"} == set(values["latency_ms"])
+    assert {"device", "kind", "baseline", "pruned", "speedup", "warnings"} == set(values["latency_ms"])
     assert {"median", "p10", "p90"} <= set(values["latency_ms"]["baseline"])
     assert set(values["latency_ms"]["speedup"]) == {"median", "ci95"}
     assert set(values["checks"]) == {"masked_vs_shrunk", "shrunk_vs_onnx", "onnx_vs_device"}

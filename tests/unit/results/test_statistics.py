@@ -47,8 +47,13 @@ def test_samples_that_do_not_pair_up_are_refused() -> None:
         paired_speed_up([1.0, 2.0], [1.0])
 
 
-def test_the_speed_up_is_the_ratio_of_the_medians() -> None:
-    assert paired_speed_up([9.0, 10.0, 30.0], [2.0, 5.0, 4.0]).median == 10.0 / 4.0
+def test_the_speed_up_is_the_median_of_the_rounds_ratios() -> None:
+    assert paired_speed_up([9.0, 10.0, 30.0], [2.0, 5.0, 4.0]).median == 9.0 / 2.0
+
+
+def test_a_clock_that_steps_down_halfway_moves_no_ratio() -> None:
+    # The medians alone would say 6 / 4: one lies among the fast rounds, the other among the slow ones.
+    assert paired_speed_up([6.0, 6.0, 6.0, 12.0, 12.0], [2.0, 2.0, 4.0, 4.0, 4.0]).median == 3.0
 
 
 def test_a_constant_ratio_has_an_interval_of_no_width_however_the_clock_drifts() -> None:
@@ -60,8 +65,7 @@ def test_a_constant_ratio_has_an_interval_of_no_width_however_the_clock_drifts()
 def test_the_interval_is_that_of_all_resamples_counted_one_by_one() -> None:
     baseline, pruned = [4.0, 5.0, 6.0, 9.0], [2.0, 2.0, 2.5, 3.0]
     every_ratio = sorted(
-        statistics.median(baseline[i] for i in chosen) / statistics.median(pruned[i] for i in chosen)
-        for chosen in itertools.product(range(4), repeat=4)
+        statistics.median(baseline[i] / pruned[i] for i in chosen) for chosen in itertools.product(range(4), repeat=4)
     )
     low, high = paired_speed_up(baseline, pruned, resamples=200_000).ci95
     # 256 equally likely resamples make a step function: the Monte-Carlo quantile falls on it or beside it by the
@@ -89,15 +93,15 @@ def test_without_drift_the_interval_covers_the_true_speed_up_about_as_often_as_i
     assert 0.92 <= coverage(0.0) <= 0.99
 
 
-def test_with_drift_common_to_both_the_interval_is_wide_rather_than_wrong() -> None:
-    assert coverage(0.3) >= 0.95
+def test_drift_common_to_both_changes_nothing_about_that() -> None:
+    assert 0.92 <= coverage(0.3) <= 0.99
 
 
 def test_the_same_samples_and_seed_give_the_same_interval_whatever_the_block_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = random.Random(0)
-    baseline, pruned = ([generator.uniform(low, low + 1) for _ in range(35)] for low in (4.0, 1.0))
+    baseline, pruned = ([generator.uniform(low, low + 1) for _ in range(36)] for low in (4.0, 1.0))
     whole = paired_speed_up(baseline, pruned, resamples=1000, seed=7)
     monkeypatch.setattr("results.statistics.BLOCK_ELEMENTS", 245)
     assert paired_speed_up(baseline, pruned, resamples=1000, seed=7) == whole
