@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from export.export_network import export_network
-from export.shrink import shrink
-from export.unused_paths import remove_unused_paths
+from export.fixed_point import shrink_fully
 from structadmm.graph import capture, find_coupling
 from train.models import build_model
 
@@ -38,8 +37,7 @@ def main() -> None:
             if tensor.ndim == 4:
                 tensor.mul_(torch.rand(1, *tensor.shape[1:]) >= 0.25)
     zeroed = time.perf_counter()
-    removal = remove_unused_paths(graph, state)
-    shrink(removal)
+    shrink_fully(graph, state)
     shrunk = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         record = export_network(model, example, Path(directory))

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from export.config import ExportConfig
+from export.fixed_point import shrink_fully
 from export.onnx_export import OnnxNetwork, export_onnx
 from export.purify import Purified, purify
-from export.shrink import Shrunk, rounded, shrink
-from export.unused_paths import Removal, remove_unused_paths
+from export.shrink import Shrunk, rounded
+from export.unused_paths import Removal
 from export.verify import Checks, random_inputs, verify
 from structadmm.errors import UserError
 from structadmm.files import write_json
@@ -94,8 +95,7 @@ def export_network(
         purified = _purify(graph, state, config, samples)
         # In float64, so that folded constants are rounded once, at the end.
         doubles = {n: t.double() if t.is_floating_point() else t for n, t in purified.state.items()}
-        removal = remove_unused_paths(graph, doubles)
-        exact = shrink(removal)
+        removal, exact = shrink_fully(graph, doubles)
         smaller = rounded(exact, torch.float32)
         task.advance(note="shrunk")
         masked = GraphModule(graph, purified.state).eval()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.shrink import shrink
-from export.unused_paths import remove_unused_paths
+from export.fixed_point import shrink_fully
 from structadmm.graph.count import Counts, count
 from structadmm.graph.ir import Graph
 
@@ -84,8 +83,7 @@ def inspect_network(graph: Graph, state: Mapping[str, Tensor]) -> NetworkReport:
         UserError: the network cannot be shrunk; names the node.
     """
     dense, masked = count(graph), count(graph, state)
-    removal = remove_unused_paths(graph, state)
-    smaller = shrink(removal)
+    removal, smaller = shrink_fully(graph, state)
     layers = []
     for before in masked.layers:
         groups = removal.coupling.producer_groups(before.parameter)

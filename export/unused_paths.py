@@ -254,15 +254,16 @@ class _Work:
                 if root in self.removed:
                     removed.setdefault(group.name, []).append(unit)
                 elif self._has_dead_filter(group, unit):
-                    why = group.frozen or self.blockers[root]
-                    kept.setdefault(group.name, {})[unit] = why
+                    kept.setdefault(group.name, {})[unit] = group.frozen or self.blockers[root]
         return Removal(self.graph, self.state, self.flow, self.coupling, removed, folded, kept)
 
     def _has_dead_filter(self, group: CoupledGroup, unit: int) -> bool:
-        return any(
-            not bool(self.state[part.parameter].index_select(part.axis, torch.from_numpy(part.indices[unit])).any())
-            for part in group.producers
-        )
+        """Whether any filter of the unit is zero; a grouped convolution's unit has several."""
+        for part in group.producers:
+            filters = self.state[part.parameter].index_select(part.axis, torch.from_numpy(part.indices[unit]))
+            if not bool(filters.movedim(part.axis, 0).flatten(1).any(dim=1).all()):
+                return True
+        return False
 
 
 def unit_roots(flow: AtomFlow, group: CoupledGroup) -> list[int]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from export.fixed_point import shrink_fully
 from export.shrink import Shrunk, _Shrinker, shrink
 from export.unused_paths import Removal, remove_unused_paths
 from structadmm.errors import UserError
@@ -29,8 +30,7 @@ def shrunk_with_zeros(
 def zeroed(network: Captured, fraction: float, seed: int) -> tuple[Captured, Removal, Shrunk]:
     graph, state = in_float64(network)
     zeros = with_structured_zeros(graph, state, fraction, seed)
-    removal = remove_unused_paths(graph, zeros)
-    return Captured(graph, zeros), removal, shrink(removal)
+    return Captured(graph, zeros), *shrink_fully(graph, zeros)
 
 
 def relative_error(masked: Captured, shrunk: Shrunk, shape: tuple[int, ...]) -> float:
@@ -174,6 +174,30 @@ def test_a_layer_with_nothing_left_keeps_one_unit() -> None:
     assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
 
 
+def test_filters_of_one_group_go_one_by_one_once_it_is_the_only_group() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten()
+    )
+    with torch.no_grad():
+        model[4].weight[:, 2:] = 0  # channels of groups 1, 2 and 3
+        model[4].weight[:, 1] = 0  # and half of group 0
+    masked, removal, shrunk = shrunk_with_zeros_of(model)
+    assert removal.removed == {"0": [1, 2, 3]}  # units of the given network: a group and its input channel
+    assert shrunk.state["2.weight"].shape == (1, 1, 3, 3)
+    assert shrunk.kept["2.weight", 0].tolist() == shrunk.kept["4.weight", 1].tolist() == [0]
+    assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
+
+
+def test_a_dead_filter_that_is_tied_to_a_living_one_is_explained() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1), nn.Flatten())
+    with torch.no_grad():
+        model[1].weight[1] = 0
+        model[1].bias[1] = 0
+    _, removal, _ = shrunk_with_zeros_of(model)
+    assert removal.removed == {}
+    assert "2 reads it" in removal.kept["0"][0]
+
+
 def test_one_living_branch_of_a_sum_keeps_the_unit() -> None:
     masked, removal, shrunk = zeroed_filter(build("resnet18"), "1.conv2.weight", 2)
     assert removal.count == 0
@@ -210,8 +234,7 @@ def zeroed_filter(
 
 def shrunk_with_zeros_of(model: nn.Module, shape: tuple[int, ...] = (1, 3, 12, 12)) -> tuple[Captured, Removal, Shrunk]:
     network = capture(model.double(), (torch.zeros(shape, dtype=torch.float64),))
-    removal = remove_unused_paths(*network)
-    return network, removal, shrink(removal)
+    return network, *shrink_fully(*network)
 
 
 def test_the_shrunk_network_trains_a_step_and_shrinks_again() -> None:
