@@ -55,7 +55,7 @@ def _cpu_conv(op: Conv2d) -> list[ConvSchedule]:
                     continue
                 for pixels in sorted(widths, reverse=True):
                     for rows in (1, 2, 4):
-                        if rows > flat.out_height or not 4 <= pixels * rows * vectors <= 24:
+                        if rows > flat.out_height or not 4 <= pixels * rows * vectors <= 16:
                             continue
                         shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "lanes": lanes}
                         found.append(_finish(op, **shape, local=1, gather=gather))
