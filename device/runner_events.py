@@ -160,9 +160,14 @@ class BundleTimes(Preparation):
 
 
 class Rounds(Event):
-    """Which bundle was timed when: one permutation of the bundles' indices for each round."""
+    """Which bundle was timed when: one permutation of the bundles' indices for each round.
+
+    Attributes:
+        start_ns: when the first round began, on the monotonic clock of the machine that ran them.
+    """
 
     seed: int
+    start_ns: int
     order: tuple[tuple[int, ...], ...]
 
 

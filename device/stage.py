@@ -136,6 +136,7 @@ def _check_record(check: Check) -> dict[str, Any]:
 def _bench_record(bench: BenchResult, names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "seed": bench.rounds.seed,
+        "start_ns": bench.rounds.start_ns,
         "bundles": list(names),
         "order": [list(order) for order in bench.rounds.order],
         "times": {name: _times_record(times) for name, times in zip(names, bench.bundles, strict=True)},

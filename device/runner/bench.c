@@ -134,6 +134,7 @@ static int print_series(const struct bench *bench, uint32_t index) {
 static int print_orders(const struct bench *bench) {
     json_begin("rounds");
     json_uint("seed", bench->options->seed);
+    json_uint("start_ns", (uint64_t)bench->start_ns);
     json_open("order", '[');
     for (uint64_t round = 0; round < bench->options->runs; round++) {
         json_open(NULL, '[');

@@ -63,6 +63,15 @@ def advance(model: ThermalModel, state: ThermalState, seconds: float, *, busy: b
     return ThermalState(temperature, state.level, since)
 
 
+@dataclass(frozen=True)
+class ClockStep:
+    """A change of the clock: when it was, on this computer's monotonic clock and on the phone's, and the new clock."""
+
+    host_ns: int
+    phone_ns: int
+    mhz: float
+
+
 class Thermals:
     """Runs a model for a phone, in its own thread between `start` and `stop`.
 
@@ -72,19 +81,19 @@ class Thermals:
         is_busy: whether a pushed program runs now.
 
     Attributes:
-        history: (this computer's monotonic seconds, clock in MHz) at each change of the clock.
+        history: every change of the clock, from the one before anything ran.
     """
 
     def __init__(self, model: ThermalModel, files: PhoneFiles, is_busy: Callable[[], bool]) -> None:
         self.model = model
         self.state = ThermalState(model.ambient_c)
-        self.history: list[tuple[float, float]] = [(time.monotonic(), model.clocks_mhz[0])]
         self._files = files
         self._is_busy = is_busy
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._clock_file = files.root / "system/etc/emulated_clock"
         now = time.monotonic_ns()
+        self.history = [ClockStep(now, now, model.clocks_mhz[0])]
         self._clock_file.write_bytes(_STATE.pack(0, 0, now, now, 1.0))
         with self._clock_file.open("r+b") as stream:
             self._clock = mmap.mmap(stream.fileno(), _STATE.size)
@@ -113,17 +122,23 @@ class Thermals:
             self.state = advance(self.model, self.state, now - last, busy=busy)
             last = now
             if self.state.level != before:
-                self._set_rate(self.model.clocks_mhz[0] / self.model.clocks_mhz[self.state.level])
-                self.history.append((now, self.model.clocks_mhz[self.state.level]))
+                self._set_clock(self.model.clocks_mhz[self.state.level])
             self._publish(busy=busy)
 
-    def _set_rate(self, rate: float) -> None:
-        """Change the speed of the phone's clock without a jump."""
+    def host_ns(self, phone_ns: float) -> float:
+        """When it was on this computer's monotonic clock at a time of the phone's: what programs measure, undone."""
+        step = next((step for step in reversed(self.history) if step.phone_ns <= phone_ns), self.history[0])
+        return step.host_ns + (phone_ns - step.phone_ns) * step.mhz / self.model.clocks_mhz[0]
+
+    def _set_clock(self, mhz: float) -> None:
+        """Change the speed of the phone's time without a jump."""
         sequence, _, host_ns, phone_ns, old_rate = _STATE.unpack(self._clock[:])
         now = time.monotonic_ns()
+        step = ClockStep(now, phone_ns + int((now - host_ns) * old_rate), mhz)
         self._clock[0:4] = struct.pack("<I", sequence + 1)
-        self._clock[8:] = struct.pack("<qqd", now, phone_ns + int((now - host_ns) * old_rate), rate)
+        self._clock[8:] = struct.pack("<qqd", step.host_ns, step.phone_ns, self.model.clocks_mhz[0] / mhz)
         self._clock[0:4] = struct.pack("<I", sequence + 2)
+        self.history.append(step)
 
     def _publish(self, *, busy: bool = False) -> None:
         clock = f"{self.model.clocks_mhz[self.state.level] * 1e6:.0f}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,9 @@ def connect(key: Path) -> Iterator[Callable[..., AdbTarget]]:
     """Makes targets with short time-outs and closes them."""
     targets: list[AdbTarget] = []
 
-    def make(phone: EmulatedPhone, *, reporter: Reporter | None = None, **options: float) -> AdbTarget:
-        chosen = {"connect_timeout_s": 2.0, "allow_s": 1.0, "io_timeout_s": 2.0, "command_timeout_s": 5.0, **options}
+    def make(phone: EmulatedPhone, *, reporter: Reporter | None = None, **options: Any) -> AdbTarget:
+        chosen = {"connect_timeout_s": 2.0, "allow_s": 1.0, "io_timeout_s": 2.0, "command_timeout_s": 5.0}
+        chosen |= options
         address = AdbAddress(host="127.0.0.1", port=phone.port)
         targets.append(AdbTarget(address, reporter=reporter, key=key, **chosen))
         return targets[-1]

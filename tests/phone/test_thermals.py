@@ -61,4 +61,4 @@ def test_a_throttled_phone_shows_its_clock_and_its_programs_measure_longer(
         assert facts["gpu_clock_mhz"] == 300.0
         assert facts["gpu_temperature_c"] > 70
         assert phone.thermals is not None
-        assert [clock for _, clock in phone.thermals.history] == [600.0, 300.0]
+        assert [step.mhz for step in phone.thermals.history] == [600.0, 300.0]
