@@ -33,31 +33,18 @@ def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A built-in model's name, or module:callable.")],
     *,
     shape: Annotated[str, typer.Option("--shape", help="The input's shape, batch first.")] = "1,3,32,32",
-    weights: Annotated[Path | None, typer.Option("--weights", help="Its weights, .safetensors.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Its weights, .safetensors or .pt.")] = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show a network's layers: sizes, what of them is zero, what shrinking would remove, and why the rest cannot go."""
     import dataclasses
 
-    import torch
-
+    from export.foreign import build_network, example_input
     from export.inspect_network import inspect_network
-    from structadmm.graph import trace
-    from structadmm.graph.save import read_tensors
-    from train.models import build_model
+    from structadmm.graph import capture
 
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-        example = torch.zeros(sizes)
-    except (ValueError, RuntimeError):
-        raise UserError(f"--shape {shape}: expected positive integers such as 1,3,32,32") from None
-    network = build_model(model, {}).eval()
-    if weights is not None:
-        try:
-            network.load_state_dict(read_tensors(weights))
-        except RuntimeError as error:
-            raise UserError(f"--weights {weights} does not fit {model}: {' '.join(str(error).split())[:200]}") from None
-    report = inspect_network(trace(network, (example,)), network.state_dict())
+    example = example_input(shape)
+    report = inspect_network(*capture(build_network(model, weights), (example,)))
     if as_json:
         _print_json({"schema": 1, **dataclasses.asdict(report)})
     else:
@@ -130,7 +117,7 @@ def bench(
     """Time bundles against each other, interleaved so that drift cancels. The others are set against the first one."""
     from results.statistics import paired_speed_up
 
-    with _runner(device) as runner:
+    with _runner(device, quiet=as_json) as runner:
         result = runner.bench(bundles, runs=runs, warmup_ms=warmup_ms)
         kind = runner.target.kind
     first = result.bundles[0].total_samples_ms
@@ -181,7 +168,7 @@ def profile(
     as_json: JsonOutput = False,
 ) -> None:
     """Time every launch of a bundle by the device's own clock, with the layer it belongs to."""
-    with _runner(device) as runner:
+    with _runner(device, quiet=as_json) as runner:
         result = runner.profile(bundle, runs=runs)
         kind = runner.target.kind
     if as_json:
@@ -220,12 +207,13 @@ def profile(
 
 
 @contextmanager
-def _runner(device: str) -> Iterator[Runner]:
-    """A runner on the device, which is closed afterwards."""
+def _runner(device: str, *, quiet: bool = False) -> Iterator[Runner]:
+    """A runner on the device, which is closed afterwards; what a phone asks for is told on standard error."""
     from device.runner_client import Runner
     from device.target import open_target
+    from pipeline.progress import console_reporter
 
-    target = open_target(device)
+    target = open_target(device, None if quiet else console_reporter())
     try:
         yield Runner(target)
     finally:

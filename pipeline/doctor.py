@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from pipeline.probe_bundle import write_probe_bundle
 from structadmm.errors import StructadmmError
 
 if TYPE_CHECKING:
-    from device.local_target import LocalDevice
+    from device.target import Target
 
 State = Literal["ok", "absent", "broken"]
 INSTALL_OPENCL = "pip install intel-opencl-rt intel-cmplr-lib-rt tbb, or on Debian apt-get install pocl-opencl-icd"
@@ -41,15 +41,19 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> Iterator[Finding]:
-    """Look at everything, one finding at a time. Nothing is installed or changed but the caches."""
+def examine(phones: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look at everything, one finding at a time. Nothing is installed or changed but the caches.
+
+    Args:
+        phones: `adb:HOST:PORT` of phones that are not on USB.
+    """
     yield _python()
     yield from _packages()
     yield _guarded("cache directory", _cache)
     yield from _compilers()
     yield _guarded("runner", _runner)
     yield from _opencl_devices()
-    yield from _phones()
+    yield from _phones(phones)
 
 
 def _python() -> Finding:
@@ -117,7 +121,7 @@ def _runner() -> Finding:
 
 def _opencl_devices() -> Iterator[Finding]:
     """Every OpenCL device of this machine, each with a kernel that is built, run and compared."""
-    from device.local_target import find_local_devices
+    from device.local_target import LocalTarget, find_local_devices
 
     try:
         found = find_local_devices()
@@ -135,7 +139,9 @@ def _opencl_devices() -> Iterator[Finding]:
             features = ", ".join(
                 text for text in ("images" if info.images else "", "fp16" if info.fp16 else "") if text
             )
-            problem = _kernel_failure(device, bundle)
+            target = LocalTarget(device.driver.name)
+            target.device = device
+            problem = _kernel_failure(target, bundle)
             working += problem is None
             if problem is None:
                 detail = f"{name} ({info.type}; {features or 'buffers only'}): a kernel was built, run and was right"
@@ -147,13 +153,10 @@ def _opencl_devices() -> Iterator[Finding]:
         yield Finding("OpenCL", "broken", "no device on this machine runs a kernel", INSTALL_OPENCL)
 
 
-def _kernel_failure(device: LocalDevice, bundle: Path) -> str | None:
+def _kernel_failure(target: Target, bundle: Path) -> str | None:
     """Why the device does not run the probe's kernel, or None."""
-    from device.local_target import LocalTarget
     from device.runner_client import Runner
 
-    target = LocalTarget(device.driver.name)
-    target.device = device
     try:
         Runner(target, use_program_cache=False).check(bundle)
     except StructadmmError as error:
@@ -163,24 +166,25 @@ def _kernel_failure(device: LocalDevice, bundle: Path) -> str | None:
     return None
 
 
-def _phones() -> Iterator[Finding]:
-    """Phones on USB. None at all is no fault: everything but phone timings works without."""
-    from device.adb_usb import list_usb_phones
+def _phones(named: Sequence[str]) -> Iterator[Finding]:
+    """Phones on USB and those named. None at all is no fault: everything but phone timings works without."""
+    from device.phone_report import ask_phone, connect_phone, find_phones
 
-    try:
-        phones = list_usb_phones()
-    except StructadmmError as error:
-        yield Finding("phones", "absent", str(error))
-        return
-    except OSError as error:
-        yield Finding("phones", "absent", f"USB cannot be read: {error}")
-        return
-    for phone in phones:
-        if phone.problem:
-            yield Finding(f"phone at {phone.bus}", "absent", phone.problem, "see the text")
-        else:
-            yield Finding(f"phone {phone.serial}", "ok", f"on USB: --device adb:{phone.serial}")
-    if not phones:
+    found, usb_problem = find_phones(list(named))
+    if usb_problem:
+        yield Finding("phones on USB", "absent", usb_problem)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = write_probe_bundle(Path(scratch))
+        for device, known_problem in found:
+            report = ask_phone(device, known_problem)
+            problem = report.problem or _kernel_failure(connect_phone(device), bundle)
+            if problem:
+                told = "" if report.identity is None else f"{report.summary}: "
+                yield Finding(f"phone {device}", "absent", f"{told}{problem}", "docs/phone.md lists what to do")
+            else:
+                detail = f"{report.summary}: a kernel was built, run and was right"
+                yield Finding(f"phone {device}", "ok", detail)
+    if not found:
         remedy = "plug a phone in, switch on USB debugging in its developer options, and accept this computer's key"
         yield Finding("phones", "absent", "none on USB; only phone timings need one", remedy)
 

@@ -10,8 +10,13 @@ from typing import Annotated
 import typer
 
 from structadmm.errors import UserError
+from structadmm.progress import Reporter
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Phones = Annotated[
+    list[str] | None,
+    typer.Option("--device", metavar="adb:HOST:PORT", help="Also this phone; those on USB are found without."),
+]
 
 MARKS = {"ok": "ok    ", "absent": "absent", "broken": "BROKEN"}
 
@@ -26,15 +31,15 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runner, name="runner")
 
 
-def doctor(as_json: JsonOutput = False) -> None:
-    """Look at this machine: packages, compilers, OpenCL devices (a kernel is run on each), phones.
+def doctor(phones: Phones = None, as_json: JsonOutput = False) -> None:
+    """Look at this machine: packages, compilers, OpenCL devices and phones (a kernel is run on each).
 
     Says how to install what is missing. Exits with 1 if something that the demo needs is broken.
     """
     from pipeline.doctor import examine
 
     findings = []
-    for finding in examine():
+    for finding in examine(phones or []):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{MARKS[finding.state]}  {finding.subject}: {finding.detail}")
@@ -52,23 +57,20 @@ def doctor(as_json: JsonOutput = False) -> None:
         raise typer.Exit(1)
 
 
-def devices(as_json: JsonOutput = False) -> None:
+def devices(phones: Phones = None, as_json: JsonOutput = False) -> None:
     """List the OpenCL devices of this machine and the phones on USB, by the names that --device takes."""
-    from device.adb_usb import list_usb_phones
     from device.local_target import find_local_devices
+    from device.phone_report import ask_phone, find_phones
 
+    named, usb_problem = find_phones(phones or [])
     found = find_local_devices()
-    try:
-        phones = list_usb_phones()
-        usb_problem = ""
-    except (UserError, OSError) as error:
-        phones, usb_problem = [], str(error)
+    reports = [ask_phone(device, problem, _prompts()) for device, problem in named]
     if as_json:
         value = {
             "schema": 1,
             "local": [{"device": device.name, **device.info.model_dump(mode="json")} for device in found.devices],
             "failures": dict(found.failures),
-            "phones": [dataclasses.asdict(phone) for phone in phones],
+            "phones": [dataclasses.asdict(report) for report in reports],
             "usb_problem": usb_problem,
         }
         typer.echo(json.dumps(value, indent=2))
@@ -78,12 +80,17 @@ def devices(as_json: JsonOutput = False) -> None:
         typer.echo(f"{device.name:<16} {info.name}, {info.platform}, driver {info.driver} ({info.type})")
     for driver, why in found.failures.items():
         typer.echo(f"{'-':<16} driver {driver} shows no device: {why}")
-    for phone in phones:
-        typer.echo(
-            f"adb:{phone.serial or '?':<12} phone on USB {phone.bus}{': ' + phone.problem if phone.problem else ''}"
-        )
-    if not found.devices and not phones:
+    for report in reports:
+        typer.echo(f"{report.device:<16} {report.summary}")
+    if not found.devices and not reports:
         raise UserError("no OpenCL device and no phone found: `structadmm doctor` says what to install")
+
+
+def _prompts() -> Reporter:
+    """Tells a person, on standard error, to tap Allow on a phone."""
+    from pipeline.progress import console_reporter
+
+    return console_reporter()
 
 
 def build_runner(

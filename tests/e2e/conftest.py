@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -88,9 +89,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory that went through undisturbed."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = structadmm("run", config, "--out", out)
-    assert done.status == 0, done.stderr
-    assert str(out / "report" / "report.html") in done.stdout
+    """A run directory that went through undisturbed; the processes of a test session share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = shared / "undisturbed"
+    with (shared / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process makes it while the others wait
+        if not (out / "report" / "report.html").exists():
+            done = structadmm("run", config, "--out", out)
+            assert done.status == 0, done.stderr
+            assert str(out / "report" / "report.html") in done.stdout
     return out
