@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.export_command import export
 from structadmm.progress import Reporter, SilentReporter
 
 Device = Annotated[str, typer.Option("--device", help="Where bundles are measured: `local` is this machine's OpenCL.")]
@@ -23,9 +24,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(demo)
     app.command()(run)
+    app.command()(export)
     for stage, help_text in (
         ("train", "Train and prune: the first stage of a run directory."),
-        ("export", "Shrink the pruned network and save both networks as ONNX, verified."),
         ("build", "Compile both networks to bundles."),
         ("measure", "Time both bundles on a device."),
         ("report", "Write result.json, report.html and report.md."),

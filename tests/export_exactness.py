@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ from export.onnx_export import OnnxNetwork, export_onnx
 from export.shrink import Shrunk, rounded
 from export.unused_paths import remove_unused_paths
 from export.verify import MASKED_VS_SHRUNK, MASKED_VS_SHRUNK_DOUBLE, SHRUNK_VS_ONNX, random_inputs, verify
-from structadmm.graph import Captured, GraphModule, capture
-from structadmm.graph.operators import ROLES
+from structadmm.graph import Captured, Graph, GraphModule, capture
 from tests.architectures import in_float64
 from tests.full_size_architectures import FULL_SIZE
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
 
-# A ReLU that happens to be off hides one perturbation, not those of both signs at several strengths.
+SATURATING = ("aten.relu.default", "aten.hardtanh.default", "aten.hardsigmoid.default", "aten.hardswish.default")
+# A ReLU that happens to be off hides one perturbation, but hardly those of both signs at several strengths.
 PROBES = (1.0, -1.0, 10.0, -10.0, 1000.0, -1000.0)
 
 
@@ -156,43 +158,78 @@ def probe(shrunk: Shrunk, units: int | None, seed: int) -> tuple[int, dict[str, 
                 explained |= {(part.parameter, part.axis, int(index)): why for index in part.indices[unit]}
     if again.count:
         raise AssertionError(f"shrinking again removes {again.count} more units")
+    unit_of = {
+        (part.parameter, part.axis, int(index)): [(p.parameter, p.axis, p.indices[unit]) for p in group.producers]
+        for group in again.coupling.groups
+        for part in group.producers
+        for unit in range(group.units)
+        for index in part.indices[unit]
+    }
     filters = []
     stay: Counter[str] = Counter()
-    for node in shrunk.graph.nodes:
-        if ROLES.get(node.op) not in ("conv", "conv_transpose", "linear"):
-            continue
-        name = node.args[1].name
-        axis = 1 if ROLES[node.op] == "conv_transpose" and (name, 1) in again.flow.axes else 0
-        for index in range(shrunk.state[name].shape[axis]):
-            why = explained.get((name, axis, index))
-            dead = not bool(shrunk.state[name].select(axis, index).any())
-            if dead and why is None:
-                raise AssertionError(f"filter {index} of {name} is zero and nothing says why it stays")
-            if why is None:
-                filters.append((name, axis, index))
-            elif dead:
-                stay[" ".join(word for word in why.split() if not any(c.isdigit() for c in word))[:60]] += 1
+    for name, axis, index in unit_of:
+        why = explained.get((name, axis, index))
+        dead = not bool(shrunk.state[name].select(axis, index).any())
+        if dead and why is None:
+            raise AssertionError(f"filter {index} of {name} is zero and nothing says why it stays")
+        if why is None:
+            filters.append((name, axis, index))
+        elif dead:
+            stay[" ".join(word for word in why.split() if not any(c.isdigit() for c in word))[:60]] += 1
     chosen = filters if units is None else random.Random(seed).sample(filters, min(units, len(filters)))
-    module = GraphModule(shrunk.graph, {key: tensor.clone() for key, tensor in shrunk.state.items()}).eval()
     shape = shrunk.graph.inputs[0].shape
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(24 if units is None else 2, *shape[1:], dtype=torch.float64, generator=generator)
     inputs[len(inputs) // 2 :] *= 10
-    with torch.no_grad():
-        expected = module(inputs)
-        for name, axis, index in chosen:
-            part = module.get_parameter(name).select(axis, index)
-            before, noise = part.clone(), torch.randn(part.shape, dtype=torch.float64, generator=generator)
-            changed = False
+    real, linear = (
+        Probe(shrunk.graph, shrunk.state, inputs),
+        Probe(without_saturation(shrunk.graph), shrunk.state, inputs),
+    )
+    for name, axis, index in chosen:
+        alone, together = [(name, axis, [index])], unit_of[name, axis, index]
+        if real.matters(alone) or linear.matters(alone):
+            continue
+        if len(together) == 1 or not (real.matters(together) or linear.matters(together)):
+            raise AssertionError(f"filter {index} of {name} has no effect on the output")
+        # Its result is not used, but the same channel of a tensor it is added to or multiplied with is.
+        stay["tied to a filter that matters"] += 1
+    return len(chosen), dict(stay.most_common(4))
+
+
+class Probe:
+    """Perturbs weights of a network and watches its output."""
+
+    def __init__(self, graph: Graph, state: dict[str, Tensor], inputs: Tensor) -> None:
+        self.module = GraphModule(graph, {key: tensor.clone() for key, tensor in state.items()}).eval()
+        self.inputs = inputs
+        with torch.no_grad():
+            self.expected = self.module(inputs)
+
+    def matters(self, parts: Sequence[tuple[str, int, Sequence[int]]]) -> bool:
+        """Whether any of a few perturbations of these slices changes the output."""
+        slices = [(self.module.get_parameter(name).data, axis, torch.as_tensor(rows)) for name, axis, rows in parts]
+        before = [tensor.index_select(axis, rows) for tensor, axis, rows in slices]
+        changed = False
+        with torch.no_grad():
             for scale in PROBES:
-                part.copy_(before + scale * noise)
-                changed = bool((module(inputs) != expected).any())
+                for (tensor, axis, rows), old in zip(slices, before, strict=True):
+                    noise = torch.randn(old.shape, dtype=old.dtype, generator=torch.Generator().manual_seed(7))
+                    tensor.index_copy_(axis, rows, old + scale * noise)
+                changed = bool((self.module(self.inputs) != self.expected).any())
+                for (tensor, axis, rows), old in zip(slices, before, strict=True):
+                    tensor.index_copy_(axis, rows, old)
                 if changed:
                     break
-            part.copy_(before)
-            if not changed:
-                raise AssertionError(f"filter {index} of {name} has no effect on the output")
-    return len(chosen), dict(stay.most_common(4))
+        return changed
+
+
+def without_saturation(graph: Graph) -> Graph:
+    """`graph` with its ReLUs and clamps let everything through: one that happens to be off hides what is before it."""
+    nodes = [
+        replace(node, op="aten.alias.default", args=node.args[:1], kwargs={}) if node.op in SATURATING else node
+        for node in graph.nodes
+    ]
+    return replace(graph, nodes=tuple(nodes))
 
 
 if __name__ == "__main__":
