@@ -44,12 +44,19 @@ class Rates:
             return self._sparsity
         return first_match(self._sparsity, layer)
 
-    def of_group(self, layers: Iterable[str]) -> float | None:
+    def of_group(self, layers: Iterable[str], name: str = "") -> float | None:
         """The common rate of coupled layers; layers that no pattern names follow the others.
 
+        Args:
+            layers: whose filters the group consists of.
+            name: of the group; a rate for exactly this name counts before those of the layers. A layer whose output is
+                split has several groups.
+
         Raises:
-            UserError: two of them are given different rates.
+            UserError: two of the layers are given different rates.
         """
+        if isinstance(self._sparsity, Mapping) and name in self._sparsity:
+            return self._sparsity[name]
         given = {layer: rate for layer in layers if (rate := self.of_layer(layer)) is not None}
         if len(set(given.values())) > 1:
             told = ", ".join(f"{layer} = {rate}" for layer, rate in given.items())

@@ -39,6 +39,8 @@ class DataConfig(_Section):
         verify: refuse files whose checksum is not the published one.
         download: fetch absent files.
         augment: apply the data set's augmentation to the training images.
+        held_out: fraction of the training images that are not trained on: the sensitivity of layers is measured on
+            them, never on test images. By default 0.05 when a round has a `target`, else 0.
         kwargs: arguments of a `module:callable`.
     """
 
@@ -47,6 +49,7 @@ class DataConfig(_Section):
     verify: bool = True
     download: bool = True
     augment: bool = True
+    held_out: Fraction | None = None
     kwargs: dict[str, Any] = {}
 
 
@@ -88,6 +91,38 @@ class DenseConfig(_Section):
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
 
 
+class TargetConfig(_Section):
+    """A budget for the whole network at the end of a round; the rate of every layer follows from its sensitivity.
+
+    Met within 2 % where the size of a unit allows it, and never exceeded. The rates are printed, and recorded in
+    `pruning.json`, in the form that `sparsity` takes.
+
+    Attributes:
+        measure: what the budget is about: weights of convolutions, all parameters, multiply-accumulates of one image,
+            or the latency of one image by `costs`.
+        reduction: how many times less than the dense network has.
+        limit: an absolute budget instead, in the measure's unit (for a latency the unit of `costs`).
+        costs: JSON table of what each layer costs (docs/training.md), for a latency.
+        least_kept: fraction of a layer's living units that always stays.
+        images: held-out images that sensitivity is measured on, at most.
+    """
+
+    measure: Literal["conv_params", "params", "macs", "latency"]
+    reduction: Annotated[float, Field(gt=1.0)] | None = None
+    limit: Annotated[float, Field(gt=0.0)] | None = None
+    costs: Path | None = None
+    least_kept: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    images: Annotated[int, Field(ge=1)] = 256
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TargetConfig:
+        if (self.reduction is None) == (self.limit is None):
+            raise ValueError("a target has either a reduction (such as 4.0) or a limit: give one of them")
+        if (self.costs is not None) != (self.measure == "latency"):
+            raise ValueError("costs is the table of a latency target: give it with measure = 'latency', and only then")
+        return self
+
+
 class RoundConfig(_Section):
     """One ADMM round: regularise towards a sparsity, prune hard, retrain under the mask.
 
@@ -96,10 +131,11 @@ class RoundConfig(_Section):
         sparsity: fraction of the units *still alive when the round starts* that it removes, so that rounds multiply:
             0.5 after 0.5 leaves a quarter. One number for every eligible layer, or layer name patterns
             (`"layer3.*"`, the first that matches counts) with a number each; layers that no pattern matches stay.
+        target: a budget for the network instead of `sparsity`.
         block: kept columns come as aligned groups of this many input channels (columns only).
         multiple: kept filters or channels are rounded up to a multiple of this, as many as are alive.
         first_layer: prune the first convolution too, and filters that are coupled with its filters.
-            Only for a single `sparsity`; patterns name what they mean.
+            Only for a single `sparsity` or a `target`; patterns name what they mean.
         linear: prune units that linear layers produce, too (hidden layers of a classifier).
         admm_epochs: epochs under the ADMM penalty.
         update_every: epochs between two updates of Z and U.
@@ -116,7 +152,8 @@ class RoundConfig(_Section):
     """
 
     structure: Structure
-    sparsity: Fraction | dict[str, Fraction]
+    sparsity: Fraction | dict[str, Fraction] | None = None
+    target: TargetConfig | None = None
     block: Annotated[int, Field(ge=1)] = 1
     multiple: Annotated[int, Field(ge=1)] = 1
     first_layer: bool = False
@@ -136,13 +173,17 @@ class RoundConfig(_Section):
 
     @field_validator("sparsity")
     @classmethod
-    def _some_layer(cls, sparsity: float | dict[str, float]) -> float | dict[str, float]:
+    def _some_layer(cls, sparsity: float | dict[str, float] | None) -> float | dict[str, float] | None:
         if isinstance(sparsity, dict) and not sparsity:
             raise ValueError("no layer is named: give a number in [0, 1) or patterns such as {'layer3.*' = 0.5}")
         return sparsity
 
     @model_validator(mode="after")
     def _options_fit_the_structure(self) -> RoundConfig:
+        if (self.sparsity is None) == (self.target is None):
+            raise ValueError("a round has either a sparsity (such as 0.5) or a target: give one of them")
+        if self.target is not None and self.structure == "nonstructured":
+            raise ValueError("single weights save no filter and no column: give sparsity instead of target")
         if self.block != 1 and self.structure != "column":
             raise ValueError(f"block={self.block} is for columns, the round's structure is {self.structure!r}: drop it")
         if self.multiple != 1 and self.structure not in ("filter", "channel"):

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from structadmm.graph import AxisSlice, CoupledGroup
-from train.project import Member, Projection, project_columns, project_group, project_nonstructured, units_mask
+from train.project import (
+    Member,
+    Projection,
+    column_scores,
+    group_scores,
+    project_columns,
+    project_group,
+    project_nonstructured,
+    ranking,
+    units_mask,
+)
 
 
 class ConstraintProjection(NamedTuple):
@@ -38,6 +48,9 @@ class Constraint(Protocol):
     def project(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ConstraintProjection:
         """Nearest point of S to `tensors`, within the existing `masks`."""
 
+    def ranking(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Living units in the order in which projections keep them, int64 [number alive]."""
+
 
 @dataclass(frozen=True)
 class LayerConstraint:
@@ -63,6 +76,15 @@ class LayerConstraint:
             projection = project_nonstructured(weight, self.keep, mask)
         return ConstraintProjection({self.parameter: projection}, None)
 
+    def ranking(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Living units in the order in which projections keep them, int64 [number alive]."""
+        weight, mask = tensors[self.parameter], masks.get(self.parameter)
+        if self.structure == "column":
+            scores, alive = column_scores(weight, mask, self.block)
+            return ranking(scores.flatten(), alive.flatten())
+        alive = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        return ranking(weight.double().abs().flatten(), alive.flatten())
+
 
 @dataclass(frozen=True)
 class GroupConstraint:
@@ -87,16 +109,7 @@ class GroupConstraint:
 
     def project(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ConstraintProjection:
         """Nearest point of S to `tensors`, within the existing `masks`."""
-        shares = [
-            Member(
-                tensors[member.parameter],
-                member.axis,
-                torch.as_tensor(member.indices, device=tensors[member.parameter].device),
-                masks.get(member.parameter),
-            )
-            for member in self.members
-        ]
-        projected, kept = project_group(shares, self.keep)
+        projected, kept = project_group(self._shares(tensors, masks), self.keep)
         combined: dict[str, Projection] = {}
         for member, projection in zip(self.members, projected, strict=True):
             # One tensor can be two members, such as a convolution whose output is added to a shuffled copy of itself.
@@ -107,6 +120,21 @@ class GroupConstraint:
                 mask = earlier.mask & projection.mask
                 combined[member.parameter] = Projection(earlier.tensor.where(mask, earlier.tensor.new_zeros(())), mask)
         return ConstraintProjection(combined, kept)
+
+    def ranking(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Living units in the order in which projections keep them, int64 [number alive]."""
+        return ranking(*group_scores(self._shares(tensors, masks)))
+
+    def _shares(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Member]:
+        return [
+            Member(
+                tensors[member.parameter],
+                member.axis,
+                torch.as_tensor(member.indices, device=tensors[member.parameter].device),
+                masks.get(member.parameter),
+            )
+            for member in self.members
+        ]
 
     def removal_masks(self, shapes: Mapping[str, Sequence[int]], kept: Tensor) -> dict[str, Tensor]:
         """Support of every parameter that the group touches once the units outside `kept` are gone.

@@ -278,6 +278,12 @@ class Loop:
                 )
         return float(sum(values))
 
+    def inference_batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Normalise uint8 images batch by batch, on the model's device and in its memory format."""
+        for part in torch.split(images, _EVALUATION_BATCH):
+            found = self.dataset.normalised(part.to(self._accelerator.device))
+            yield found.contiguous(memory_format=self._format)
+
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
         """Classify all test images in evaluation mode."""
@@ -286,10 +292,10 @@ class Loop:
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         share = range(total * rank // processes, total * (rank + 1) // processes)
         correct = torch.zeros((), dtype=torch.int64, device=self._accelerator.device)
-        for begin in range(share.start, share.stop, _EVALUATION_BATCH):
-            part = slice(begin, min(begin + _EVALUATION_BATCH, share.stop))
-            images = self.dataset.normalised(self.dataset.test_images[part]).contiguous(memory_format=self._format)
-            correct += (self.model(images).argmax(dim=1) == self.dataset.test_labels[part]).sum()
+        images = self.dataset.test_images[share.start : share.stop]
+        labels = torch.split(self.dataset.test_labels[share.start : share.stop], _EVALUATION_BATCH)
+        for inputs, expected in zip(self.inference_batches(images), labels, strict=True):
+            correct += (self.model(inputs).argmax(dim=1) == expected).sum()
         if processes > 1:
             correct = self._accelerator.reduce(correct, reduction="sum")
         return Evaluation(int(correct), total)

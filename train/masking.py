@@ -27,15 +27,7 @@ def hard_prune(model: nn.Module, constraints: Sequence[Constraint], masks: Mappi
     pruned = dict(masks)
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
-    shapes = {name: tensor.shape for name, tensor in (parameters | buffers).items()}
-    constrained = {name: parameters[name].detach() for constraint in constraints for name in constraint.parameters}
-    projections, kept = project_all(constraints, constrained, masks)
-    supports = [(name, projection.mask) for name, projection in projections.items()]
-    for constraint, units in zip(constraints, kept, strict=True):
-        if isinstance(constraint, GroupConstraint):
-            if units is None:
-                raise InvariantError(f"the projection of group {constraint.name} does not say which units it keeps")
-            supports.extend(constraint.removal_masks(shapes, units).items())
+    supports = removal_supports(constraints, {**parameters, **buffers}, masks)
     for name, mask in supports:
         if name in buffers:
             # Running statistics of a dead filter: a BatchNorm without affine parameters would emit -mean / std.
@@ -45,6 +37,29 @@ def hard_prune(model: nn.Module, constraints: Sequence[Constraint], masks: Mappi
         pruned[name] = pruned[name] & mask if name in pruned else mask
         parameters[name].masked_fill_(~pruned[name], 0.0)
     return pruned
+
+
+@torch.no_grad()
+def removal_supports(
+    constraints: Sequence[Constraint], state: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> list[tuple[str, Tensor]]:
+    """What a hard prune leaves of each tensor of the model that loses something: (name, bool mask), names may repeat.
+
+    Args:
+        constraints: of the round.
+        state: the model's parameters and buffers by name; not modified.
+        masks: supports from earlier rounds, by parameter name.
+    """
+    constrained = {name: state[name].detach() for constraint in constraints for name in constraint.parameters}
+    projections, kept = project_all(constraints, constrained, masks)
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    supports = [(name, projection.mask) for name, projection in projections.items()]
+    for constraint, units in zip(constraints, kept, strict=True):
+        if isinstance(constraint, GroupConstraint):
+            if units is None:
+                raise InvariantError(f"the projection of group {constraint.name} does not say which units it keeps")
+            supports.extend(constraint.removal_masks(shapes, units).items())
+    return supports
 
 
 class MaskedTraining:

@@ -56,10 +56,15 @@ def kept_units(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
     units = scores.numel()
     if not 1 <= keep <= units:
         raise ValueError(f"keep={keep} is outside [1, {units}]")
-    ranking = scores.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
     kept = torch.zeros_like(alive)
-    kept[ranking[:keep]] = True
-    return kept & alive
+    kept[ranking(scores, alive)[:keep]] = True
+    return kept
+
+
+def ranking(scores: Tensor, alive: Tensor) -> Tensor:
+    """The living units from the greatest score to the least, ties by index: int64 [number alive]."""
+    order = scores.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
+    return order[: int(alive.sum())]
 
 
 def project_filters(weight: Tensor, keep: int, mask: Tensor | None = None) -> Projection:
@@ -97,19 +102,21 @@ def project_columns(weight: Tensor, keep: int, mask: Tensor | None = None, block
     """
     if block < 1:
         raise ValueError(f"block={block} is not positive")
-    _, in_channels, height, width = weight.shape
-    units = column_units(weight.shape, block)
-    _check_keep(keep, units, weight)
-    alive_weight = _within(weight, mask)
-    squares = alive_weight.double().square().sum(dim=0)  # [I, kh, kw]
-    alive = torch.ones_like(squares, dtype=torch.bool) if mask is None else mask.any(dim=0)
-    block_of = torch.arange(in_channels, device=weight.device) // block
-    blocks = -(-in_channels // block)
-    scores = squares.new_zeros(blocks, height, width).index_add_(0, block_of, squares)
-    block_alive = squares.new_zeros(blocks, height, width).index_add_(0, block_of, alive.double()) > 0
-    kept = kept_units(scores.flatten(), block_alive.flatten(), keep).view(blocks, height, width)
+    _check_keep(keep, column_units(weight.shape, block), weight)
+    scores, alive = column_scores(weight, mask, block)
+    kept = kept_units(scores.flatten(), alive.flatten(), keep).view(scores.shape)
+    block_of = torch.arange(weight.shape[1], device=weight.device) // block
     support = kept[block_of].expand_as(weight)
-    return _restrict(alive_weight, support, mask)
+    return _restrict(_within(weight, mask), support, mask)
+
+
+def column_scores(weight: Tensor, mask: Tensor | None = None, block: int = 1) -> tuple[Tensor, Tensor]:
+    """Squared norm (float64) and life (bool) of every column unit, both [ceil(I / block), kh, kw]."""
+    squares = _within(weight, mask).double().square().sum(dim=0)  # [I, kh, kw]
+    alive = torch.ones_like(squares, dtype=torch.bool) if mask is None else mask.any(dim=0)
+    block_of = torch.arange(len(squares), device=weight.device) // block
+    empty = squares.new_zeros(-(-len(squares) // block), *squares.shape[1:])
+    return empty.index_add(0, block_of, squares), empty.index_add(0, block_of, alive.double()) > 0
 
 
 def column_units(shape: Sequence[int], block: int = 1) -> int:
@@ -146,7 +153,18 @@ def project_group(members: Sequence[Member], keep: int) -> tuple[tuple[Projectio
     if any(member.indices.shape[0] != units for member in members):
         raise ValueError(f"members have {[member.indices.shape[0] for member in members]} units, expected as many each")
     _check_keep(keep, units, *(member.tensor for member in members))
-    device = members[0].tensor.device
+    scores, alive = group_scores(members)
+    kept = kept_units(scores, alive, keep)
+    projections = tuple(
+        _restrict(member.tensor, units_mask(member.tensor.shape, member.axis, member.indices, kept), member.mask)
+        for member in members
+    )
+    return projections, kept
+
+
+def group_scores(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
+    """Squared joint norm (float64) and life (bool) of every unit of a group, both [units]."""
+    units, device = len(members[0].indices), members[0].tensor.device
     scores = torch.zeros(units, dtype=torch.float64, device=device)
     alive = torch.zeros(units, dtype=torch.bool, device=device)
     for member in members:
@@ -156,12 +174,7 @@ def project_group(members: Sequence[Member], keep: int) -> tuple[tuple[Projectio
             alive[:] = True
         else:
             alive |= slices_along(member.mask, member.axis).any(dim=1)[member.indices].any(dim=1)
-    kept = kept_units(scores, alive, keep)
-    projections = tuple(
-        _restrict(member.tensor, units_mask(member.tensor.shape, member.axis, member.indices, kept), member.mask)
-        for member in members
-    )
-    return projections, kept
+    return scores, alive
 
 
 def units_mask(shape: Sequence[int], axis: int, indices: Tensor, kept: Tensor) -> Tensor:

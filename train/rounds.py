@@ -82,24 +82,30 @@ class RoundPlan:
         return {name: first_match(config.rho_layers, layer_name(name)) or config.rho for name in names}
 
 
-def plan_round(config: RoundConfig, network: Network, masks: Mapping[str, Tensor]) -> RoundPlan:
+def plan_round(
+    config: RoundConfig, network: Network, masks: Mapping[str, Tensor], keeps: Mapping[str, int] | None = None
+) -> RoundPlan:
     """Decide how many units of what the round keeps.
 
     Args:
         config: of the round.
         network: what is pruned.
         masks: supports from earlier rounds; sparsity counts what they leave.
+        keeps: of a round with a target: units by constraint name. What is not listed keeps a single one, so that an
+            empty mapping gives all constraints that the round can have.
 
     Raises:
         UserError: a pattern in `sparsity` or `rho_layers` names no layer, or coupled layers are given different rates.
     """
     if config.structure in ("filter", "channel"):
-        return _plan_groups(config, network, masks)
-    return _plan_layers(config, network.layers, masks)
+        return _plan_groups(config, network, masks, keeps)
+    return _plan_layers(config, network.layers, masks, keeps)
 
 
-def _plan_layers(config: RoundConfig, layers: Sequence[ConvLayer], masks: Mapping[str, Tensor]) -> RoundPlan:
-    rates = Rates(config.sparsity, [layer.name for layer in layers])
+def _plan_layers(
+    config: RoundConfig, layers: Sequence[ConvLayer], masks: Mapping[str, Tensor], keeps: Mapping[str, int] | None
+) -> RoundPlan:
+    rates = Rates(_rates_of(config), [layer.name for layer in layers])
     Rates(config.rho_layers, [layer.name for layer in layers])
     constraints: list[Constraint] = []
     units: dict[str, tuple[int, int]] = {}
@@ -122,7 +128,7 @@ def _plan_layers(config: RoundConfig, layers: Sequence[ConvLayer], masks: Mappin
             continue
         if config.structure == "column":
             alive = _alive_columns(layer, masks.get(layer.parameter), config.block)
-            keep = keep_count(alive, rate)
+            keep = keep_count(alive, rate) if keeps is None else keeps.get(layer.name, 1)
             constraint = LayerConstraint(layer.name, layer.parameter, "column", keep, config.block)
         else:
             mask = masks.get(layer.parameter)
@@ -130,7 +136,7 @@ def _plan_layers(config: RoundConfig, layers: Sequence[ConvLayer], masks: Mappin
             keep = keep_count(alive, rate)
             constraint = LayerConstraint(layer.name, layer.parameter, "nonstructured", keep)
         if keep >= alive:
-            unpruned.append(Unpruned((layer.name,), f"{rate:g} of {alive} units is less than one"))
+            unpruned.append(Unpruned((layer.name,), _kept_whole(rate, alive, keeps)))
             continue
         constraints.append(constraint)
         units[layer.name] = (alive, keep)
@@ -144,13 +150,24 @@ def _alive_columns(layer: ConvLayer, mask: Tensor | None, block: int) -> int:
     return sum(int(columns[start : start + block].any(dim=0).sum()) for start in range(0, len(columns), block))
 
 
-def _plan_groups(config: RoundConfig, network: Network, masks: Mapping[str, Tensor]) -> RoundPlan:
+def _rates_of(config: RoundConfig) -> float | Mapping[str, float]:
+    # A target is like a single rate: it is about all layers that are not excluded.
+    return 0.0 if config.sparsity is None else config.sparsity
+
+
+def _kept_whole(rate: float, alive: int, keeps: Mapping[str, int] | None) -> str:
+    return f"{rate:g} of {alive} units is less than one" if keeps is None else f"the target leaves all {alive} units"
+
+
+def _plan_groups(
+    config: RoundConfig, network: Network, masks: Mapping[str, Tensor], keeps: Mapping[str, int] | None
+) -> RoundPlan:
     layers, coupling, trainable = network.layers, network.coupling, network.trainable
     convolutions = {layer.parameter for layer in layers}
     first = layers[0].parameter
     producers = [part.parameter for group in coupling.groups for part in group.producers]
     names = [layer_name(name) for name in dict.fromkeys(producers) if name in convolutions or config.linear]
-    rates = Rates(config.sparsity, names)
+    rates = Rates(_rates_of(config), [*names, *(group.name for group in coupling.groups if group.producers)])
     Rates(config.rho_layers, [layer_name(part.parameter) for group in coupling.groups for part in group.slices])
     constraints: list[Constraint] = []
     units: dict[str, tuple[int, int]] = {}
@@ -159,7 +176,7 @@ def _plan_groups(config: RoundConfig, network: Network, masks: Mapping[str, Tens
         owners = tuple(dict.fromkeys(layer_name(part.parameter) for part in group.producers))
         if not owners:
             continue  # the network's input, or a constant: nothing that has filters
-        rate = rates.of_group(owners)
+        rate = rates.of_group(owners, group.name)
         reason = None
         if group.frozen is not None:
             reason = group.frozen
@@ -175,9 +192,9 @@ def _plan_groups(config: RoundConfig, network: Network, masks: Mapping[str, Tens
             unpruned.append(Unpruned(owners, reason or ""))
             continue
         alive = _alive_units(group, masks)
-        keep = keep_count(alive, rate, config.multiple)
+        keep = keep_count(alive, rate, config.multiple) if keeps is None else keeps.get(group.name, 1)
         if keep >= alive:
-            unpruned.append(Unpruned(owners, f"{rate:g} of {alive} units leaves all of them"))
+            unpruned.append(Unpruned(owners, _kept_whole(rate, alive, keeps)))
             continue
         members = group.consumers
         if config.structure == "filter":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,12 +33,13 @@ from train.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
-from train.config import TrainConfig
+from train.config import RoundConfig, TargetConfig, TrainConfig
 from train.data.dataset import Dataset
 from train.layers import Network
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
 from train.rounds import Phase, RoundPlan, phases, plan_round
+from train.target import Budget, as_toml, dry_run, measured_damages
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.jsonl"
@@ -52,6 +54,7 @@ class TrainingRun:
         config: of the run.
         model: with its initial weights.
         dataset: loaded.
+        held_out: uint8 images that sensitivity is measured on.
         out: directory of the run's files; a checkpoint in it is resumed.
         reporter: shows progress.
 
@@ -59,13 +62,22 @@ class TrainingRun:
         UserError: the model has nothing to prune, or the checkpoint belongs to another configuration or architecture.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module, dataset: Dataset, out: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        dataset: Dataset,
+        held_out: Tensor,
+        out: Path,
+        reporter: Reporter,
+    ) -> None:
         self._config = config
+        self._held_out = held_out
         self._out = out
         self._accelerator = make_accelerator(config)
         self._main: bool = self._accelerator.is_main_process
         self._reporter = reporter if self._main else SilentReporter()
-        graph = trace(model, (dataset.normalised(dataset.test_images[:2]),))
+        self._graph = graph = trace(model, (dataset.normalised(dataset.test_images[:2]),))
         self.network = Network.of(graph)
         if not self.network.layers:
             raise UserError(
@@ -76,15 +88,14 @@ class TrainingRun:
         self._parameters = dict(self.model.named_parameters())
         self._phases = phases(config)
         self.masks: dict[str, Tensor] = {}
-        self.record: dict[str, Any] = {"rounds": []}
+        self.record: dict[str, Any] = {"rounds": [], "targets": {}}
         self._position = Position()
         self._rho: dict[str, float] = {}
         self._history_bytes = 0
         self._resumed: Checkpoint | None = None
         self._stop = False
-        # Every round's patterns are checked before the first epoch: a mistake in the last must not cost a night.
-        for entry in config.rounds:
-            plan_round(entry, self.network, {})
+        # Every round is planned before the first epoch: a mistake in the last must not cost a night.
+        dry_run(config.rounds, self.network, graph, self._state())
         if self._main:
             for stale in out.glob(".*.tmp"):
                 stale.unlink()  # half-written by a process that was killed
@@ -108,7 +119,7 @@ class TrainingRun:
         admm: Admm | None = None
         config = self._config.rounds[phase.round] if phase.round >= 0 else None
         if phase.kind == "admm" and config is not None:
-            plan = plan_round(config, self.network, self.masks)
+            plan = self._plan(phase.round, config)
             if phase.epochs:
                 admm = Admm(self._parameters, plan.constraints, self.masks, plan.rho(config))
         if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
@@ -130,9 +141,50 @@ class TrainingRun:
         if phase.kind == "dense":
             self._finish_dense()
         elif plan is not None:
-            self._finish_admm(phase, plan)
+            self._finish_admm(phase, self._settled(phase.round, plan))
         else:
             self._finish_retrain(phase)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def _plan(self, index: int, config: RoundConfig) -> RoundPlan:
+        if config.target is None:
+            return plan_round(config, self.network, self.masks)
+        budget = Budget(config, self.network, self._graph)
+        chosen = self.record["targets"].get(str(index))
+        if chosen is None:
+            chosen = self._agreed(self._choose(budget, config.target) if self._main else None)
+            self.record["targets"][str(index)] = chosen
+        return budget.plan(chosen["keeps"], self.masks)
+
+    def _choose(self, budget: Budget, target: TargetConfig) -> dict[str, Any]:
+        images = self._held_out[: target.images]
+        damages = measured_damages(self.model, lambda: self._loop.inference_batches(images), self.masks, self._reporter)
+        allocation = budget.allocate(self._state(), self.masks, damages)
+        self._reporter.say(budget.describe(allocation.size))
+        self._reporter.say(f"these rates can be pinned in place of target: {as_toml(allocation.rates)}")
+        return {"keeps": allocation.keeps, "size": allocation.size, "sensitivity": allocation.sensitivity}
+
+    def _settled(self, index: int, plan: RoundPlan) -> RoundPlan:
+        chosen = self.record["targets"].get(str(index))
+        if chosen is None:
+            return plan
+        budget = Budget(self._config.rounds[index], self.network, self._graph)
+        allocation = budget.settle(chosen["keeps"], self._state(), self.masks)
+        chosen["target"] = budget.record(allocation, chosen["size"])
+        chosen["rates"] = allocation.rates
+        if allocation.keeps != chosen["keeps"]:
+            self._reporter.say(f"after ADMM, {budget.describe(allocation.size)}: {as_toml(allocation.rates)}")
+        return budget.plan(allocation.keeps, self.masks)
+
+    def _agreed(self, value: dict[str, Any] | None) -> dict[str, Any]:
+        """The main process's value, in every process: sums may round differently in each."""
+        values = [value]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(values)
+        assert values[0] is not None  # the main process has one
+        return values[0]
 
     def _run_epoch(
         self, phase: Phase, optimizer: torch.optim.Optimizer, admm: Admm | None, masked: MaskedTraining, task: Any
@@ -208,12 +260,14 @@ class TrainingRun:
     def _finish_admm(self, phase: Phase, plan: RoundPlan) -> None:
         self.masks = hard_prune(self.model, plan.constraints, self.masks)
         test = self._loop.evaluate()
+        chosen = self.record["targets"].get(str(phase.round), {})
         self.record["rounds"].append(
             {
                 "structure": self._config.rounds[phase.round].structure,
                 "units": {name: {"before": before, "kept": kept} for name, (before, kept) in plan.units.items()},
                 "unpruned": [{"layers": list(entry.layers), "reason": entry.reason} for entry in plan.unpruned],
                 "hard_pruned_correct": test.correct,
+                **{key: value for key, value in chosen.items() if key in ("target", "rates", "sensitivity")},
             }
         )
         self._append({"type": "hard_prune", "round": phase.round, "test_accuracy": test.accuracy, "units": plan.units})

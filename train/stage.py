@@ -25,6 +25,7 @@ from train.models import MODELS, build_model
 from train.run import CHECKPOINT, TrainingRun
 
 _SAMPLES = 64
+_HELD_OUT = 0.05
 
 
 def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
@@ -45,18 +46,26 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     checkpoint = out / CHECKPOINT
     threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
     with reproducible(threads):
-        dataset = load_dataset(config.data)
+        fraction = held_out_fraction(config)
+        dataset, held_out = load_dataset(config.data).hold_out(fraction)
         kwargs = model_kwargs(config.model, dataset)
         torch.manual_seed(config.seed)
         model = build_model(config.model.entry, kwargs)
         _check_outputs(config.model, model, dataset)
         if config.model.weights is not None:
             _load_weights(config.model.weights, model)
-        run = TrainingRun(config, model, dataset, out, reporter)
+        run = TrainingRun(config, model, dataset, held_out, out, reporter)
         run.execute()
         if run.is_main_process:
-            _write_results(config, kwargs, dataset, run, out)
+            _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
             checkpoint.unlink(missing_ok=True)
+
+
+def held_out_fraction(config: TrainConfig) -> float:
+    """The fraction of the training images that is not trained on."""
+    if config.data.held_out is not None:
+        return config.data.held_out
+    return _HELD_OUT if any(entry.target is not None for entry in config.rounds) else 0.0
 
 
 def model_kwargs(config: ModelConfig, dataset: Dataset) -> dict[str, Any]:
@@ -106,7 +115,9 @@ def _load_weights(path: Path, model: nn.Module) -> None:
         raise UserError(f"train.model.weights: {path} does not fit the model ({problem})") from error
 
 
-def _write_results(config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset, run: TrainingRun, out: Path) -> None:
+def _write_results(
+    config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset, held_out: int, run: TrainingRun, out: Path
+) -> None:
     save_tensors(out / "pruned.safetensors", run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
     save_tensors(out / "masks.safetensors", masks)
@@ -146,6 +157,7 @@ def _write_results(config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset
                 "mean": list(dataset.mean),
                 "std": list(dataset.std),
                 "train_images": len(dataset.train_labels),
+                "held_out_images": held_out,
                 "test_images": len(dataset.test_labels),
             },
             "accuracy": {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from structadmm.errors import UserError
+
+_HOLD_OUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,21 @@ class Dataset:
         """(C, H, W)."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
+
+    def hold_out(self, fraction: float) -> tuple[Dataset, Tensor]:
+        """Split training images off: the data set without them, and their images, uint8 [K, C, H, W].
+
+        Which ones is a property of the data set, not of a run. With fraction 0 the data set stays as it is and all
+        training images come back, in random order.
+        """
+        count = len(self.train_labels)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(_HOLD_OUT_SEED))
+        if fraction == 0:
+            return self, self.train_images[order]
+        taken = min(count - 1, max(1, round(count * fraction)))
+        stay = order[taken:].sort().values
+        rest = replace(self, train_images=self.train_images[stay], train_labels=self.train_labels[stay])
+        return rest, self.train_images[order[:taken]]
 
     def normalised(self, images: Tensor) -> Tensor:
         """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""

@@ -1,0 +1,279 @@
+"""How large a network is under its masks, and how much smaller each unit makes it, coupled inputs included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structadmm.graph import Graph, Node
+from structadmm.graph.count import LayerCount, count, filter_matrices
+from structadmm.graph.operators import ROLES
+from train.constraint import Constraint, GroupConstraint, LayerConstraint
+from train.costs import CostTable, Extent, Floats, Ints
+
+Measure = Literal["conv_params", "params", "macs", "latency"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a weight by a convolution or linear.
+
+    Attributes:
+        layer: its dense counts.
+        node: the operator.
+        positions: outputs (inputs, if transposed) that each weight is multiplied for, in one image.
+        first: the first use of this weight; parameters are counted there.
+    """
+
+    layer: LayerCount
+    node: Node
+    positions: int
+    first: bool
+
+    @property
+    def kernel_positions(self) -> int:
+        """Positions of the kernel, kh * kw."""
+        return math.prod(self.layer.shape[2:])
+
+
+class Footprint:
+    """What a measure says about a network.
+
+    Args:
+        graph: the network.
+        measure: what counts.
+        table: of a latency.
+    """
+
+    def __init__(self, graph: Graph, measure: Measure, table: CostTable | None = None) -> None:
+        self._measure = measure
+        self._table = table
+        self._others = {
+            name: math.prod(entry.shape)
+            for name, entry in graph.state.items()
+            if entry.kind == "parameter" and entry.alias_of is None
+        }
+        nodes = graph.by_name()
+        sites: list[Site] = []
+        for layer in count(graph).layers:
+            first = self._others.pop(layer.parameter, None) is not None
+            sites.append(Site(layer, nodes[layer.node], layer.macs // layer.params, first))
+        self.sites = tuple(sites)
+
+    @property
+    def unit(self) -> str:
+        """Of the measure."""
+        if self._table is not None:
+            return self._table.unit
+        return "MACs" if self._measure == "macs" else "parameters"
+
+    def of_site(self, site: Site, extent: Extent) -> Floats:
+        """The share of one site for each leading index of `extent`."""
+        if self._measure == "latency":
+            assert self._table is not None  # the configuration checks it
+            return self._table.cost(site.layer.name, site.kernel_positions, extent)
+        products: Floats = (extent.rows * extent.columns).sum(axis=-1).astype(np.float64)
+        if self._measure == "macs":
+            return products * site.positions
+        counted = site.first and (self._measure == "params" or site.layer.kind != "linear")
+        return products if counted else np.zeros_like(products)
+
+    def of_other(self, parameter: str, elements: int) -> int:
+        """The share of `elements` values of a bias, a normalisation or another parameter that is no weight."""
+        return elements if self._measure == "params" and parameter in self._others else 0
+
+    def total(self, masks: Mapping[str, Tensor]) -> float:
+        """The whole network, exactly: what is zero by the masks is not there."""
+        found = sum(float(self.of_site(site, extent_of(site, masks.get(site.layer.parameter)))) for site in self.sites)
+        for name, size in self._others.items():
+            found += self.of_other(name, int(masks[name].sum()) if name in masks else size)
+        return found + (self._table.rest if self._table is not None else 0.0)
+
+
+def extent_of(site: Site, mask: Tensor | None) -> Extent:
+    """What a mask keeps of a layer."""
+    used = _used(site, mask)
+    columns = used.any(dim=1)  # [groups, columns]
+    inputs = columns.view(len(columns), -1, site.kernel_positions).any(dim=2)
+    return Extent(*(part.sum(dim=1).numpy() for part in (used.any(dim=2), columns, inputs)))
+
+
+def _used(site: Site, mask: Tensor | None) -> Tensor:
+    whole = torch.ones(1, dtype=torch.bool).expand(site.layer.shape) if mask is None else mask.cpu()
+    return filter_matrices(site.node, whole)  # [groups, rows, columns]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a constraint takes from one site, int64 [alive + 1, groups]; `[k]` is gone when `k` units are kept."""
+
+    rows: Ints
+    columns: Ints
+    inputs: Ints
+
+
+class FootprintModel:
+    """The footprint as a function of the units that each constraint keeps: sums of what their units own.
+
+    Units go in the order of their norms, so that the same counts give the same network that a projection would. It is
+    exact as long as a filter or column that nothing removed keeps a weight; `Footprint.total` has the last word.
+
+    Args:
+        footprint: what counts.
+        constraints: of a round.
+        tensors: the constrained weights by name; their norms order the units.
+        masks: supports from earlier rounds.
+    """
+
+    def __init__(
+        self,
+        footprint: Footprint,
+        constraints: Sequence[Constraint],
+        tensors: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> None:
+        self._footprint = footprint
+        used = [_used(site, masks.get(site.layer.parameter)) for site in footprint.sites]
+        self._base = [extent_of(site, masks.get(site.layer.parameter)) for site in footprint.sites]
+        self.alive: list[int] = []
+        self._removals: list[dict[int, Removal]] = []
+        self._others: list[Floats] = []
+        for constraint in constraints:
+            order = constraint.ranking(tensors, masks).cpu().numpy()
+            self.alive.append(len(order))
+            if isinstance(constraint, GroupConstraint):
+                removals = self._group_removals(constraint, order, used)
+                others = self._other_removals(constraint, order, masks)
+            else:
+                assert isinstance(constraint, LayerConstraint)
+                removals = self._column_removals(constraint, order, used)
+                others = np.zeros(len(order) + 1)
+            self._removals.append(removals)
+            self._others.append(others)
+        self._fixed = footprint.total(masks) - sum(
+            float(footprint.of_site(site, extent)) for site, extent in zip(footprint.sites, self._base, strict=True)
+        )
+        touched = [set(removals) for removals in self._removals]
+        #: For each constraint, those whose savings change with it: they share a site.
+        self.neighbours = tuple(tuple(j for j, other in enumerate(touched) if own & other) for own in touched)
+
+    def total(self, keeps: Sequence[int]) -> float:
+        """The network with `keeps[c]` units of each constraint."""
+        found = self._fixed - sum(float(lost[keep]) for lost, keep in zip(self._others, keeps, strict=True))
+        for index, site in enumerate(self._footprint.sites):
+            found += float(self._footprint.of_site(site, self._extent(index, keeps)))
+        return found
+
+    def savings(self, keeps: Sequence[int], constraint: int, candidates: Ints) -> Floats:
+        """By how much the network shrinks when `constraint` keeps each of `candidates` units; negative if it grows."""
+        now = keeps[constraint]
+        found: Floats = self._others[constraint][candidates] - self._others[constraint][now]
+        for index, removal in self._removals[constraint].items():
+            extent = self._extent(index, keeps)
+            parts = (removal.rows, removal.columns, removal.inputs)
+            changed = Extent(*(part + lost[now] - lost[candidates] for part, lost in zip(extent, parts, strict=True)))
+            site = self._footprint.sites[index]
+            found = found + self._footprint.of_site(site, extent) - self._footprint.of_site(site, changed)
+        return found
+
+    def _extent(self, index: int, keeps: Sequence[int]) -> Extent:
+        rows, columns, inputs = self._base[index]
+        for removals, keep in zip(self._removals, keeps, strict=True):
+            removal = removals.get(index)
+            if removal is not None:
+                rows, columns, inputs = (
+                    rows - removal.rows[keep],
+                    columns - removal.columns[keep],
+                    inputs - removal.inputs[keep],
+                )
+        return Extent(rows, columns, inputs)
+
+    def _group_removals(self, constraint: GroupConstraint, order: Ints, used: list[Tensor]) -> dict[int, Removal]:
+        group = constraint.group
+        place = np.full(group.units, -1, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        found: dict[int, Removal] = {}
+        for index, site in enumerate(self._footprint.sites):
+            parts: dict[str, Ints] = {}
+            for kind, slices in (("rows", group.producers), ("inputs", group.consumers)):
+                for part in slices:
+                    if part.parameter == site.layer.parameter:
+                        along = np.full(site.layer.shape[part.axis], -1, dtype=np.int64)
+                        along[part.indices] = place[:, None]
+                        parts[kind] = np.maximum(parts[kind], along) if kind in parts else along
+            if not parts:
+                continue
+            alive, axes = used[index], _matrix_indices(site)
+            none = np.zeros((len(order) + 1, len(alive)), dtype=np.int64)
+            rows = columns = inputs = none
+            if "rows" in parts:
+                rows = _lost(np.where(alive.any(dim=2).numpy(), parts["rows"][axes[0]], -1), len(order))
+            if "inputs" in parts:
+                living = alive.any(dim=1).numpy()
+                owner = np.where(living, parts["inputs"][axes[1]], -1)  # [groups, columns]
+                columns = _lost(owner, len(order))
+                by_input = owner.reshape(len(owner), -1, site.kernel_positions).max(axis=2)
+                inputs = _lost(by_input, len(order))
+            found[index] = Removal(rows, columns, inputs)
+        return found
+
+    def _other_removals(self, constraint: GroupConstraint, order: Ints, masks: Mapping[str, Tensor]) -> Floats:
+        lost = np.zeros(len(order) + 1)
+        for part in constraint.group.affine:
+            living = masks[part.parameter].sum() if part.parameter in masks else None
+            if living == 0:
+                continue
+            each = self._footprint.of_other(part.parameter, part.indices.shape[1])
+            lost += each * np.arange(len(order), -1, -1)
+        return lost
+
+    def _column_removals(self, constraint: LayerConstraint, order: Ints, used: list[Tensor]) -> dict[int, Removal]:
+        found: dict[int, Removal] = {}
+        for index, site in enumerate(self._footprint.sites):
+            if site.layer.parameter != constraint.parameter:
+                continue
+            positions = site.kernel_positions
+            living = used[index].any(dim=1).numpy()[0].reshape(-1, positions)  # [I, kh * kw]
+            block = np.arange(len(living)) // constraint.block
+            place = np.full((int(block[-1]) + 1) * positions, -1, dtype=np.int64)
+            place[order] = np.arange(len(order))
+            owner = np.where(living, place.reshape(-1, positions)[block], -1)
+            # An input is there until the last of its living columns goes: the one that ranks first.
+            last = np.where(living, owner, len(order)).min(axis=1)
+            rows = np.zeros((len(order) + 1, 1), dtype=np.int64)
+            columns = _lost(owner.reshape(1, -1), len(order))
+            inputs = _lost(np.where(living.any(axis=1), last, -1)[None], len(order))
+            found[index] = Removal(rows, columns, inputs)
+        return found
+
+
+def _lost(owner: Ints, alive: int) -> Ints:
+    """How many elements are gone when `k` units are kept, [alive + 1, groups].
+
+    Args:
+        owner: [groups, elements], the rank of the unit that owns each element, -1 for none.
+        alive: units.
+    """
+    lost = np.zeros((alive + 1, len(owner)), dtype=np.int64)
+    for group, ranks in enumerate(owner):
+        counts = np.bincount(ranks[ranks >= 0], minlength=alive)
+        lost[:alive, group] = counts[::-1].cumsum()[::-1]
+    return lost
+
+
+def _matrix_indices(site: Site) -> tuple[Ints, Ints]:
+    """Which index of the weight's producer axis each row is, and of its consumer axis each column: [groups, n] each."""
+    shape = site.layer.shape
+    found = []
+    transposed = ROLES[site.node.op] == "conv_transpose"
+    for axis in (1, 0) if transposed else (0, 1):
+        view = [1] * len(shape)
+        view[axis] = shape[axis]
+        found.append(filter_matrices(site.node, torch.arange(shape[axis]).view(view).expand(shape)))
+    return found[0][:, :, 0].numpy(), found[1][:, 0, :].numpy()
