@@ -116,8 +116,7 @@ def _refuse_missing_device(device: str) -> None:
     """A mistake in `--device` must not cost a night of training. A phone may be plugged in when its turn comes."""
     from device.target import open_target
 
-    if not device.startswith("adb:"):
-        open_target(device).close()
+    open_target(device).close()  # of a phone, that checks the address only
 
 
 def _refuse_foreign_directory(out: Path, config: RunConfig) -> None:

@@ -77,6 +77,7 @@ def test_an_unknown_device_of_a_run_is_refused_before_hours_of_training(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     assert "warp-drive" in refused(capsys, "run", config, "--out", tmp_path / "run", "--device", "warp-drive")
+    assert "expected adb:SERIAL" in refused(capsys, "run", config, "--out", tmp_path / "run", "--device", "adb:a:b:c")
     assert not (tmp_path / "run" / ".train.partial").exists()
 
 
@@ -108,7 +109,7 @@ def test_wrong_usage_ends_in_one_line_and_status_2(
 def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> None:
+    def broken(_phones: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("pipeline.doctor.examine", broken)
@@ -123,7 +124,7 @@ def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
 def test_ctrl_c_outside_of_a_run_ends_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted() -> None:
+    def interrupted(_phones: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.doctor.examine", interrupted)
