@@ -1,11 +1,9 @@
 #include "watch.h"
 
-enum { INTERVAL_MS = 100 };
-
 void watch_begin(struct watch *watch, const struct options *options, int64_t start_ns) {
     watch->options = options;
     watch->start_ns = start_ns;
-    watch->interval_ns = (int64_t)INTERVAL_MS * 1000000;
+    watch->interval_ns = (int64_t)WATCH_INTERVAL_MS * 1000000;
     watch->count = 0;
     watch->cooling_ms = 0;
     watch->rests = 0;
@@ -41,7 +39,7 @@ void watch_cool_down(struct watch *watch) {
     int64_t start = platform_now_ns();
     double before_ms = watch->cooling_ms;
     while (watch->cooling_ms < (double)options->hot_rest_ms && watch->values[0][watch->count - 1] > (double)options->hot_until) {
-        platform_sleep_ms(INTERVAL_MS);
+        platform_sleep_ms(WATCH_INTERVAL_MS);
         watch->cooling_ms = before_ms + (double)(platform_now_ns() - start) / 1e6;
         watch_sample(watch, true);
     }

@@ -5,7 +5,13 @@
 #include "options.h"
 #include "statistics.h"
 
-enum { WATCH_SAMPLES = 4096 };
+/* Tests build with smaller numbers. */
+#ifndef WATCH_SAMPLES
+#define WATCH_SAMPLES 4096 /* even */
+#endif
+#ifndef WATCH_INTERVAL_MS
+#define WATCH_INTERVAL_MS 100
+#endif
 
 struct watch {
     const struct options *options;
