@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from export.config import ExportConfig
 from export.fixed_point import shrink_fully
 from export.onnx_export import OnnxNetwork, export_onnx
-from export.purify import Purified, purify
+from export.purify_search import PurifySearch, search_purification
 from export.shrink import Shrunk, rounded
 from export.unused_paths import Removal
 from export.verify import Checks, random_inputs, verify
@@ -29,6 +29,7 @@ from structadmm.graph.trace import capture
 from structadmm.progress import Reporter, SilentReporter
 
 SCHEMA = 1
+_IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def export_network(
     config: ExportConfig | None = None,
     dense_state: Mapping[str, Tensor] | None = None,
     samples: Samples | None = None,
+    held_out: Samples | None = None,
     accuracy: Mapping[str, float] | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def export_network(
         config: None: the defaults.
         dense_state: weights of the unpruned network for the baseline; None: those of `module`.
         samples: real inputs; the network must then take exactly one input.
+        held_out: labelled images that purification is checked on, neither trained on nor tested on; None: `samples`.
         accuracy: `dense` and `pruned` top-1, recorded in the files.
         reporter: shows progress.
 
@@ -92,13 +95,14 @@ def export_network(
         _check_finite(baseline)
         task.advance(note="traced")
         batches = _batches(graph, config, samples)
-        purified = _purify(graph, state, config, samples)
+        purified = _purify(graph, state, config, held_out or samples)
+        masked_state = state if purified is None else purified.purified.state
         # In float64, so that folded constants are rounded once, at the end.
-        doubles = {n: t.double() if t.is_floating_point() else t for n, t in purified.state.items()}
+        doubles = {n: t.double() if t.is_floating_point() else t for n, t in masked_state.items()}
         removal, exact = shrink_fully(graph, doubles)
         smaller = rounded(exact, torch.float32)
         task.advance(note="shrunk")
-        masked = GraphModule(graph, purified.state).eval()
+        masked = GraphModule(graph, masked_state).eval()
         shrunk = GraphModule(smaller.graph, smaller.state).eval()
         save_network(out_dir / "shrunk", shrunk)
         counts = count(graph), count(smaller.graph, smaller.state)
@@ -116,7 +120,8 @@ def export_network(
         dense = GraphModule(graph, baseline).eval()
         baseline_checks = verify(dense, dense, baseline_onnx, batches)
         task.advance(note="verified")
-    record = _record(graph, removal, smaller, counts, checks, baseline_checks, purified)
+    record = _record(graph, removal, smaller, counts, checks, baseline_checks)
+    record["purified"] = None if purified is None else _purified_record(purified, held_out, samples)
     record["accuracy"] = dict(accuracy or {})
     if samples is not None:
         names = (("pruned", pruned_onnx), ("baseline", baseline_onnx))
@@ -162,30 +167,34 @@ def _batches(graph: Graph, config: ExportConfig, samples: Samples | None) -> lis
     return batches
 
 
-def _purify(graph: Graph, state: dict[str, Tensor], config: ExportConfig, samples: Samples | None) -> Purified:
+def _purify(
+    graph: Graph, state: dict[str, Tensor], config: ExportConfig, held_out: Samples | None
+) -> PurifySearch | None:
     if not config.purify.enabled:
-        return Purified(state, {})
-    if samples is None or samples.labels is None:
+        return None
+    if held_out is None or held_out.labels is None or not len(held_out.labels):
         raise UserError(
-            "purification needs labelled samples to check the accuracy on: give them, or disable export.purify"
+            "purification needs labelled images to check the accuracy on: give them, or disable export.purify"
         )
 
     def top1(tensors: Mapping[str, Tensor]) -> float:
+        module = GraphModule(graph, tensors).eval()
         with torch.no_grad():
-            found = samples.accuracy(flat_outputs(GraphModule(graph, tensors).eval()(samples.inputs))[0])
+            outputs = [flat_outputs(module(part))[0] for part in torch.split(held_out.inputs, _IMAGES_AT_ONCE)]
+        found = held_out.accuracy(torch.cat(outputs))
         if found is None:
             raise UserError(
                 "purification needs a network that returns class scores [n, classes]: disable export.purify"
             )
         return found
 
-    before = top1(state)
-    return purify(
+    return search_purification(
         graph,
         state,
-        eta=config.purify.eta,
-        sigma=config.purify.sigma,
-        accept=lambda tensors: before - top1(tensors) <= config.purify.max_accuracy_drop,
+        etas=config.purify.eta,
+        sigmas=config.purify.sigma,
+        accuracy=top1,
+        max_accuracy_drop=config.purify.max_accuracy_drop,
     )
 
 
@@ -212,7 +221,6 @@ def _record(
     counts: tuple[Counts, Counts],
     checks: Checks,
     baseline_checks: Checks,
-    purified: Purified,
 ) -> dict[str, Any]:
     dense, pruned = counts
     return {
@@ -236,13 +244,19 @@ def _record(
             if group.frozen is not None and group.producers
         },
         "folded": list(removal.folded),
-        "purified": {"emptied": purified.emptied, "rejected": purified.rejected},
         "versions": {
             name: importlib.metadata.version(name)
             for name in ("structadmm", "torch", "onnx", "onnxruntime", "safetensors")
         }
         | {"python": platform.python_version()},
     }
+
+
+def _purified_record(found: PurifySearch, held_out: Samples | None, samples: Samples | None) -> dict[str, Any]:
+    images = held_out or samples
+    assert images is not None  # the search needed them
+    checked_on = "samples" if held_out is None else "held-out images"
+    return {"checked_on": checked_on, "images": len(images.inputs), **found.record()}
 
 
 def layer_table(dense: Counts, pruned: Counts, removal: Removal) -> list[dict[str, Any]]:

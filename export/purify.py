@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +32,10 @@ class Purified:
     Attributes:
         state: the new tensors; shares those that did not change.
         emptied: unit numbers by group name.
-        rejected: whether the accuracy check refused what `emptied` lists; `state` is then the given one.
     """
 
     state: dict[str, Tensor]
     emptied: dict[str, list[int]]
-    rejected: bool = False
 
 
 def emptiness(group: CoupledGroup, state: Mapping[str, Tensor]) -> Emptiness:
@@ -67,19 +65,17 @@ def purify(
     *,
     eta: float,
     sigma: float,
-    accept: Callable[[dict[str, Tensor]], bool] | None = None,
 ) -> Purified:
     """Empty the units whose emptiness ratio exceeds `eta` and whose importance is under `sigma`, to a fixed point.
 
     Only what reads a unit is zeroed; removing unused paths afterwards deletes its producers. One unit of every group
-    stays. The network's outputs change: give `accept`, or measure the accuracy afterwards.
+    stays. The network's outputs change: measure the accuracy afterwards, as `search_purification` does.
 
     Args:
         graph: the network.
         state: its tensors; not modified.
         eta: 0 to 1.
         sigma: relative to the group's mean importance.
-        accept: decides on the result; False returns the given state.
     """
     groups = [group for group in find_coupling(graph).groups if group.frozen is None and group.consumers]
     tensors = {name: tensor.detach() for name, tensor in state.items()}
@@ -101,6 +97,4 @@ def purify(
             if units:
                 emptied.setdefault(group.name, []).extend(units)
                 changed = True
-    if emptied and accept is not None and not accept(tensors):
-        return Purified({name: tensor.detach() for name, tensor in state.items()}, emptied, rejected=True)
     return Purified(tensors, emptied)

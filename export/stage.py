@@ -20,7 +20,8 @@ from structadmm.progress import Reporter
 def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Reporter) -> None:
     """Shrink and export what training wrote.
 
-    Reads `dense.safetensors`, `pruned.safetensors`, `pruning.json` and `samples.npz`; writes `pruned.onnx`,
+    Reads `dense.safetensors`, `pruned.safetensors`, `pruning.json`, `samples.npz` and, where training wrote it,
+    `held_out.npz` (the images that purification is checked on); writes `pruned.onnx`,
     `baseline.onnx`, `shrunk.safetensors`, `shrunk.json`, `export.json` and `samples.npz`.
 
     Args:
@@ -44,6 +45,7 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
     pruned = read_tensors(train_dir / "pruned.safetensors")
     dense = read_tensors(train_dir / "dense.safetensors")
     samples = read_samples(train_dir / "samples.npz")
+    held_out = train_dir / "held_out.npz"
     model = build_model(entry, kwargs)
     try:
         model.load_state_dict(pruned)
@@ -64,6 +66,7 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         config=config,
         dense_state=dense,
         samples=samples,
+        held_out=read_samples(held_out) if held_out.exists() else None,
         accuracy=accuracy,
         reporter=reporter,
     )

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from results.report_data import Epoch, LayerTime, PrunedLayer, Residual
+from results.report_data import Epoch, LayerTime, PrunedLayer, PurifyTrial, Residual
 
 BASELINE = "#8a94a0"
 PRUNED = "#0f766e"
@@ -184,6 +184,26 @@ def plot_kept(layers: Sequence[PrunedLayer]) -> str:
         axes.set_xlabel("kept, % of the dense layer")
         _legend_above(axes, 3)
         return _svg(figure, "Share of each layer that pruning kept", "kept")
+
+
+def plot_purification(trials: Sequence[PurifyTrial]) -> str:
+    """Accuracy against further compression for every pair of thresholds tried; the first trial is no purification."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(2.9)
+        dense = trials[0].conv_params
+        for colour, label, within in ((PRUNED, "within the budget", True), (BASELINE, "beyond it", False)):
+            part = sorted((dense / t.conv_params, t.accuracy) for t in trials if t.within_budget == within)
+            if part:
+                axes.plot(*zip(*part, strict=True), "o", color=colour, markersize=5, label=label)
+        chosen = next(t for t in trials if t.chosen)
+        axes.plot(
+            [dense / chosen.conv_params], [chosen.accuracy], "o", markersize=11, fillstyle="none", color=ACCENT,
+            markeredgewidth=1.8, label="exported",
+        )  # fmt: skip
+        axes.set_xlabel("CONV parameters before purification / after")
+        axes.set_ylabel("accuracy, %")
+        _legend_above(axes, 3)
+        return _svg(figure, "Accuracy against the extra compression of purification", "purification")
 
 
 def _figure(height_in: float) -> tuple[Figure, Axes]:

@@ -70,6 +70,23 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
+class PurifyTrial:
+    """One pair of purification thresholds that was tried.
+
+    Attributes:
+        accuracy: percent of the images it was checked on, without retraining.
+        conv_params: of the network shrunk after it.
+        chosen: whether this one was exported.
+        within_budget: whether it was allowed to be.
+    """
+
+    accuracy: float
+    conv_params: int
+    chosen: bool
+    within_budget: bool
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that `report.html` and `report.md` show.
 
@@ -81,6 +98,7 @@ class ReportData:
         epochs: in training order.
         residuals: in training order.
         layers: in network order.
+        purification: what was tried, the network as training left it first; empty if nothing was.
         method: how the latency was measured, as label and text.
     """
 
@@ -91,4 +109,5 @@ class ReportData:
     epochs: list[Epoch]
     residuals: list[Residual]
     layers: list[PrunedLayer]
+    purification: list[PurifyTrial] = field(default_factory=list)
     method: dict[str, str] = field(default_factory=dict)

@@ -11,7 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 from results.figures import KIND_LABEL, milliseconds, summary_rows, times
-from results.plots import plot_history, plot_kept, plot_latencies, plot_layer_times, plot_residuals
+from results.plots import (
+    plot_history,
+    plot_kept,
+    plot_latencies,
+    plot_layer_times,
+    plot_purification,
+    plot_residuals,
+)
 from results.records import Checks, Latency, Result
 from results.report_data import ReportData
 
@@ -58,6 +65,16 @@ def report_html(data: ReportData) -> str:
                 "<p class='note'>The penalty pulls W towards the nearest pruned tensor Z; a primal residual near zero "
                 "means that the hard prune changes little.</p>",
                 _plot(plot_residuals(data.residuals)),
+            )
+        )
+    if data.purification:
+        sections.append(
+            _section(
+                "Purification",
+                "<p class='note'>Channels that were nearly empty were emptied, without retraining. The accuracy in the "
+                "table at the top is the trained network's, from before; this plot's is of the images that the "
+                "thresholds were chosen on.</p>",
+                _plot(plot_purification(data.purification)),
             )
         )
     sections += [

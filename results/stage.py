@@ -21,7 +21,7 @@ from results.records import (
     SpeedUpRecord,
     write_result,
 )
-from results.report_data import ReportData
+from results.report_data import PurifyTrial, ReportData
 from results.report_html import report_html
 from results.statistics import paired_speed_up, spread
 from results.train_files import pruned_layers, read_history
@@ -85,6 +85,7 @@ def report_data(config: ReportConfig, run_dir: Path, name: str) -> ReportData:
             epochs=epochs,
             residuals=residuals,
             layers=pruned_layers(records["train"]),
+            purification=_purification(records["export"]),
             method=_method(records),
         )
     except (KeyError, TypeError) as error:
@@ -170,6 +171,16 @@ def _device_state(measure: Mapping[str, Any]) -> str:
     if steadiness["drift"] is not None:
         told.append(f"slowest eighth of the rounds {steadiness['drift']:.2f} times the fastest")
     return "; ".join(filter(None, told)) or "tells neither clock nor temperature, and too few rounds to see a drift"
+
+
+def _purification(export: dict[str, Any]) -> list[PurifyTrial]:
+    purified = export.get("purified")
+    if not purified:
+        return []
+    return [
+        PurifyTrial(trial["accuracy"], trial["conv_params"], trial == purified["chosen"], trial["within_budget"])
+        for trial in purified["trials"]
+    ]
 
 
 def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:

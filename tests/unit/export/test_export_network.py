@@ -180,7 +180,7 @@ def test_a_damaged_training_directory_is_refused_in_one_line(
 
 def test_purification_is_refused_without_labels(tmp_path: Path) -> None:
     config = ExportConfig(purify=PurifyConfig(enabled=True))
-    with pytest.raises(UserError, match=r"labelled samples"):
+    with pytest.raises(UserError, match=r"labelled images"):
         export_network(build("resnet18"), torch.zeros(INPUT_SHAPE), tmp_path, config=config)
 
 

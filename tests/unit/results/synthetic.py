@@ -14,7 +14,7 @@ from results.records import (
     Result,
     SpeedUpRecord,
 )
-from results.report_data import Epoch, LayerTime, PrunedLayer, ReportData, Residual
+from results.report_data import Epoch, LayerTime, PrunedLayer, PurifyTrial, ReportData, Residual
 from results.statistics import paired_speed_up, spread
 
 
@@ -58,5 +58,10 @@ def synthetic_data(name: str = "a <network> & its name") -> ReportData:
             for i in range(6)
         ],
         layers=[PrunedLayer(n, (64, 32, 3, 3), 64, 30, 288, 90) for n in names],
+        purification=[
+            PurifyTrial(91.0, 100_000, False, True),
+            PurifyTrial(90.9, 80_000, True, True),
+            PurifyTrial(70.0, 40_000, False, False),
+        ],
         method={"Order": "baseline and pruned in turn, one inference each", "Warm-up": "10 inferences"},
     )
