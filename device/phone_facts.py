@@ -99,8 +99,10 @@ _WATCHABLE = tuple(
 STATE_FILES_COMMAND = "; ".join(
     [f"printf 'file{k}=%s\\n' \"$(cat {path} 2>/dev/null)\"" for k, (_, path) in enumerate(_WATCHABLE)]
     + [
-        'z=0; while [ $z -lt 128 ]; do d=/sys/class/thermal/thermal_zone$z; case "$(cat $d/type 2>/dev/null)" in '
-        "gpu*) printf 'zone%s=%s\\n' $z \"$(cat $d/temp 2>/dev/null)\";; esac; z=$((z+1)); done"
+        # `read` costs no process, and phones have a hundred zones.
+        "z=0; while [ $z -lt 128 ]; do d=/sys/class/thermal/thermal_zone$z; "
+        "[ -r $d/type ] && read -r t <$d/type && case $t in "
+        "gpu*) printf 'zone%s=%s\\n' $z \"$(cat $d/temp 2>/dev/null)\";; esac; z=$((z+1)); done 2>/dev/null"
     ]
 )
 
@@ -110,9 +112,14 @@ def parse_state_files(text: str) -> tuple[StateFile, ...]:
     values = parse_lines(text)
     found: dict[str, StateFile] = {}
     for k, (name, path) in enumerate(_WATCHABLE):
-        value = _number(values.get(f"file{k}"))
-        if value is not None and value > 0 and name not in found:
-            found[name] = StateFile(name, path, 1e6 if name.endswith("_mhz") else _temperature_scale(value))
+        value_text = values.get(f"file{k}", "")
+        value = _number(value_text)
+        if value is None or name in found:
+            continue
+        if name == "gpu_clock_mhz" and value > 0:
+            found[name] = StateFile(name, path, 1e6)
+        elif name == "gpu_temperature_c" and _celsius(value_text) is not None:
+            found[name] = StateFile(name, path, _temperature_scale(value))
     if "gpu_temperature_c" not in found:
         for zone in range(128):
             value = _number(values.get(f"zone{zone}"))

@@ -206,6 +206,16 @@ def test_a_phone_that_stays_hot_is_measured_all_the_same_when_its_time_is_up(
     assert len(result.bundles[0].total_samples_ms) == 4
 
 
+def test_a_phone_without_kgsl_is_watched_through_its_gpus_thermal_zone(make_phone: MakePhone, connect: Connect) -> None:
+    phone = make_phone()
+    (phone.files.root / "sys" / GPU / "temp").unlink()
+    for name in ("gpuclk", "devfreq/cur_freq"):
+        (phone.files.root / "sys" / GPU / name).unlink()
+    [file] = connect(phone).state_files()
+    assert (file.name, file.scale) == ("gpu_temperature_c", 1000.0)
+    assert file.path == "/sys/class/thermal/thermal_zone0/temp"
+
+
 def test_the_fixed_performance_mode_is_left_when_the_measurement_fails(
     make_phone: MakePhone, connect: Connect, tiny_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

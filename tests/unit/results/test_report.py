@@ -81,6 +81,18 @@ def test_every_number_of_the_result_stands_in_the_page_in_full_precision(page: P
     assert page.numbers == {place: {value} for place, value in numbers.items()}
 
 
+def test_a_warning_of_the_measurement_stands_in_every_form_of_the_report() -> None:
+    data = synthetic_data()
+    warning = "throttled: its clock fell from 585 to 427 MHz | <between> rounds"
+    latency = data.result.latency_ms.model_copy(update={"warnings": (warning,)})
+    data = replace(data, result=data.result.model_copy(update={"latency_ms": latency}))
+    assert warning in Page(report_html(data)).text
+    assert f"**Warning:** {warning.replace('|', chr(92) + '|')}" in report_markdown(data)
+    output = io.StringIO()
+    print_table(data.result, Console(file=output, width=200))
+    assert f"Warning: {warning}" in output.getvalue()
+
+
 def test_the_page_needs_no_other_file(page: Page) -> None:
     for tag, name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "action", "data"):
