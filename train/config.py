@@ -41,7 +41,8 @@ class DataConfig(_Section):
         augment: apply the data set's augmentation to the training images.
         held_out: fraction of the training images that are not trained on: the sensitivity of layers is measured on
             them, never on test images. By default 0.05 when a round has a `target`, else 0.
-        kwargs: arguments of a `module:callable`.
+        kwargs: arguments of a `module:callable`; of `imagefolder`: `size` (224) and `memory_gib` (4.0), beyond which
+            images are decoded batch by batch.
     """
 
     name: str = "digits"

@@ -18,10 +18,12 @@ from torch.nn import functional
 from structadmm.errors import UserError
 from structadmm.progress import Task
 from train.admm import Admm
+from train.batch_norm import synchronise_batch_norms
 from train.checkpoint import Position
 from train.config import DistillConfig, OptimizerConfig, TrainConfig
 from train.data.batches import EpochBatches, derived_seed
 from train.data.dataset import Dataset
+from train.data.images import Images, select
 from train.masking import MaskedTraining
 from train.rounds import Phase
 
@@ -131,6 +133,8 @@ class Loop:
         self._accelerator = accelerator
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device=device, memory_format=self._format)  # type: ignore[call-overload]
+        if accelerator.num_processes > 1:
+            synchronise_batch_norms(self.model)
         self._prepared: nn.Module = accelerator.prepare_model(self.model)
         self.dataset = replace(
             dataset,
@@ -278,9 +282,10 @@ class Loop:
                 )
         return float(sum(values))
 
-    def inference_batches(self, images: Tensor) -> Iterator[Tensor]:
+    def inference_batches(self, images: Images) -> Iterator[Tensor]:
         """Normalise uint8 images batch by batch, on the model's device and in its memory format."""
-        for part in torch.split(images, _EVALUATION_BATCH):
+        for begin in range(0, len(images), _EVALUATION_BATCH):
+            part = images[begin : begin + _EVALUATION_BATCH]
             found = self.dataset.normalised(part.to(self._accelerator.device))
             yield found.contiguous(memory_format=self._format)
 
@@ -292,9 +297,10 @@ class Loop:
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         share = range(total * rank // processes, total * (rank + 1) // processes)
         correct = torch.zeros((), dtype=torch.int64, device=self._accelerator.device)
-        images = self.dataset.test_images[share.start : share.stop]
+        chosen = torch.arange(share.start, share.stop)
         labels = torch.split(self.dataset.test_labels[share.start : share.stop], _EVALUATION_BATCH)
-        for inputs, expected in zip(self.inference_batches(images), labels, strict=True):
+        batches = self.inference_batches(select(self.dataset.test_images, chosen))
+        for inputs, expected in zip(batches, labels, strict=True):
             correct += (self.model(inputs).argmax(dim=1) == expected).sum()
         if processes > 1:
             correct = self._accelerator.reduce(correct, reduction="sum")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
 import threading
@@ -35,6 +36,7 @@ from train.checkpoint import (
 )
 from train.config import RoundConfig, TargetConfig, TrainConfig
 from train.data.dataset import Dataset
+from train.data.images import Images
 from train.layers import Network
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
@@ -67,7 +69,7 @@ class TrainingRun:
         config: TrainConfig,
         model: nn.Module,
         dataset: Dataset,
-        held_out: Tensor,
+        held_out: Images,
         out: Path,
         reporter: Reporter,
     ) -> None:
@@ -198,6 +200,7 @@ class TrainingRun:
         masked.check()
         finished = position.epoch + 1
         done = False
+        residuals: dict[str, Residual] = {}
         if admm is not None:
             config = self._config.rounds[phase.round]
             if finished % config.update_every == 0:
@@ -220,6 +223,11 @@ class TrainingRun:
         }
         self._append(line)
         task.advance(0, note=f"loss {line['loss']:.3f}, test {test.accuracy:.2f} %")
+        where = "dense" if phase.round < 0 else f"round {phase.round + 1} {phase.kind}"
+        self._reporter.say(
+            f"{where} {finished}/{phase.epochs}: loss {line['loss']:.3f}, train {line['train_accuracy']:.2f} %, "
+            f"test {test.accuracy:.2f} %, {line['seconds']:.1f} s{_told(residuals)}"
+        )
         self._position = replace(
             position,
             epoch=finished,
@@ -381,6 +389,14 @@ class TrainingRun:
     def _leave(self) -> None:
         self._reporter.say("stopped by SIGTERM after a checkpoint: the same command goes on from it")
         raise SystemExit(_SIGTERM_STATUS)
+
+
+def _told(residuals: Mapping[str, Residual]) -> str:
+    if not residuals:
+        return ""
+    worst = max(residuals, key=lambda name: residuals[name].primal)
+    dual = math.hypot(*(value.dual for value in residuals.values()))
+    return f", residuals: primal up to {residuals[worst].primal:.3f} ({worst}), dual {dual:.3g}"
 
 
 def _first_difference(old: Any, new: Any, place: str = "") -> str | None:

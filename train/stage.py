@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from structadmm.progress import Reporter
 from train.checkpoint import load_checkpoint, save_tensors
 from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
-from train.layers import kept_filters_and_columns
+from train.layers import Network, kept_filters_and_columns
 from train.loop import reproducible
 from train.models import MODELS, build_model
 from train.run import CHECKPOINT, TrainingRun
@@ -58,6 +59,8 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
         run.execute()
         if run.is_main_process:
             _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
+            for line in layer_table(run.network, run.masks):
+                reporter.say(line)
             checkpoint.unlink(missing_ok=True)
 
 
@@ -113,6 +116,25 @@ def _load_weights(path: Path, model: nn.Module) -> None:
     except Exception as error:  # damaged files fail in as many ways as there are formats
         problem = str(error).replace("\n", " ")[:300]
         raise UserError(f"train.model.weights: {path} does not fit the model ({problem})") from error
+
+
+def layer_table(network: Network, masks: Mapping[str, torch.Tensor]) -> list[str]:
+    """What is left of every convolution, as lines of a table."""
+    rows = [("layer", "filters", "columns", "weights", "removed")]
+    for layer in network.layers:
+        filters, columns = kept_filters_and_columns(layer, masks)
+        whole = layer.shape[1 if layer.transposed else 0]
+        removed = f"{1 - filters * columns / layer.params:.1%}"
+        rows.append(
+            (layer.name, f"{filters}/{whole}", f"{columns}/{layer.params // whole}", f"{filters * columns}", removed)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 def _write_results(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DATASETS", "Augmentation", "Dataset", "load_dataset"]
 
-DATASETS = ("cifar10", "digits", "fashion_mnist", "mnist")
+DATASETS = ("cifar10", "digits", "fashion_mnist", "imagefolder", "mnist")
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -31,8 +31,14 @@ def load_dataset(config: DataConfig) -> Dataset:
     if config.name not in DATASETS:
         near = difflib.get_close_matches(config.name, DATASETS, n=2) or DATASETS
         raise UserError(f"unknown data {config.name!r}: use {', '.join(near)}, or module:callable")
+    if config.name == "imagefolder":
+        from train.data import imagefolder
+
+        return imagefolder.load(config.root, config.kwargs)
     if config.kwargs:
-        raise UserError(f"data {config.name!r} takes no kwargs, got {config.kwargs}: they are for module:callable")
+        raise UserError(
+            f"data {config.name!r} takes no kwargs, got {config.kwargs}: they are for imagefolder and module:callable"
+        )
     if config.name == "digits":
         from train.data import digits
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -58,20 +60,34 @@ class EpochBatches:
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (normalised float32 images, labels) of this process, from global batch `first` on."""
-        device = self._dataset.train_images.device
-        for step in range(first, self.steps):
-            begin = step * self._batch_size
-            size = self.size(step)
-            share = slice(
-                begin + size * self._rank // self._processes, begin + size * (self._rank + 1) // self._processes
-            )
-            chosen = self._order[share].to(device)
-            images = self._dataset.train_images[chosen]
+        device = self._dataset.train_labels.device
+        for share, images in self._read_ahead(first):
+            images = images.to(device)  # noqa: PLW2901 - the same images, on another device
             if self._augmentation.shift:
-                images = shifted(images, self._offsets[share].to(device), self._augmentation.shift)
+                images = shifted(images, self._offsets[share].to(device), self._augmentation.shift)  # noqa: PLW2901
             if self._augmentation.flip:
-                images = torch.where(self._flips[share].to(device).view(-1, 1, 1, 1), images.flip(3), images)
+                images = torch.where(self._flips[share].to(device).view(-1, 1, 1, 1), images.flip(3), images)  # noqa: PLW2901
+            chosen = self._order[share].to(device)
             yield self._dataset.normalised(images), self._dataset.train_labels[chosen]
+
+    def _read_ahead(self, first: int) -> Iterator[tuple[slice, Tensor]]:
+        """This process's share of each batch; files are read while the batch before is trained on."""
+        shares = [self._share(step) for step in range(first, self.steps)]
+        source = self._dataset.train_images
+        if isinstance(source, Tensor):
+            for share in shares:
+                yield share, source[self._order[share].to(source.device)]
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting: deque[Future[Tensor]] = deque()
+            for place, share in enumerate(shares):
+                for ahead in shares[place + len(waiting) : place + 2]:
+                    waiting.append(reader.submit(source.__getitem__, self._order[ahead]))
+                yield share, waiting.popleft().result()
+
+    def _share(self, step: int) -> slice:
+        begin, size = step * self._batch_size, self.size(step)
+        return slice(begin + size * self._rank // self._processes, begin + size * (self._rank + 1) // self._processes)
 
 
 def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A whole image classification data set in memory."""
+"""A whole image classification data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from structadmm.errors import UserError
+from train.data.images import Images, select
 
 _HOLD_OUT_SEED = 0
 
@@ -31,7 +32,7 @@ class Dataset:
 
     Attributes:
         name: what it is called in reports.
-        train_images: uint8 [N, C, H, W].
+        train_images: uint8 [N, C, H, W], in memory or in files.
         train_labels: int64 [N], in [0, len(classes)).
         test_images: uint8 [M, C, H, W].
         test_labels: int64 [M].
@@ -42,9 +43,9 @@ class Dataset:
     """
 
     name: str
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Images
     test_labels: Tensor
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -88,7 +89,7 @@ class Dataset:
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
 
-    def hold_out(self, fraction: float) -> tuple[Dataset, Tensor]:
+    def hold_out(self, fraction: float) -> tuple[Dataset, Images]:
         """Split training images off: the data set without them, and their images, uint8 [K, C, H, W].
 
         Which ones is a property of the data set, not of a run. With fraction 0 the data set stays as it is and all
@@ -97,11 +98,11 @@ class Dataset:
         count = len(self.train_labels)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(_HOLD_OUT_SEED))
         if fraction == 0:
-            return self, self.train_images[order]
+            return self, select(self.train_images, order)
         taken = min(count - 1, max(1, round(count * fraction)))
         stay = order[taken:].sort().values
-        rest = replace(self, train_images=self.train_images[stay], train_labels=self.train_labels[stay])
-        return rest, self.train_images[order[:taken]]
+        rest = replace(self, train_images=select(self.train_images, stay), train_labels=self.train_labels[stay])
+        return rest, select(self.train_images, order[:taken])
 
     def normalised(self, images: Tensor) -> Tensor:
         """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""
