@@ -12,6 +12,7 @@ from export.shrink import Shrunk, shrink
 from export.unused_paths import Removal, remove_unused_paths
 from structadmm.graph.atoms import convolution_groups
 from structadmm.graph.ir import Graph
+from structadmm.graph.module import resolve
 from structadmm.graph.operators import ROLES
 
 # Reshapes that give channels several dimensions; with grouped convolutions they decide what goes together.
@@ -31,8 +32,11 @@ def shrink_fully(graph: Graph, state: Mapping[str, Tensor]) -> tuple[Removal, Sh
         What was removed, in units of the given network, and the smallest network.
 
     Raises:
-        UserError: a reshape cannot hold the smaller tensor; names the node.
+        UserError: a reshape cannot hold the smaller tensor, or an operator is unknown; names the node.
     """
+    for node in graph.nodes:
+        if node.op != "input":
+            resolve(node.op, node.label)
     removal = remove_unused_paths(graph, state)
     smaller = shrink(removal)
     while smaller.kept and _may_lose_more(graph):

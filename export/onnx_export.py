@@ -6,13 +6,14 @@ import importlib.metadata
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from google.protobuf.message import Message
 from torch import Tensor
 
 from export.inference import fold_for_inference
@@ -151,10 +152,17 @@ class OnnxNetwork:
         options.intra_op_num_threads = 1
         if every_node:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.session: Any = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.batch = int(self.session.get_inputs()[0].shape[0])
+        try:
+            self.session: Any = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has a class per status code, and protobuf its own
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"ONNX Runtime cannot run the network ({line}): export it again") from None
+        shapes = [value.shape for value in self.session.get_inputs()]
+        if not shapes or any(not shape or not isinstance(shape[0], int) for shape in shapes):
+            raise UserError("the ONNX network has no input with a fixed batch: export it with static shapes")
+        self.batch = shapes[0][0]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -170,6 +178,18 @@ class OnnxNetwork:
         return tuple(torch.cat([torch.as_tensor(part[k]) for part in parts]) for k in range(len(self.outputs)))
 
 
+def tensors_of(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, wherever it hides: initializers, attributes, subgraphs, functions."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for item in value if isinstance(value, Sequence) else (value,):
+            if isinstance(item, onnx.TensorProto):
+                yield item
+            elif isinstance(item, Message):
+                yield from tensors_of(item)
+
+
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file that keeps all its data inside.
 
@@ -182,7 +202,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from None
     except Exception as error:  # protobuf's errors have no common public base
         raise UserError(f"{path} is not an ONNX file ({str(error)[:100]}): export it again") from None
-    for tensor in model.graph.initializer:
+    for tensor in tensors_of(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise UserError(f"{path} keeps {tensor.name!r} in another file: save it with all data inside")
     try:

@@ -165,6 +165,13 @@ def probe(shrunk: Shrunk, units: int | None, seed: int) -> tuple[int, dict[str, 
         for unit in range(group.units)
         for index in part.indices[unit]
     }
+    frozen = {
+        key
+        for group in again.coupling.groups
+        if group.frozen
+        for part in group.producers
+        for key in ((part.parameter, part.axis, int(index)) for index in part.indices.flatten())
+    }
     filters = []
     stay: Counter[str] = Counter()
     for name, axis, index in unit_of:
@@ -188,6 +195,9 @@ def probe(shrunk: Shrunk, units: int | None, seed: int) -> tuple[int, dict[str, 
     for name, axis, index in chosen:
         alone, together = [(name, axis, [index])], unit_of[name, axis, index]
         if real.matters(alone) or linear.matters(alone):
+            continue
+        if (name, axis, index) in frozen:
+            stay["tied to the network's input or output"] += 1
             continue
         if len(together) == 1 or not (real.matters(together) or linear.matters(together)):
             raise AssertionError(f"filter {index} of {name} has no effect on the output")

@@ -26,8 +26,8 @@ from structadmm.graph.ir import (
 from structadmm.graph.operators import ROLES
 
 
-def resolve(op: str) -> Callable[..., Any]:
-    """The ATen overload called `op`.
+def resolve(op: str, where: str = "") -> Callable[..., Any]:
+    """The ATen overload called `op`; `where` says in an error which node needs it.
 
     Raises:
         UserError: `op` is not on the reviewed list.
@@ -35,8 +35,9 @@ def resolve(op: str) -> Callable[..., Any]:
     if op == "getitem":
         return operator.getitem
     if op not in ROLES or op == "input":
+        place = f" at {where}" if where else ""
         raise UserError(
-            f"operator {op!r} is not one this project runs: rewrite that part of the model with other operators"
+            f"operator {op!r}{place} is not one this project runs: rewrite that part of the model with other operators"
         )
     _, packet, overload = op.split(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
@@ -77,7 +78,7 @@ class GraphModule(nn.Module):
     def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.graph = graph
-        self._steps = [(node, resolve(node.op)) for node in graph.nodes if node.op != "input"]
+        self._steps = [(node, resolve(node.op, node.label)) for node in graph.nodes if node.op != "input"]
         tensors: dict[str, Tensor] = {}
         for name, entry in graph.state.items():
             tensors[name] = self._tensor(name, entry, state, tensors)

@@ -1,0 +1,255 @@
+"""Damaged and malicious model files: every reader refuses them in one line, and reads nothing outside their directory.
+
+    python -m tests.fuzz_model_files --seconds 300
+
+Each file is truncated, bit-flipped, spliced, given huge sizes, or told to fetch data from elsewhere; then each reader
+that takes such a file reads it. A `UserError` of one line or a success is right; anything else is a finding: another
+exception, a crash of the process, more memory than allowed, a file opened elsewhere, or the canary's bytes in a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from export.foreign import read_weights
+from export.onnx_export import OnnxNetwork, export_onnx, read_onnx, tensors_of
+from export.stage import read_samples
+from structadmm.errors import UserError
+from structadmm.graph import Captured, GraphModule
+from structadmm.graph.save import load_network, read_tensors, save_network
+from tests.architectures import captured
+from tvm_build.import_onnx import load_onnx
+
+CANARY = b"0123456789abcdef" * 64  # long enough to be read as the data of a small tensor
+MEMORY_BYTES = 12 << 30  # of address space: libraries reserve several GB that they never touch
+ROUND = 200  # cases per child process
+# Outside of the directory only Python's own files, libraries and the system's description of itself are opened.
+ALLOWED = (sys.prefix, sys.base_prefix, "/usr", "/lib", "/etc", "/proc", "/sys", "/dev", "/opt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=0, help="of the first round")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    findings: list[str] = []
+    totals: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as outside:
+        inside = Path(outside) / "model"
+        inside.mkdir()
+        (Path(outside) / "canary").write_bytes(CANARY)
+        originals = write_originals(inside)
+        end = time.monotonic() + options.seconds
+        number = options.seed
+        while time.monotonic() < end:
+            queue: Any = multiprocessing.get_context("fork").SimpleQueue()
+            child = multiprocessing.get_context("fork").Process(
+                target=run_round, args=(number, inside, originals, queue)
+            )
+            child.start()
+            child.join(120)
+            if child.is_alive():
+                child.kill()
+                child.join()
+                findings.append(f"round {number}: not done after 120 s, last case {(inside / 'case').read_text()}")
+            elif child.exitcode:
+                findings.append(f"round {number}: exit {child.exitcode} in case {(inside / 'case').read_text()}")
+            else:
+                counts, found = queue.get()
+                totals.update(counts)
+                findings += found
+            number += 1
+    print(f"{sum(totals.values())} cases: {dict(sorted(totals.items()))}")
+    for finding in findings[:50]:
+        print(finding)
+    print(f"{len(findings)} findings")
+    sys.exit(bool(findings))
+
+
+def write_originals(directory: Path) -> dict[str, bytes]:
+    """One valid file of each kind."""
+    graph, state = captured("resnet18")
+    export_onnx(graph, state, directory / "net.onnx")
+    save_network(directory / "net", GraphModule(*Captured(graph, state)))
+    torch.save(GraphModule(graph, state).state_dict(), directory / "net.pt")
+    np.savez(directory / "samples.npz", inputs=np.zeros((2, 3, 4, 4), np.float32), labels=np.array([0, 1]))
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def readers(directory: Path) -> dict[str, list[Callable[[], Any]]]:
+    """Who reads what."""
+    return {
+        "net.onnx": [
+            lambda: read_onnx(directory / "net.onnx"),
+            lambda: load_onnx(directory / "net.onnx"),
+            lambda: OnnxNetwork(directory / "net.onnx"),
+        ],
+        "net.safetensors": [
+            lambda: read_tensors(directory / "net.safetensors"),
+            lambda: load_network(directory / "net"),
+        ],
+        "net.json": [lambda: load_network(directory / "net")],
+        "net.pt": [lambda: read_weights(directory / "net.pt")],
+        "samples.npz": [lambda: read_samples(directory / "samples.npz")],
+    }
+
+
+def run_round(number: int, directory: Path, originals: dict[str, bytes], queue: Any) -> None:
+    """The cases of one seed, in a process of its own."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native libraries write there about every damaged file
+    torch.set_num_threads(1)
+    rng = random.Random(number)
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    counts: Counter[str] = Counter()
+    found: list[str] = []
+    for case in range(ROUND):
+        name = rng.choice(list(originals))
+        for other, data in originals.items():
+            (directory / other).write_bytes(data)
+        kind, data, must_refuse = mutate(rng, name, originals[name])
+        (directory / name).write_bytes(data)
+        (directory / "case").write_text(f"{number}.{case} {name} {kind}")
+        for position, read in enumerate(readers(directory)[name]):
+            opened.clear()
+            outcome = attempt(read)
+            elsewhere = [path for path in opened if not allowed(path, directory)]
+            if elsewhere:
+                outcome = f"opened {elsewhere[0]}"
+            if outcome == "read" and must_refuse:
+                outcome = "was read, should have been refused"
+            if outcome not in ("read", "refused"):
+                found.append(f"{number}.{case} {name} reader {position}, {kind}: {outcome}")
+            counts[f"{name} {kind} {outcome if outcome in ('read', 'refused') else 'FINDING'}"] += 1
+    queue.put((counts, found))
+
+
+def allowed(path: str, directory: Path) -> bool:
+    """Whether a reader may open it."""
+    place = Path(path).absolute().resolve()
+    # A file descriptor, and the import system's name of an editable installation, are no paths.
+    nowhere = path.isdigit() or "__path_hook__" in path
+    return nowhere or place.is_relative_to(directory.resolve()) or str(place).startswith(ALLOWED)
+
+
+def attempt(read: Callable[[], Any]) -> str:
+    """Read once: `read`, `refused`, or what went wrong."""
+    try:
+        value = read()
+    except UserError as error:
+        return "refused" if "\n" not in str(error) else f"message of several lines: {error}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    if isinstance(value, onnx.ModelProto) and CANARY[:64] in value.SerializeToString():
+        return "holds the bytes of a file elsewhere"
+    return "read"
+
+
+def mutate(rng: random.Random, name: str, data: bytes) -> tuple[str, bytes, bool]:
+    """What was done, the file, and whether it must not be accepted."""
+    kinds = ["truncated", "flipped", "spliced", "huge", "zeroed"] + (
+        ["elsewhere", "resized"] if name == "net.onnx" else []
+    )
+    kind = rng.choice(kinds)
+    changed = bytearray(data)
+    # Headers are small and interesting, so half of the damage is done there.
+    reach = len(data) if rng.random() < 0.5 else min(len(data), 4096)
+    at = rng.randrange(reach)
+    match kind:
+        case "truncated":
+            return kind, data[: rng.randrange(len(data))], False
+        case "flipped":
+            for _ in range(rng.choice((1, 1, 4, 64))):
+                changed[rng.randrange(reach)] ^= 1 << rng.randrange(8)
+        case "spliced":
+            start, size = rng.randrange(len(data)), rng.randrange(1, 4096)
+            changed[at : at + rng.choice((0, size))] = data[start : start + size]
+        case "huge":
+            value = rng.choice(
+                (b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\xff" * 9 + b"\x01", b"\x00\x00\x00\x00\x00\x00\x00\x40")
+            )
+            at = rng.choice((0, at))
+            changed[at : at + len(value)] = value
+        case "zeroed":
+            changed[at : at + 64] = bytes(64)
+        case "elsewhere":
+            return kind, pointing_elsewhere(rng, data), True
+        case "resized":
+            return kind, resized(rng, data), False
+    return kind, bytes(changed), False
+
+
+def pointing_elsewhere(rng: random.Random, data: bytes) -> bytes:
+    """A model of which one tensor, anywhere, keeps its data in a file outside the directory."""
+    model = onnx.load_model_from_string(data)
+    place = rng.choice(("initializer", "attribute", "sparse", "function", "subgraph"))
+    tensor = rng.choice(list(model.graph.initializer))
+    if place != "initializer":
+        moved = onnx.TensorProto()
+        moved.CopyFrom(tensor)
+        if place == "attribute":
+            node = onnx.helper.make_node("Constant", [], [tensor.name], value=moved)
+            model.graph.node.insert(0, node)
+            tensor = model.graph.node[0].attribute[0].t
+        elif place == "sparse":
+            sparse = model.graph.sparse_initializer.add()
+            sparse.values.CopyFrom(moved)
+            sparse.dims.extend(moved.dims)
+            tensor = sparse.values
+        elif place == "function":
+            function = model.functions.add()
+            function.name, function.domain = "f", "local"
+            function.node.append(onnx.helper.make_node("Constant", [], ["y"], value=moved))
+            tensor = function.node[0].attribute[0].t
+        else:
+            inner = onnx.helper.make_graph([], "inner", [], [], [moved])
+            node = model.graph.node.add()
+            node.op_type = "If"
+            node.attribute.append(onnx.helper.make_attribute("then_branch", inner))
+            tensor = node.attribute[0].g.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    location = rng.choice(
+        ("../canary", "/etc/passwd", "./../canary", "a/../../canary", "../model/../canary", "//etc/passwd")
+    )
+    tensor.external_data.add(key="location", value=location)
+    if rng.random() < 0.5:
+        tensor.external_data.add(key="offset", value=rng.choice(("0", "16", "-1", str(2**63))))
+        tensor.external_data.add(key="length", value=rng.choice(("64", "1024", str(2**62))))
+    assert any(item.data_location == onnx.TensorProto.EXTERNAL for item in tensors_of(model))
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def resized(rng: random.Random, data: bytes) -> bytes:
+    """A model with a size somewhere that is not the right one."""
+    model = onnx.load_model_from_string(data)
+    size = rng.choice((0, -1, 1, 2**31, 2**40, 2**62))
+    if rng.random() < 0.5:
+        tensor = rng.choice(list(model.graph.initializer))
+        tensor.dims[rng.randrange(len(tensor.dims))] = size
+    else:
+        value = rng.choice([*model.graph.input, *model.graph.output, *model.graph.value_info])
+        rng.choice(list(value.type.tensor_type.shape.dim)).dim_value = size
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    main()
