@@ -56,7 +56,7 @@ def compile_model(
     *,
     out: Annotated[Path, typer.Option("--out", help="The bundle to write, NAME.clbundle.")],
     target: Annotated[str, typer.Option("--target", help="The GPU that kernels are chosen for.")] = "adreno-640",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations in the kernels.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")] = "float32",
     schedules: Annotated[
         str, typer.Option("--schedules", help="`structadmm`, or `upstream` for TVM's own, to compare with.")
     ] = "structadmm",

@@ -20,6 +20,7 @@ from tvm_build.bundle import check_destination, write_bundle
 from tvm_build.gpu import Gpu, gpu_by_name
 from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import LoweredNetwork
+from tvm_build.precision import FLOAT32, Precision, precision_by_name
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
 
 Schedules = Literal["structadmm", "upstream"]
@@ -70,7 +71,8 @@ def compile_onnx(
         path: the ONNX file; batch and all other sizes fixed, float32.
         out: the bundle's directory, `NAME.clbundle`; replaced if it is there.
         target: a GPU of `tvm_build.gpu.GPUS`.
-        dtype: of activations and weights in the kernels; float32.
+        dtype: what kernels store and compute in, one of `tvm_build.precision.PRECISIONS`; inputs and outputs stay
+            float32.
         schedules: our kernels, or TVM's own Adreno pipeline for comparison.
         sample: an input by name to ship with the bundle; seeded noise if None.
         reporter: where progress is shown.
@@ -81,13 +83,12 @@ def compile_onnx(
     started = time.perf_counter()
     reporter = reporter or SilentReporter()
     gpu = gpu_by_name(target)
-    if dtype != "float32":
-        raise UserError(f"expected dtype float32, got {dtype!r}: this version computes in float32 only")
+    precision = precision_by_name(dtype)
     check_destination(out)
     imported = import_onnx(path)
     shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
     inputs = sample_inputs(shapes, sample)
-    lowered, macs = _lower(imported, gpu, schedules, reporter)
+    lowered, macs = _lower(imported, gpu, precision, schedules, reporter)
     for external in lowered.outputs:
         if external.dtype != "float32":
             raise UserError(
@@ -121,7 +122,9 @@ def compile_onnx(
     )
 
 
-def _lower(imported: ImportedNetwork, gpu: Gpu, schedules: str, reporter: Reporter) -> tuple[LoweredNetwork, int]:
+def _lower(
+    imported: ImportedNetwork, gpu: Gpu, precision: Precision, schedules: str, reporter: Reporter
+) -> tuple[LoweredNetwork, int]:
     from tvm_build.fuse import fuse
     from tvm_build.layout import assign_layouts
     from tvm_build.lower import lower
@@ -131,15 +134,17 @@ def _lower(imported: ImportedNetwork, gpu: Gpu, schedules: str, reporter: Report
     # 1. Names for what the network does, nothing joined yet: the multiply-adds are those of the file.
     network = recognize(imported)
     if schedules == "upstream":
+        if precision != FLOAT32:
+            raise UserError(f"expected dtype float32 for upstream schedules, got {precision.name}: leave out --dtype")
         return lower_upstream(imported, gpu, reporter), _macs(network)
     if schedules != "structadmm":
         raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
     # 2. One operator per launch.
-    network = fuse(network, gpu)
+    network = fuse(network, gpu, precision)
     # 3. Channel blocks of four, and conversions where somebody needs plain data.
-    network = assign_layouts(network)
+    network = assign_layouts(network, precision)
     # 4. Kernels.
-    return lower(network, gpu, reporter), _macs(network)
+    return lower(network, gpu, reporter, precision), _macs(network)
 
 
 def _macs(network: Any) -> int:

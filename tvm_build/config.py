@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from structadmm.errors import UserError
 from tvm_build.gpu import GPUS, gpu_by_name
+from tvm_build.precision import DType
 
 
 class BuildConfig(BaseModel):
@@ -15,14 +16,15 @@ class BuildConfig(BaseModel):
 
     Attributes:
         target: the GPU that kernels are chosen for, or "auto": `opencl-cpu` for the local device.
-        dtype: of weights and activations in the kernels.
+        dtype: of weights and activations in the kernels: all float32, all half ("float16"), or stored as half and
+            computed with in float32 ("float16_float32").
         schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str = "auto"
-    dtype: Literal["float32"] = "float32"
+    dtype: DType = "float32"
     schedules: Literal["structadmm", "upstream"] = "structadmm"
 
     @field_validator("target")

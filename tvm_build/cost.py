@@ -18,7 +18,7 @@ latency of a multiply-add where there are fewer accumulators than it takes to hi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from structadmm.errors import InvariantError
@@ -43,6 +43,7 @@ from tvm_build.ops import (
     Unpack,
     blocks,
 )
+from tvm_build.precision import FLOAT32, Precision
 
 # Cycles per multiply-add instruction of 4, 8 and 16 floats, and per load, on a core with 512-bit registers; fitted.
 _CPU_CYCLES = {4: 0.55, 8: 0.55, 16: 1.0}
@@ -54,6 +55,7 @@ _CPU_REGISTERS = 26
 _CPU_GROUP_US = 0.03
 _CPU_GHZ = 3.4
 _SPLIT_BARRIER_US = 2.0
+_ADDRESS_REGISTERS = 3
 # Share of the shorter parts that does not hide behind the longest one.
 _EXPOSED = 0.25
 
@@ -65,10 +67,10 @@ class KernelCost:
     Attributes:
         flops: executed, including what tiles waste over the edges; a multiply-add is two.
         load_bytes: read through caches by all work-items, each counted by itself.
-        wide_share: share of `load_bytes` in accesses of 128 bits or more.
+        wide_share: share of `load_bytes` in accesses of at least four numbers: 128 bits, or 64 in half.
         local_bytes: written to and read from local memory.
         memory_bytes: what must come from or go to memory at least once.
-        macs_per_load: multiply-adds of scalars per 128-bit load.
+        macs_per_load: multiply-adds of scalars per load of four numbers.
         registers: 128-bit registers of one work-item, estimated; wider ones of CPUs count as several.
         work_items: of the whole launch.
         waves: of the whole launch.
@@ -111,14 +113,16 @@ class _Work:
     registers: int
     local_bytes: int
     memory_bytes: int
+    item_bytes: int = 4
+    half_arithmetic: bool = False
 
 
-def predict_us(op: Operator, schedule: Any, gpu: Gpu) -> float:
+def predict_us(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT32) -> float:
     """Predicted microseconds of one launch."""
-    return estimate(op, schedule, gpu).predicted_us
+    return estimate(op, schedule, gpu, precision).predicted_us
 
 
-def estimate(op: Operator, schedule: Any, gpu: Gpu) -> KernelCost:
+def estimate(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT32) -> KernelCost:
     """Count and predict one launch of `op` built with `schedule`."""
     match op:
         case Conv2d():
@@ -127,7 +131,23 @@ def estimate(op: Operator, schedule: Any, gpu: Gpu) -> KernelCost:
             work = _dense(op, schedule)
         case _:
             work = _streaming(op, schedule)
-    return _cpu(work, gpu) if gpu.kind == "cpu" else _adreno(work, gpu)
+    return _cpu(work, gpu) if gpu.kind == "cpu" else _adreno(_stored_as(work, op, precision), gpu)
+
+
+def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
+    """Work counted for float32, with numbers stored and computed with as `precision` says.
+
+    Half registers pack two into one; what a work-item holds beside vectors (addresses, counters) stays.
+    """
+    if precision.storage == "float32":
+        return work
+    # One side of a conversion is float32.
+    memory_bytes = work.memory_bytes * 3 // 4 if isinstance(op, Pack | Unpack) else work.memory_bytes // 2
+    work = replace(work, item_bytes=precision.item_bytes, memory_bytes=memory_bytes)
+    if precision.arithmetic == "float32" or not isinstance(op, Conv2d | Elementwise):
+        return work
+    registers = ceil_div(work.registers - _ADDRESS_REGISTERS, 2) + _ADDRESS_REGISTERS
+    return replace(work, half_arithmetic=True, registers=registers, local_bytes=work.local_bytes // 2)
 
 
 def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
@@ -184,7 +204,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         spreads=macs / schedule.vectors / schedule.split,
         inputs_held=inputs_held + schedule.vectors + 1,
         tile_weight_bytes=weight_bytes // tiling.channel_tiles,
-        registers=per_vector * (accumulators + 4) + inputs_held + 3,
+        registers=per_vector * (accumulators + 4) + inputs_held + _ADDRESS_REGISTERS,
         local_bytes=local_bytes,
         memory_bytes=weight_bytes + input_bytes + out_bytes * (2 if op.has_residual else 1),
     )
@@ -265,9 +285,11 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     padded = waves * gpu.wave
     flops = 2 * work.vector_macs * work.lanes * padded
     # A narrow load takes the slot of a wide one.
-    load_bytes = (work.loads * (work.lanes // 4) + work.narrow_loads) * 16 * padded + work.local_bytes
+    vector_bytes = 4 * work.item_bytes
+    load_bytes = (work.loads * (work.lanes // 4) + work.narrow_loads) * vector_bytes * padded + work.local_bytes
+    peak = gpu.gflops_fp16 if work.half_arithmetic else gpu.gflops_fp32
     parts = {
-        "arithmetic": flops / (gpu.gflops_fp32 * gpu.efficiency * 1e3) / fill,
+        "arithmetic": flops / (peak * gpu.efficiency * 1e3) / fill,
         "loads": load_bytes / (gpu.l2_gb_s * 1e3) / fill,
         "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3),
     }
@@ -300,7 +322,7 @@ def _cost(work: _Work, gpu: Gpu, *, waves: int, fill: float, parts: dict[str, fl
     loads = work.loads * (work.lanes // 4) + work.narrow_loads
     return KernelCost(
         flops=int(2 * work.vector_macs * work.lanes * work.items),
-        load_bytes=int((work.loads * (work.lanes // 4) * 16 + work.narrow_loads * 4) * work.items),
+        load_bytes=int((work.loads * (work.lanes // 4) * 4 + work.narrow_loads) * work.item_bytes * work.items),
         wide_share=work.loads * 16 / (work.loads * 16 + work.narrow_loads * 4) if loads else 1.0,
         local_bytes=work.local_bytes,
         memory_bytes=work.memory_bytes,

@@ -28,6 +28,7 @@ from tvm_build.network import (
     zeros,
 )
 from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d, blocks
+from tvm_build.precision import FLOAT32, Precision
 
 # A compacted reduction must be predicted to save this share of the time: gathers are hard to predict.
 MIN_SAVING = 0.1
@@ -35,19 +36,21 @@ MIN_SAVING = 0.1
 Rule = Callable[[Network, int], "Network | None"]
 
 
-def fuse(network: Network, gpu: Gpu) -> Network:
+def fuse(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> Network:
     """Join every convolution with what surrounds it, and the other operators as far as their kernels allow.
 
     Args:
         network: as recognized.
         gpu: decides whether leaving out zero columns pays.
+        precision: of the kernels; what they cost depends on it.
 
     Ensures: no `ChannelAffine`, `ZeroPad` or `Activate` remains; what no kernel takes is `Generic`.
     """
     for rules in _PHASES:
         network = _until_settled(network, rules)
     settled = (_settle(node, network) for node in network.nodes)
-    network = network.with_nodes(_without_zero_columns(node, gpu) for node in settled).without_dead_nodes()
+    compacted = (_without_zero_columns(node, gpu, precision) for node in settled)
+    network = network.with_nodes(compacted).without_dead_nodes()
     network.check()
     return network
 
@@ -260,7 +263,7 @@ def _lone_pad(network: Network, index: int) -> Network | None:
     return _replace(network, index, replace(node, op=Generic())) if isinstance(node.op, ZeroPad) else None
 
 
-def _without_zero_columns(node: Node, gpu: Gpu) -> Node:
+def _without_zero_columns(node: Node, gpu: Gpu, precision: Precision) -> Node:
     """A convolution whose weight is zero in the same columns of every filter reduces over the others only, if it pays.
 
     A reduction over a list of columns gathers single channels where the dense one reads vectors of four, so few zero
@@ -278,7 +281,7 @@ def _without_zero_columns(node: Node, gpu: Gpu) -> Node:
             options += [replace(option, shortcut=shortcut) for option in options]
     if len(options) == 1:
         return node
-    cost = {option: predict_us(option, default_schedule(option, gpu), gpu) for option in options}
+    cost = {option: predict_us(option, default_schedule(option, gpu, precision), gpu, precision) for option in options}
     best = min(options, key=cost.__getitem__)
     return replace(node, op=best) if cost[best] <= (1 - MIN_SAVING) * cost[op] else node
 
@@ -326,6 +329,6 @@ def flatten_into_dense(node: Node, flattened: Tensor) -> Node:
     grown[:, :channels] = weight.reshape(-1, channels, height, width)
     laid_out = grown.reshape(weight.shape[0], blocks(channels), 4, height, width).transpose(0, 1, 3, 4, 2)
     packed = np.ascontiguousarray(laid_out.reshape(weight.shape[0], -1))
-    op = replace(node.op, in_features=packed.shape[1])
+    op = replace(node.op, in_features=packed.shape[1], input_is_c4=True)
     bias = node.constants.get("bias", zeros(weight.shape[0]))
     return replace(node, op=op, constants={"weight": packed, "bias": bias}, inputs=(flattened.name, *node.inputs[1:]))

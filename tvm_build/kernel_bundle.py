@@ -43,6 +43,7 @@ from tvm_build.ops import (
     Unpack,
     blocks,
 )
+from tvm_build.precision import FLOAT32, Precision
 
 Array = np.ndarray[Any, Any]
 
@@ -58,7 +59,8 @@ class KernelCase:
         name: the launch's layer name.
         op: what it computes.
         constants: as `build_kernel` takes them.
-        inputs: role ("input0", "input1", ..., "residual") -> float32 array in the kernel's layout.
+        inputs: role ("input0", "input1", ..., "residual") -> float32 array in the kernel's layout; converted to the
+            type that the kernel reads.
         schedule: None for the default one.
     """
 
@@ -88,7 +90,7 @@ def output_shape(op: Operator) -> tuple[int, ...]:
             return op.batch, blocks(sum(op.channels)), op.height, op.width, 4
 
 
-def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu) -> Bundle:
+def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, precision: Precision = FLOAT32) -> Bundle:
     """Write `cases` into the bundle `path`; output K is the K-th case's.
 
     Each kernel is a program of its own, for the names of kernels repeat.
@@ -108,12 +110,13 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu) -> Bu
         return len(memory) - 1
 
     for case in cases:
-        built = build_kernel(case.op, case.constants, gpu, case.schedule)
+        built = build_kernel(case.op, case.constants, gpu, case.schedule, precision)
         kernel = emit_opencl(built.func)
         shape = output_shape(case.op)
-        memory.append(Buffer(int(np.prod(shape)) * 4))
+        dtype = built.scalars["output"]
+        memory.append(Buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize))
         result = len(memory) - 1
-        outputs.append(Endpoint(result, "float32", shape, f"output{len(outputs)}"))
+        outputs.append(Endpoint(result, dtype, shape, f"output{len(outputs)}"))
         arguments = []
         for name in kernel.arguments:
             kind, _, key = built.roles[name].partition(":")
@@ -122,7 +125,7 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu) -> Bu
             elif kind == "constant":
                 arguments.append(MemoryArgument(constant(built.constants[key])))
             else:
-                arguments.append(MemoryArgument(constant(case.inputs[kind].astype(np.float32))))
+                arguments.append(MemoryArgument(constant(case.inputs[kind].astype(built.scalars[name]))))
         text = kernel.source.encode()
         programs.append(Program(len(source), len(text), BUILD_OPTIONS))
         source += text
@@ -140,7 +143,7 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu) -> Bu
         )
     plan = LaunchPlan(
         target=gpu.name,
-        dtype="float32",
+        dtype=precision.name,
         memory=tuple(memory),
         # The format wants an input; nothing reads it.
         inputs=(Endpoint(0, "float32", start.shape, "unused"),),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from structadmm.errors import InvariantError
+from tvm_build.precision import PRECISIONS
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int32": 4}
 IMAGE_FORMATS = {"rgba_float": 16, "rgba_half": 8}
@@ -164,7 +165,7 @@ class LaunchPlan:
 
     def check(self) -> None:
         """Raise InvariantError unless every index, size and name keeps the rules of docs/bundle-format.md."""
-        _require(self.dtype in ("float32", "float16"), f"dtype {self.dtype}")
+        _require(self.dtype in PRECISIONS, f"dtype {self.dtype}")
         _require(bool(NAME.fullmatch(self.target)), f"target name {self.target!r}")
         _require(bool(self.inputs and self.outputs and self.launches), "a plan needs inputs, outputs and launches")
         for number, memory in enumerate(self.memory):

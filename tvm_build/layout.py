@@ -7,17 +7,19 @@ from dataclasses import replace
 from tvm_build.fuse import flatten_into_dense
 from tvm_build.network import Generic, Layout, Network, Node, Tensor, View
 from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Pack, Pool2d, Unpack
+from tvm_build.precision import FLOAT32, Precision
 
 _C4_OPERATORS = Conv2d | Pool2d | GlobalAverage | Elementwise | ConcatChannels
 
 
-def assign_layouts(network: Network) -> Network:
+def assign_layouts(network: Network, precision: Precision = FLOAT32) -> Network:
     """Give every tensor its producer's layout, and insert `Pack` and `Unpack` where a reader wants the other one.
 
-    A tensor is converted at most once. Cheap operators between plain neighbours stay plain, as `Generic`.
+    C4 tensors are stored as `precision` says, plain ones stay as they are; conversions go between both. A tensor is
+    converted at most once. Cheap operators between plain neighbours stay plain, as `Generic`.
     """
     network = _plain_islands(network)
-    return _Converter(network).run()
+    return _Converter(network, precision).run()
 
 
 def _plain_islands(network: Network) -> Network:
@@ -37,8 +39,9 @@ def _plain_islands(network: Network) -> Network:
 class _Converter:
     """Walks the nodes once and keeps, per tensor, the name of its version in each layout."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, precision: Precision) -> None:
         self.network = network
+        self.precision = precision
         self.tensors = dict(network.tensors)
         self.nodes: list[Node] = []
         self.version: dict[tuple[str, Layout], str] = {}
@@ -73,7 +76,8 @@ class _Converter:
 
     def _emit(self, node: Node, layout: Layout) -> None:
         for name in node.outputs:
-            self.tensors[name] = replace(self.tensors[name], layout=layout)
+            dtype = self.precision.storage if layout == "c4" else self.tensors[name].dtype
+            self.tensors[name] = replace(self.tensors[name], dtype=dtype, layout=layout)
             self.version[name, layout] = name
         self.nodes.append(node)
 
@@ -93,7 +97,8 @@ class _Converter:
             return self.version[name, layout]
         tensor = self.tensors[name]
         batch, channels, height, width = tensor.shape
-        converted = Tensor(f"{name}.{layout}", tensor.shape, tensor.dtype, layout)
+        dtype = self.precision.storage if layout == "c4" else "float32"
+        converted = Tensor(f"{name}.{layout}", tensor.shape, dtype, layout)
         op = Pack(batch, channels, height, width) if layout == "c4" else Unpack(batch, channels, height, width)
         self.tensors[converted.name] = converted
         self.version[name, layout] = converted.name

@@ -18,6 +18,7 @@ from tvm_build.kernels import build_kernel
 from tvm_build.lowered import External, KernelLaunch, LoweredNetwork, deduplicate
 from tvm_build.network import Array, Generic, Network, Node, Port, View
 from tvm_build.ops import Operator
+from tvm_build.precision import FLOAT32, Precision
 from tvm_build.relax_lowering import generic_passes, lower_relax
 
 # dlight's rules choose work-groups of up to 256 work-items for this target, a size that every Adreno accepts.
@@ -32,21 +33,22 @@ def tvm_target() -> Any:
     return tvm.target.Target(TVM_TARGET, host="llvm")
 
 
-def lower(network: Network, gpu: Gpu, reporter: Reporter) -> LoweredNetwork:
-    """Build every node's kernel.
+def lower(network: Network, gpu: Gpu, reporter: Reporter, precision: Precision = FLOAT32) -> LoweredNetwork:
+    """Build every node's kernel; TVM's are float32 whatever `precision` says.
 
     Raises:
-        UserError: TVM cannot lower an operator for which there is no kernel of ours.
+        UserError: a weight is too large for half, or TVM cannot lower an operator for which there is no kernel of ours.
     """
-    return _Lowering(network, gpu).run(reporter)
+    return _Lowering(network, gpu, precision).run(reporter)
 
 
 class _Lowering:
     """Collects launches, tensor sizes and constants; views are resolved to the tensor whose memory they share."""
 
-    def __init__(self, network: Network, gpu: Gpu) -> None:
+    def __init__(self, network: Network, gpu: Gpu, precision: Precision) -> None:
         self.network = network
         self.gpu = gpu
+        self.precision = precision
         self.alias: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self.constants: dict[str, Array] = {}
@@ -86,7 +88,7 @@ class _Lowering:
     def _kernel(self, node: Node) -> None:
         assert not isinstance(node.op, Generic | View)
         op: Any = node.op
-        built = build_kernel(op, node.constants, self.gpu)
+        built = build_kernel(op, node.constants, self.gpu, precision=self.precision)
         key = (op, built.schedule)
         if key not in self.emitted:
             self.emitted[key] = emit_opencl(built.func)
@@ -112,7 +114,7 @@ class _Lowering:
                 flops=built.flops,
                 bytes=built.bytes,
                 layer=node.layer,
-                predicted_us=predict_us(op, built.schedule, self.gpu),
+                predicted_us=predict_us(op, built.schedule, self.gpu, self.precision),
             )
         )
 

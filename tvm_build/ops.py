@@ -93,7 +93,8 @@ class Pool2d:
 class Dense:
     """`activation(x @ w.T + bias)`.
 
-    `x` is plain `[N, K]`, or with `input_is_c4` C4 `[N, K / 4, H, W]`, averaged over its `pooled_pixels` = H * W.
+    `x` is plain `[N, K]`, or with `input_is_c4` C4 `[N, K / 4, H, W]`, averaged over its `pooled_pixels` = H * W. With
+    `pooled_pixels` = 1, K is every number of a C4 tensor in the order of memory.
     """
 
     batch: int

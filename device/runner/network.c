@@ -172,11 +172,19 @@ static int allocate(struct network *network) {
     return enough ? STATUS_OK : fail(STATUS_MEMORY, "out of memory for the objects of '%.300s'", network->bundle->path);
 }
 
+/* Told before the driver would tell it as a build log. The name of every dtype stored in half starts with float16. */
+static int check_dtype(const struct device *device, const struct plan *plan) {
+    if (strncmp(plan->dtype, "float16", 7) != 0 || device_has(device, "cl_khr_fp16")) return STATUS_OK;
+    return fail(STATUS_DEVICE_LIMIT, "the bundle's dtype is %.40s, '%s' lacks cl_khr_fp16: build the bundle with dtype float32",
+                plan->dtype, device->name);
+}
+
 int network_open(struct network *network, const struct session *session, const struct bundle *bundle, const char *cache) {
     memset(network, 0, sizeof *network);
     network->bundle = bundle;
     network->session = session;
-    int status = check_memory(&session->device, &bundle->plan);
+    int status = check_dtype(&session->device, &bundle->plan);
+    if (status == STATUS_OK) status = check_memory(&session->device, &bundle->plan);
     if (status == STATUS_OK) status = check_work_groups(&session->device, &bundle->plan);
     if (status == STATUS_OK) status = allocate(network);
     if (status == STATUS_OK) status = create_memories(network);

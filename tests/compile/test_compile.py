@@ -47,7 +47,8 @@ def test_the_sample_is_what_the_user_gives(network: Path, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"target": "mali-g78"}, "expected a target among adreno-540"),
-        ({"dtype": "float64"}, "expected dtype float32"),
+        ({"dtype": "float64"}, "expected a dtype among float32, float16, float16_float32"),
+        ({"schedules": "upstream", "dtype": "float16"}, "expected dtype float32 for upstream schedules"),
         ({"schedules": "fastest"}, "expected schedules structadmm or upstream"),
         ({"sample": {"z": np.zeros((1, 3, 6, 6), np.float32)}}, "expected samples for the inputs ['x']"),
         ({"sample": {"x": np.zeros((1, 3, 6, 7), np.float32)}}, "expected shape [1, 3, 6, 6]"),

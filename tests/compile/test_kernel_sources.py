@@ -15,6 +15,7 @@ from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import GPUS, gpu_by_name
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
 from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+from tvm_build.precision import PRECISIONS
 
 ADRENO = gpu_by_name("adreno-640")
 CONV = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1), activation="relu", has_residual=True)
@@ -144,3 +145,44 @@ def test_a_constant_of_the_wrong_shape_is_refused() -> None:
         build_kernel(CONV, constants, ADRENO)
     with pytest.raises(InvariantError, match=r"'weight' with shape .*, got nothing"):
         build_kernel(CONV, {}, ADRENO)
+
+
+def test_half_precision_halves_weights_and_traffic_and_leaves_plain_tensors_alone() -> None:
+    for op in (CONV, SPARSE, Dense(1, 40, 10)):
+        case, _, _ = make_case(op)
+        whole = build_kernel(op, case.constants, ADRENO)
+        for precision in (PRECISIONS["float16"], PRECISIONS["float16_float32"]):
+            half = build_kernel(op, case.constants, ADRENO, whole.schedule, precision)
+            assert half.constants["weight"].nbytes * 2 == whole.constants["weight"].nbytes
+            assert half.bytes < 0.7 * whole.bytes
+            plain = isinstance(op, Dense)
+            assert half.scalars["input"] == ("float32" if plain else "float16")
+            assert half.scalars["output"] == ("float32" if plain else "float16")
+
+
+def test_only_float16_multiplies_in_half() -> None:
+    case, _, _ = make_case(CONV)
+    sources = {
+        name: emit_opencl(build_kernel(CONV, case.constants, ADRENO, None, precision).func).source
+        for name, precision in PRECISIONS.items()
+    }
+    assert "half" not in sources["float32"]
+    assert "float4" not in sources["float16"]
+    assert "convert_float4" in sources["float16_float32"]
+    assert "convert_half4" in sources["float16_float32"]
+
+
+def test_a_weight_beyond_half_is_refused_in_half_only() -> None:
+    case, _, _ = make_case(CONV)
+    constants = {**case.constants, "weight": case.constants["weight"] * 1e6}
+    build_kernel(CONV, constants, ADRENO)
+    with pytest.raises(UserError, match=r"up to 65504 for half precision, got .*: compile with float32"):
+        build_kernel(CONV, constants, ADRENO, None, PRECISIONS["float16"])
+
+
+def test_half_precision_is_predicted_to_be_faster_where_it_moves_or_computes_more() -> None:
+    for op in (CONV, SMALL, Dense(1, 4096, 1000)):
+        schedule = default_schedule(op, ADRENO)
+        whole, half, mixed = (predict_us(op, schedule, ADRENO, precision) for precision in PRECISIONS.values())
+        assert whole > half
+        assert whole >= mixed >= half

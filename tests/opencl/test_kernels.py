@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device.errors import DeviceError
 from device.local_target import LocalTarget, find_local_devices
 from device.runner_client import Runner
 from tests.kernel_references import ACTIVATIONS, make_case
@@ -19,10 +21,13 @@ from tvm_build.gpu import gpu_by_name
 from tvm_build.kernel_bundle import write_kernel_bundle
 from tvm_build.kernels import candidates
 from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+from tvm_build.precision import FLOAT32, PRECISIONS, Precision
 
 # float32 sums of up to a few thousand products of unit variance, in any order, stay within 1e-5 of float64 relative to
 # the largest value; exp on a GPU may err by 16 units in the last place, so ten times that is allowed.
-RELATIVE_TOLERANCE = 1e-4
+# Half holds 11 bits. Inputs and weights are rounded to it, which sums average out to about 1e-3; sums of hundreds of
+# products in half lose a few times that.
+RELATIVE_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "float16_float32": 3e-3}
 TARGETS = ("opencl-cpu", "adreno-640")
 # The runner's limit is 64 outputs.
 CASES_PER_BUNDLE = 60
@@ -43,18 +48,26 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     target.close()
 
 
-def check(runner: Runner, path: Path, cases: Sequence[tuple[Operator, Any]], target: str) -> None:
+def check(
+    runner: Runner,
+    path: Path,
+    cases: Sequence[tuple[Operator, Any]],
+    target: str,
+    precision: Precision = FLOAT32,
+) -> None:
     """Run (operator, schedule) pairs and compare each with float64."""
     for start in range(0, len(cases), CASES_PER_BUNDLE):
         part = cases[start : start + CASES_PER_BUNDLE]
         made = [make_case(op, seed=start + number, schedule=schedule) for number, (op, schedule) in enumerate(part)]
         bundle = path / "kernels.clbundle"
-        write_kernel_bundle(bundle, [case for case, _, _ in made], gpu_by_name(target))
+        write_kernel_bundle(bundle, [case for case, _, _ in made], gpu_by_name(target), precision)
         outputs = runner.run(bundle, [np.zeros(4, np.float32)]).outputs
         for (case, expected, layout), output in zip(made, outputs, strict=True):
             assert np.isfinite(output).all(), case.op
             error = np.abs(layout(output) - expected).max() / max(np.abs(expected).max(), 1e-3)
-            assert error <= RELATIVE_TOLERANCE, f"relative error {error:.1e} of {case.op} with {case.schedule}"
+            assert error <= RELATIVE_TOLERANCE[precision.name], (
+                f"relative error {error:.1e} of {case.op} with {case.schedule}"
+            )
 
 
 @st.composite
@@ -202,3 +215,35 @@ def test_pooling_matches_its_definition_for_paddings_dilations_and_rounded_up_si
                         )
                     )
     check(runner, tmp_path, [(op, None) for op in ops], target)
+
+
+@pytest.mark.parametrize("name", [name for name in PRECISIONS if name != "float32"])
+def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner, name: str, tmp_path: Path) -> None:
+    gpu, precision = gpu_by_name("adreno-640"), PRECISIONS[name]
+    small = Conv2d(1, 20, 4, 5, 34, (3, 3), padding=(1, 1, 1, 1), activation="hard_swish", has_residual=True)
+    shortcut = Conv2d(1, 10, 8, 10, 34, (1, 1), stride=(2, 2))
+    ops: list[Operator] = [
+        small,
+        replace(small, has_residual=False, shortcut=shortcut, columns=tuple(range(3, 180, 5))),
+        replace(small, columns=tuple(range(36))),
+        Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18, activation="relu6"),
+        Pool2d("max", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+        Pool2d("avg", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+        GlobalAverage(1, 10, 32, 32),
+        Dense(2, 37, 12, activation="relu"),
+        Dense(1, 40, 10, pooled_pixels=16, input_is_c4=True),
+        Elementwise("mul", 1, 10, 9, 9, activation="silu"),
+        Pack(1, 3, 9, 9),
+        Unpack(1, 10, 9, 9),
+        ConcatChannels(1, (3, 5, 8), 4, 4),
+    ]
+    cases = [(op, None) for op in ops]
+    split = next(schedule for schedule in candidates(small, gpu) if schedule.split > 1)
+    cases += [(small, split), (small, replace(split, split=1))]
+    if runner.info()[0].fp16:
+        check(runner, tmp_path, cases, "adreno-640", precision)
+        return
+    with pytest.raises(
+        DeviceError, match=f"dtype is {name}, '.*' lacks cl_khr_fp16: build the bundle with dtype float32"
+    ):
+        check(runner, tmp_path, cases[:1], "adreno-640", precision)

@@ -23,6 +23,8 @@ from tvm_build.compile import CompileSummary, compile_onnx
 # The project's bound for float32 on any device, relative to the output's scale: sums in another order, over tens of
 # layers. What is measured is around 1e-6.
 RELATIVE_TOLERANCE = 1e-3
+# The project's bound for half; what is measured is below 1e-3.
+HALF_RELATIVE_TOLERANCE = 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,9 @@ def agrees(runner: Runner, path: Path, shape: tuple[int, ...], **options: str) -
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = session.run(None, {session.get_inputs()[0].name: x})
     result = runner.run(bundle, [x])
+    relative = RELATIVE_TOLERANCE if options.get("dtype", "float32") == "float32" else HALF_RELATIVE_TOLERANCE
     for got, wanted in zip(result.outputs, expected, strict=True):
-        assert np.abs(got - wanted).max() <= RELATIVE_TOLERANCE * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() <= relative * np.abs(wanted).max()
     # Every network is planned within the bound, beside being right.
     assert summary.activation_bytes <= 1.3 * summary.live_bytes
     return summary
@@ -97,6 +100,21 @@ def test_upstream_schedules_compute_resnet18_too(runner: Runner, tmp_path: Path)
     path = export(build("resnet18"), INPUT_SHAPE, tmp_path / "upstream.onnx")
     summary = agrees(runner, path, INPUT_SHAPE, schedules="upstream")
     assert read_bundle(summary.path).manifest["schedules"] == "upstream"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("alexnet", "float16"), ("resnet18", "float16_float32"), ("shufflenet_v2", "float16")]
+)
+def test_half_precision_agrees_with_onnx_runtime_in_half_the_memory(
+    name: str, dtype: str, runner: Runner, tmp_path: Path
+) -> None:
+    path = export(build(name), INPUT_SHAPE, tmp_path / f"{name}.onnx")
+    half = agrees(runner, path, INPUT_SHAPE, dtype=dtype)
+    assert read_bundle(half.path).plan.dtype == dtype
+    whole = compile_onnx(path, tmp_path / "whole.clbundle", target="opencl-cpu")
+    assert half.launches == whole.launches
+    # Constants of every kind are aligned to 128 bytes, which small networks feel.
+    assert half.weight_bytes < 0.7 * whole.weight_bytes
 
 
 class Movement(nn.Module):

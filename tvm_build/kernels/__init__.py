@@ -21,6 +21,7 @@ from tvm_build.ops import (
     Pool2d,
     Unpack,
 )
+from tvm_build.precision import FLOAT32, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,11 @@ def supports(op: Operator) -> bool:
 
 
 def build_kernel(
-    op: Operator, constants: Mapping[str, np.ndarray[Any, Any]], gpu: Gpu, schedule: Schedule | None = None
+    op: Operator,
+    constants: Mapping[str, np.ndarray[Any, Any]],
+    gpu: Gpu,
+    schedule: Schedule | None = None,
+    precision: Precision = FLOAT32,
 ) -> BuiltKernel:
     """Build the kernel for `op`.
 
@@ -51,9 +56,11 @@ def build_kernel(
             tensor and the other columns are ignored), "shortcut_weight" of the same layout if it has a shortcut, which
             then reads input1; "weight" [O, K] and "bias" [O] for `Dense`; nothing for the rest.
         gpu: what it is compiled for.
-        schedule: one of `candidates(op, gpu)`, or None for `default_schedule(op, gpu)`.
+        schedule: one of `candidates(op, gpu)`, or None for the default one.
+        precision: what numbers are stored as and computed in. Plain tensors are float32 in any case.
 
     Raises:
+        UserError: a weight is too large for half.
         InvariantError: there is no kernel for `op`, or a constant is missing or has the wrong shape.
     """
     from tvm_build.kernels.conv2d import build_conv2d
@@ -64,7 +71,7 @@ def build_kernel(
     if not supports(op):
         raise InvariantError(f"there is no kernel for {op}: ask `supports` first")
     if schedule is None:
-        schedule = default_schedule(op, gpu)
+        schedule = default_schedule(op, gpu, precision)
     match op:
         case Conv2d():
             shape = (op.out_channels, op.in_channels // op.groups, *op.kernel)
@@ -74,22 +81,22 @@ def build_kernel(
                 source = op.shortcut
                 shape = (source.out_channels, source.in_channels // source.groups, *source.kernel)
                 shortcut = _constant(constants, "shortcut_weight", shape)
-            return build_conv2d(op, weight, bias, schedule, shortcut)
+            return build_conv2d(op, weight, bias, schedule, shortcut, precision)
         case Dense():
             weight = _constant(constants, "weight", (op.out_features, op.in_features))
-            return build_dense(op, weight, _constant(constants, "bias", (op.out_features,)), schedule)
+            return build_dense(op, weight, _constant(constants, "bias", (op.out_features,)), schedule, precision)
         case Pool2d():
-            return build_pool2d(op, schedule)
+            return build_pool2d(op, schedule, precision)
         case GlobalAverage():
-            return build_global_average(op, schedule)
+            return build_global_average(op, schedule, precision)
         case Elementwise():
-            return build_elementwise(op, schedule)
+            return build_elementwise(op, schedule, precision)
         case Pack():
-            return build_pack(op, schedule)
+            return build_pack(op, schedule, precision)
         case Unpack():
-            return build_unpack(op, schedule)
+            return build_unpack(op, schedule, precision)
         case ConcatChannels():
-            return build_concat(op, schedule)
+            return build_concat(op, schedule, precision)
 
 
 def candidates(op: Operator, gpu: Gpu) -> list[Schedule]:
@@ -99,11 +106,11 @@ def candidates(op: Operator, gpu: Gpu) -> list[Schedule]:
     return schedules(op, gpu)
 
 
-def default_schedule(op: Operator, gpu: Gpu) -> Schedule:
+def default_schedule(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> Schedule:
     """The candidate that the cost model predicts to be fastest; ties go to the earlier one."""
     from tvm_build.cost import predict_us
 
-    return min(candidates(op, gpu), key=lambda schedule: predict_us(op, schedule, gpu))
+    return min(candidates(op, gpu), key=lambda schedule: predict_us(op, schedule, gpu, precision))
 
 
 def _constant(constants: Mapping[str, np.ndarray[Any, Any]], name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -55,9 +55,13 @@ class Body:
         """Bind `value` to a name, so that it is computed once."""
         return T.bind(value)
 
+    def load(self, buffer: Any, index: Expr, dtype: str) -> Expr:
+        """`buffer[index]` in the type `dtype`, which may be another than the buffer's."""
+        return converted(buffer[index], str(buffer.dtype), dtype)
+
     def store(self, buffer: Any, index: Expr, value: Expr) -> None:
-        """`buffer[index] = value`."""
-        T.buffer_store(buffer, value, [index])
+        """`buffer[index] = value`, converted to the buffer's type."""
+        T.buffer_store(buffer, converted(value, str(value.ty.dtype), str(buffer.dtype)), [index])
 
     def barrier(self) -> None:
         """Wait for the work-group; what it wrote to local memory is then visible to all of it."""
@@ -124,6 +128,16 @@ def build_func(
 def lanes_of(dtype: str) -> int:
     """Lanes of a TVM type name: 4 for "float32x4"."""
     return int(dtype.partition("x")[2] or 1)
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of a scalar or vector type."""
+    return lanes_of(dtype) * (2 if dtype.startswith("float16") else 4)
+
+
+def converted(value: Expr, have: str, want: str) -> Expr:
+    """`value`, whose type is `have`, in the type `want`."""
+    return value if have == want else tirx.Cast(want, value)
 
 
 def const(value: float, dtype: str) -> Expr:

@@ -77,7 +77,9 @@ class SparseReduction:
         self.prefix = prefix
         self.entries = list_entries(tiling.op, tiling.schedule.gather)
         self.by_lane = tiling.schedule.gather == "lanes"
-        self.input_dtype = "float32" if self.by_lane else "float32x4"
+        lanes = 1 if self.by_lane else 4
+        self.input_dtype = tiling.precision.stored(lanes)
+        self.value_dtype = tiling.precision.computed(lanes)
         kh, kw = tiling.op.kernel
         self.unrolled = kh * kw <= _UNROLLED_TAPS
         self.constants: dict[str, Array] = {
@@ -121,6 +123,7 @@ class SparseReduction:
     ) -> None:
         op, schedule = self.tiling.op, self.tiling.schedule
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
+        accumulator = self.tiling.accumulator
         width = self.entries.columns.shape[1]
         rows = [input_row(self.tiling, place, row, tap[0]) for row in range(schedule.rows)]
         # One row's predicate skips the tap; with several rows it goes with the loads.
@@ -139,11 +142,12 @@ class SparseReduction:
                 first = (place.channel_tile * len(self.entries.offsets) + step) * (width * schedule.vectors)
                 first = body.let(first)
                 ws = [
-                    [body.let(weight[first + (i * schedule.vectors + v)]) for i in range(width)]
+                    [body.let(body.load(weight, first + (i * schedule.vectors + v), accumulator)) for i in range(width)]
                     for v in range(schedule.vectors)
                 ]
                 for (row, pixel), (address, ok) in addresses.items():
-                    x = body.let(load_if(ok, source[address + offset], self.input_dtype))
+                    value = body.load(source, address + offset, self.value_dtype)
+                    x = body.let(load_if(ok, value, self.value_dtype))
                     xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
                     for v in range(schedule.vectors):
                         multiply_add(accumulators[row, pixel, v], xs, ws[v], schedule)

@@ -20,13 +20,14 @@ import numpy as np
 
 from structadmm.errors import InvariantError
 from tvm_build.kernels.body import Body, Expr, build_func, lanes_of
-from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.built import BuiltKernel, scalars_of
 from tvm_build.kernels.column_sparse import SparseReduction
 from tvm_build.kernels.conv_tile import finish_tile, start_tile
 from tvm_build.kernels.conv_tiling import Array, ConvSchedule, Tiling, place_tile
 from tvm_build.kernels.dense_reduction import DenseReduction
 from tvm_build.kernels.depthwise import DepthwiseReduction, is_depthwise
 from tvm_build.ops import Conv2d, blocks
+from tvm_build.precision import FLOAT32, Precision, as_type
 
 Reduction = DenseReduction | SparseReduction | DepthwiseReduction
 
@@ -38,21 +39,26 @@ def flatten_pixels(op: Conv2d) -> Conv2d:
 
 
 def build_conv2d(
-    op: Conv2d, weight: Array, bias: Array, schedule: ConvSchedule, shortcut_weight: Array | None = None
+    op: Conv2d,
+    weight: Array,
+    bias: Array,
+    schedule: ConvSchedule,
+    shortcut_weight: Array | None = None,
+    precision: Precision = FLOAT32,
 ) -> BuiltKernel:
     """The kernel for a convolution of any kind."""
     op = flatten_pixels(op)
-    tiling = Tiling(op, schedule)
+    tiling = Tiling(op, schedule, precision)
     reductions = [_reduction(tiling, weight)]
     if op.shortcut is not None:
         _check_shortcut(op, op.shortcut)
         if shortcut_weight is None:
             raise InvariantError("a convolution with a shortcut needs the constant 'shortcut_weight'")
-        reductions.append(_reduction(Tiling(op.shortcut, schedule), shortcut_weight, "shortcut_"))
+        reductions.append(_reduction(Tiling(op.shortcut, schedule, precision), shortcut_weight, "shortcut_"))
 
     padded_bias = np.zeros(tiling.channel_tiles * schedule.tile_channels, np.float32)
     padded_bias[: op.out_channels] = bias
-    constants: dict[str, Array] = {"bias": padded_bias.reshape(-1, 4)}
+    constants: dict[str, Array] = {"bias": as_type(padded_bias.reshape(-1, 4), precision.arithmetic)}
     parameters: dict[str, tuple[int, str]] = {}
     roles: dict[str, str] = {}
     floats = {"output": op.batch * blocks(op.out_channels) * op.out_height * op.out_width * 4}
@@ -62,31 +68,33 @@ def build_conv2d(
         floats[name] = source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 4
         parameters[name] = (floats[name] // lanes_of(reduction.input_dtype), reduction.input_dtype)
         roles[name] = f"input{number}"
-        constants |= reduction.constants
+        for key, array in reduction.constants.items():
+            constants[key] = array if array.dtype == np.int32 else precision.pack(array)
     for name, array in constants.items():
         lanes = 1 if array.dtype == np.int32 else array.shape[-1]
-        parameters[name] = (array.size // lanes, "int32" if array.dtype == np.int32 else f"float32x{lanes}")
+        parameters[name] = (array.size // lanes, "int32" if array.dtype == np.int32 else f"{array.dtype}x{lanes}")
         roles[name] = f"constant:{name}"
     if op.has_residual:
         floats["residual"] = floats["output"]
     for name in ("residual", "output"):
         if name in floats:
-            parameters[name] = (floats[name] // 4, "float32x4")
+            parameters[name] = (floats[name] // 4, precision.stored(4))
             roles[name] = name
 
     def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         place = place_tile(body, tiling, group, item)
-        accumulators = start_tile(body, schedule)
+        accumulators = start_tile(body, tiling)
         for reduction in reductions:
             reduction.write(body, place, buffers, accumulators)
         finish_tile(body, tiling, place, buffers, accumulators)
 
     return BuiltKernel(
         func=build_func(_name(op), parameters, tiling.grid, write),
+        scalars=scalars_of(parameters),
         roles=roles,
         constants=constants,
         flops=2 * op.macs,
-        bytes=4 * sum(floats.values()) + sum(array.nbytes for array in constants.values()),
+        bytes=precision.item_bytes * sum(floats.values()) + sum(array.nbytes for array in constants.values()),
         schedule=schedule,
     )
 

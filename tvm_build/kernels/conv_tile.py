@@ -15,10 +15,11 @@ Accumulators = dict[tuple[int, int, int], Register]
 """By row, pixel and vector of the tile."""
 
 
-def start_tile(body: Body, schedule: ConvSchedule) -> Accumulators:
+def start_tile(body: Body, tiling: Tiling) -> Accumulators:
     """One register of zeros per row, pixel and vector."""
+    schedule = tiling.schedule
     return {
-        (row, pixel, vector): body.register(schedule.dtype)
+        (row, pixel, vector): body.register(tiling.accumulator)
         for row in range(schedule.rows)
         for pixel in range(schedule.pixels)
         for vector in range(schedule.vectors)
@@ -46,6 +47,7 @@ def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any
     A split reduction is summed by all its work-items: each adds up, finishes and stores some of the vectors.
     """
     op, schedule = tiling.op, tiling.schedule
+    dtype = tiling.precision.computed(4)
     quarters = schedule.lanes // 4
     tile_blocks = schedule.tile_channels // 4
     out_blocks = blocks(op.out_channels)
@@ -66,25 +68,25 @@ def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any
         with body.when(limits):
             result = value + buffers["bias"][out_block]
             if op.has_residual:
-                result = result + buffers["residual"][index]
-            body.store(buffers["output"], index, activate(body, result, op.activation, "float32x4"))
+                result = result + body.load(buffers["residual"], index, dtype)
+            body.store(buffers["output"], index, activate(body, result, op.activation, dtype))
 
     if schedule.split == 1:
         for (row, pixel, vector), register in accumulators.items():
             value = body.let(register.value)
             for q in range(quarters):
-                store(row, pixel, vector * quarters + q, quarter(value, schedule.dtype, q))
+                store(row, pixel, vector * quarters + q, quarter(value, tiling.accumulator, q))
         return
 
     # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
     local = tiling.grid.local[0] * tiling.grid.local[1]
     count = len(accumulators) * quarters
-    partial = body.shared(schedule.split * count * local, "float32x4")
+    partial = body.shared(schedule.split * count * local, dtype)
     for number, register in enumerate(accumulators.values()):
         value = body.let(register.value)
         for q in range(quarters):
             slot = (place.part * count + (number * quarters + q)) * local + place.neighbour
-            body.store(partial, slot, quarter(value, schedule.dtype, q))
+            body.store(partial, slot, quarter(value, tiling.accumulator, q))
     body.barrier()
     for turn in range(ceil_div(count, schedule.split)):
         number = body.let(place.part + turn * schedule.split)

@@ -10,6 +10,7 @@ from tvm import tirx
 
 from tvm_build.kernels.body import Body, Expr, Grid, both, ceil_div, const
 from tvm_build.ops import Conv2d
+from tvm_build.precision import FLOAT32, Precision
 
 Array = np.ndarray[Any, Any]
 
@@ -47,18 +48,19 @@ class ConvSchedule:
         """Output channels per work-item."""
         return self.vectors * self.lanes
 
-    @property
-    def dtype(self) -> str:
-        """Type of an accumulator."""
-        return f"float32x{self.lanes}"
-
 
 @dataclass(frozen=True)
 class Tiling:
-    """Where the tiles of one convolution lie."""
+    """Where the tiles of one convolution lie, and the types of its numbers."""
 
     op: Conv2d
     schedule: ConvSchedule
+    precision: Precision = FLOAT32
+
+    @property
+    def accumulator(self) -> str:
+        """Type of an accumulator."""
+        return self.precision.computed(self.schedule.lanes)
 
     @property
     def columns(self) -> int:

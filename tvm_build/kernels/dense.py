@@ -20,6 +20,7 @@ from tvm_build.kernels.body import (
     Grid,
     both,
     build_func,
+    bytes_of,
     ceil_div,
     const,
     gathered,
@@ -28,9 +29,10 @@ from tvm_build.kernels.body import (
     quarter,
     spread,
 )
-from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.built import BuiltKernel, scalars_of
 from tvm_build.kernels.pool import sum_pixels
 from tvm_build.ops import Dense, blocks
+from tvm_build.precision import FLOAT32, Precision
 
 Array = np.ndarray[Any, Any]
 
@@ -50,8 +52,13 @@ class DenseSchedule:
     split: int = 8
 
 
-def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) -> BuiltKernel:
-    """The kernel for `activation(x @ w.T + bias)`, x plain, C4, or C4 averaged over its pixels."""
+def build_dense(
+    op: Dense, weight: Array, bias: Array, schedule: DenseSchedule, precision: Precision = FLOAT32
+) -> BuiltKernel:
+    """The kernel for `activation(x @ w.T + bias)`, x plain, C4, or C4 averaged over its pixels.
+
+    Only a C4 input and the weight are stored in half: plain tensors are float32. The arithmetic is float32 always.
+    """
     lanes, split = schedule.lanes, schedule.split
     in_blocks = blocks(op.in_features)
     feature_tiles = ceil_div(op.out_features, lanes)
@@ -64,10 +71,12 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
     whole_output = op.out_features % 4 == 0
     grid = Grid((ceil_div(feature_tiles, tiles), op.batch), (tiles, split))
 
-    packed = np.zeros((feature_tiles * lanes, in_blocks * 4), np.float32)
-    packed[: op.out_features, : op.in_features] = weight
+    padded = np.zeros((feature_tiles * lanes, in_blocks * 4), np.float32)
+    padded[: op.out_features, : op.in_features] = weight
     # [in block, 4, tile, lane]: work-items of neighbouring tiles read neighbouring vectors.
-    packed = np.ascontiguousarray(packed.reshape(feature_tiles, lanes, in_blocks, 4).transpose(2, 3, 0, 1))
+    by_block = padded.reshape(feature_tiles, lanes, in_blocks, 4).transpose(2, 3, 0, 1)
+    packed = np.ascontiguousarray(precision.pack(by_block))
+    input_type = precision.stored(4) if op.input_is_c4 else "float32x4"
     bias_packed = np.zeros(feature_tiles * lanes, np.float32)
     bias_packed[: op.out_features] = bias
 
@@ -91,7 +100,7 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
             if pooled:
                 return means[block]
             if whole_blocks:
-                return buffers["input"][image * in_blocks + block]
+                return body.load(buffers["input"], image * in_blocks + block, "float32x4")
             first = image * op.in_features + block * 4
             scalars = []
             for i in range(4):
@@ -106,9 +115,8 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
             x = body.let(input_block(block))
             total = accumulator.value
             for i in range(4):
-                total = (
-                    total + spread(lane(x, i), lanes) * buffers["weight"][(block * 4 + i) * feature_tiles + source_tile]
-                )
+                w = body.load(buffers["weight"], (block * 4 + i) * feature_tiles + source_tile, vector)
+                total = total + spread(lane(x, i), lanes) * w
             accumulator.set(total)
 
         exists = tile < feature_tiles if ragged else None
@@ -138,7 +146,7 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
 
     pixels = op.pooled_pixels if op.input_is_c4 else 1
     if whole_blocks:
-        input_parameter = (op.batch * in_blocks * pixels, "float32x4")
+        input_parameter = (op.batch * in_blocks * pixels, input_type)
     else:
         input_parameter = (op.batch * op.in_features, "float32")
     if whole_output:
@@ -147,18 +155,20 @@ def build_dense(op: Dense, weight: Array, bias: Array, schedule: DenseSchedule) 
         output_parameter = (op.batch * op.out_features, "float32")
     parameters = {
         "input": input_parameter,
-        "weight": (packed.size // lanes, vector),
+        "weight": (packed.size // lanes, precision.stored(lanes)),
         "bias": (feature_tiles, vector),
         "output": output_parameter,
     }
     func = build_func("dense", parameters, grid, write)
     macs = op.batch * op.in_features * op.out_features
+    input_bytes = op.batch * op.in_features * pixels * bytes_of(input_type) // 4
     pooling = op.batch * op.in_features * pixels if pooled else 0
     return BuiltKernel(
         func=func,
+        scalars=scalars_of(parameters),
         roles={"input": "input0", "weight": "constant:weight", "bias": "constant:bias", "output": "output"},
         constants={"weight": packed, "bias": bias_packed.reshape(-1, lanes)},
         flops=2 * macs + pooling,
-        bytes=4 * (op.batch * (op.in_features * pixels + op.out_features)) + packed.nbytes + bias_packed.nbytes,
+        bytes=input_bytes + 4 * op.batch * op.out_features + packed.nbytes + bias_packed.nbytes,
         schedule=schedule,
     )

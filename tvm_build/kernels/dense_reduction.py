@@ -25,11 +25,10 @@ from tvm_build.ops import Conv2d, blocks
 class DenseReduction:
     """Products with the whole weight. `prefix` tells its parameters from those of a second reduction."""
 
-    input_dtype = "float32x4"
-
     def __init__(self, tiling: Tiling, weight: Array, prefix: str = "") -> None:
         self.tiling = tiling
         self.prefix = prefix
+        self.input_dtype = tiling.precision.stored(4)
         self.first_block, self.block_count = input_blocks(tiling.op, tiling.schedule)
         # A single block, such as an image's three channels, has its missing lanes left out, not multiplied by zero.
         self.depth = min(4, tiling.op.in_channels) if self.block_count == 1 else 4
@@ -68,9 +67,14 @@ class DenseReduction:
         ky: Expr,
     ) -> None:
         op, schedule = self.tiling.op, self.tiling.schedule
+        vector, accumulator = self.tiling.precision.computed(4), self.tiling.accumulator
         kh, kw = op.kernel
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
         step = self.depth * schedule.vectors
+
+        def read_weight(index: int) -> Expr:
+            return body.let(body.load(weight, weights + index, accumulator))
+
         weights = body.let(((place.channel_tile * self.block_count + block) * kh + ky) * (kw * step))
 
         def read_row(row: int, iy: Expr, row_ok: Expr | None) -> dict[int, Expr]:
@@ -84,7 +88,7 @@ class DenseReduction:
                         ix, ok = input_pixel(self.tiling, place, pixel, kx)
                         if row_ok is not None:
                             ok = row_ok if ok is None else tirx.all(row_ok, ok)
-                        pixels[distance] = body.let(load_if(ok, source[start + ix], "float32x4"))
+                        pixels[distance] = body.let(load_if(ok, body.load(source, start + ix, vector), vector))
             return pixels
 
         rows = [input_row(self.tiling, place, row, ky) for row in range(schedule.rows)]
@@ -97,7 +101,7 @@ class DenseReduction:
             ]
             for kx in range(kw):
                 ws = [
-                    [body.let(weight[weights + (kx * step + i * schedule.vectors + v)]) for i in range(self.depth)]
+                    [read_weight(kx * step + i * schedule.vectors + v) for i in range(self.depth)]
                     for v in range(schedule.vectors)
                 ]
                 for (row, pixel, v), register in accumulators.items():

@@ -25,12 +25,11 @@ def is_depthwise(op: Conv2d) -> bool:
 class DepthwiseReduction:
     """Lane-wise products with `weight` [C, 1, kh, kw]; a tile is one block of channels, its reduction is not split."""
 
-    input_dtype = "float32x4"
-
     def __init__(self, tiling: Tiling, weight: Array) -> None:
         if tiling.schedule.tile_channels != 4 or tiling.schedule.split != 1:
             raise InvariantError(f"a depthwise tile has 4 channels and split 1, got {tiling.schedule}")
         self.tiling = tiling
+        self.input_dtype = tiling.precision.stored(4)
         kh, kw = tiling.op.kernel
         packed = np.zeros((tiling.channel_tiles * 4, kh, kw), np.float32)
         packed[: tiling.op.out_channels] = weight[:, 0]
@@ -40,10 +39,12 @@ class DepthwiseReduction:
     def write(self, body: Body, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
         """Loop over the kernel's rows, or write them out."""
         op, schedule = self.tiling.op, self.tiling.schedule
+        vector = self.tiling.precision.computed(4)
         kh, kw = op.kernel
 
         def kernel_row(ky: Expr) -> None:
-            ws = [body.let(buffers["weight"][(place.channel_tile * kh + ky) * kw + kx]) for kx in range(kw)]
+            first = (place.channel_tile * kh + ky) * kw
+            ws = [body.let(body.load(buffers["weight"], first + kx, vector)) for kx in range(kw)]
             for row in range(schedule.rows):
                 iy, row_ok = input_row(self.tiling, place, row, ky)
                 with body.when(row_ok):
@@ -55,7 +56,8 @@ class DepthwiseReduction:
                             distance = pixel * op.stride[1] + kx * op.dilation[1]
                             if distance not in pixels:
                                 ix, ok = input_pixel(self.tiling, place, pixel, kx)
-                                pixels[distance] = body.let(load_if(ok, buffers["input"][start + ix], "float32x4"))
+                                value = body.load(buffers["input"], start + ix, vector)
+                                pixels[distance] = body.let(load_if(ok, value, vector))
                     for pixel in range(schedule.pixels):
                         total = accumulators[row, pixel, 0].value
                         for kx in range(kw):

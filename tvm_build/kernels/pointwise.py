@@ -8,9 +8,22 @@ from typing import Any
 from tvm import tirx
 
 from tvm_build.kernels.activation import activate
-from tvm_build.kernels.body import Body, Expr, Grid, both, build_func, ceil_div, const, gathered, lane, load_if
-from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.body import (
+    Body,
+    Expr,
+    Grid,
+    both,
+    build_func,
+    bytes_of,
+    ceil_div,
+    const,
+    gathered,
+    lane,
+    load_if,
+)
+from tvm_build.kernels.built import BuiltKernel, scalars_of
 from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks
+from tvm_build.precision import FLOAT32, Precision
 
 
 @dataclass(frozen=True)
@@ -41,33 +54,36 @@ def flat_kernel(
         with body.when(index < items if items % local else None):
             write(body, buffers, index)
 
-    size = sum(elements * 4 * int(dtype.partition("x")[2] or 1) for elements, dtype in parameters.values())
+    size = sum(elements * bytes_of(dtype) for elements, dtype in parameters.values())
     func = build_func(name, parameters, grid, guarded)
     roles = {key: "input0" if key == "input" else key for key in parameters}
-    return BuiltKernel(func=func, roles=roles, flops=flops, bytes=size, schedule=schedule)
+    return BuiltKernel(
+        func=func, scalars=scalars_of(parameters), roles=roles, flops=flops, bytes=size, schedule=schedule
+    )
 
 
-def build_elementwise(op: Elementwise, schedule: FlatSchedule) -> BuiltKernel:
+def build_elementwise(op: Elementwise, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """`activation(a OP b)` on C4, one vector per work-item."""
     plane = op.height * op.width
     items = op.batch * blocks(op.channels) * plane
-    parameters = {"input0": (items, "float32x4")}
+    stored, dtype = precision.stored(4), precision.computed(4)
+    parameters = {"input0": (items, stored)}
     if op.operator != "copy":
-        parameters["input1"] = (items // plane if op.broadcast_pixels else items, "float32x4")
+        parameters["input1"] = (items // plane if op.broadcast_pixels else items, stored)
 
     def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
-        value = body.let(buffers["input0"][index])
+        value = body.let(body.load(buffers["input0"], index, dtype))
         if op.operator != "copy":
-            other = buffers["input1"][tirx.floordiv(index, plane) if op.broadcast_pixels else index]
-            other = body.let(other)
+            position = tirx.floordiv(index, plane) if op.broadcast_pixels else index
+            other = body.let(body.load(buffers["input1"], position, dtype))
             value = {"add": value + other, "sub": value - other, "mul": value * other}[op.operator]
-        body.store(buffers["output"], index, activate(body, value, op.activation, "float32x4"))
+        body.store(buffers["output"], index, activate(body, value, op.activation, dtype))
 
-    parameters["output"] = (items, "float32x4")
+    parameters["output"] = (items, stored)
     return flat_kernel("elementwise", parameters, write, items=items, schedule=schedule, flops=4 * items)
 
 
-def build_pack(op: Pack, schedule: FlatSchedule) -> BuiltKernel:
+def build_pack(op: Pack, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """NCHW to C4: four strided scalar reads, one vector write."""
     plane = op.height * op.width
     channel_blocks = blocks(op.channels)
@@ -84,11 +100,11 @@ def build_pack(op: Pack, schedule: FlatSchedule) -> BuiltKernel:
             values.append(body.let(load_if(exists, buffers["input"][first + i * plane], "float32")))
         body.store(buffers["output"], index, gathered(values))
 
-    parameters = {"input": (op.batch * op.channels * plane, "float32"), "output": (items, "float32x4")}
+    parameters = {"input": (op.batch * op.channels * plane, "float32"), "output": (items, precision.stored(4))}
     return flat_kernel("pack", parameters, write, items=items, schedule=schedule)
 
 
-def build_unpack(op: Unpack, schedule: FlatSchedule) -> BuiltKernel:
+def build_unpack(op: Unpack, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """C4 to NCHW: one vector read, four strided scalar writes."""
     plane = op.height * op.width
     channel_blocks = blocks(op.channels)
@@ -99,23 +115,25 @@ def build_unpack(op: Unpack, schedule: FlatSchedule) -> BuiltKernel:
         image = tirx.floordiv(block_row, channel_blocks)
         block = body.let(tirx.floormod(block_row, channel_blocks))
         first = body.let((image * op.channels + block * 4) * plane + tirx.floormod(index, plane))
-        value = body.let(buffers["input"][index])
+        value = body.let(body.load(buffers["input"], index, "float32x4"))
         for i in range(4):
             exists = block * 4 + i < op.channels if op.channels % 4 and i >= op.channels % 4 else None
             with body.when(exists):
                 body.store(buffers["output"], first + i * plane, lane(value, i))
 
-    parameters = {"input": (items, "float32x4"), "output": (op.batch * op.channels * plane, "float32")}
+    parameters = {"input": (items, precision.stored(4)), "output": (op.batch * op.channels * plane, "float32")}
     return flat_kernel("unpack", parameters, write, items=items, schedule=schedule)
 
 
-def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
+def build_concat(op: ConcatChannels, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """Concatenation along channels of C4 tensors.
 
     Output blocks that one input fills are a copy, or two neighbouring vectors shifted by the offset's remainder; a
     block in which inputs meet is put together lane by lane. Which of them a work-item has depends on its block alone.
     """
     plane = op.height * op.width
+    # Nothing is computed, so nothing is converted.
+    vector, scalar = precision.stored(4), precision.stored(1)
     total = sum(op.channels)
     out_blocks = blocks(total)
     items = op.batch * out_blocks * plane
@@ -152,7 +170,7 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
                         number = source(min(c, total - 1))
                         local = c - offsets[number]
                         values.append(
-                            lane(body.let(at(number, local // 4)), local % 4) if c < total else const(0, "float32")
+                            lane(body.let(at(number, local // 4)), local % 4) if c < total else const(0, scalar)
                         )
                     body.store(buffers["output"], index, gathered(values))
                     continue
@@ -165,10 +183,10 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule) -> BuiltKernel:
                 # The last block may need no second vector; its lanes are then beyond the last channel.
                 limit = blocks(op.channels[filled])
                 exists = start + 1 < limit if (end - 1) + (-offsets[filled]) // 4 + 1 >= limit else None
-                high = body.let(load_if(exists, at(filled, start + 1), "float32x4"))
+                high = body.let(load_if(exists, at(filled, start + 1), vector))
                 lanes = [lane(low, i) for i in range(shift, 4)] + [lane(high, i) for i in range(shift)]
                 body.store(buffers["output"], index, gathered(lanes))
 
-    parameters = {f"input{i}": (op.batch * blocks(c) * plane, "float32x4") for i, c in enumerate(op.channels)}
-    parameters["output"] = (items, "float32x4")
+    parameters = {f"input{i}": (op.batch * blocks(c) * plane, vector) for i, c in enumerate(op.channels)}
+    parameters["output"] = (items, vector)
     return flat_kernel("concat", parameters, write, items=items, schedule=schedule)

@@ -8,13 +8,14 @@ from typing import Any
 from tvm import tirx
 
 from tvm_build.kernels.body import Body, Expr, Grid, Register, both, build_func, const, spread
-from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.built import BuiltKernel, scalars_of
 from tvm_build.kernels.conv_tiling import inside
 from tvm_build.kernels.pointwise import FlatSchedule, flat_kernel
 from tvm_build.ops import GlobalAverage, Pool2d, blocks
+from tvm_build.precision import FLOAT32, Precision
 
 _UNROLLED_TAPS = 25
-_LOWEST = -3.402823e38
+_LOWEST = {"float32": -3.402823e38, "float16": -65504.0}
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class MeanSchedule:
     split: int = 16
 
 
-def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
+def build_pool2d(op: Pool2d, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """One output vector per work-item.
 
-    A maximum starts from the lowest finite float32, so a window wholly in the padding gives that, not minus infinity.
+    A maximum starts from the lowest finite number, so a window wholly in the padding gives that, not minus infinity.
     An average divides by the number of taps inside the image, or inside image and padding with `count_include_pad`:
     with a rounded-up output size the last window may reach beyond the padding, where it never counts.
     """
@@ -35,6 +36,8 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
     items = op.batch * blocks(op.channels) * out_plane
     kh, kw = op.kernel
     top, left, bottom, right = op.padding
+    # A maximum is one of its arguments: nothing to convert. A mean is a sum of many, so in float32.
+    dtype = precision.stored(4) if op.kind == "max" else "float32x4"
     unrolled = kh * kw <= _UNROLLED_TAPS
 
     def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
@@ -44,9 +47,9 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
         x = body.let(tirx.floormod(pixel, op.out_width) * op.stride[1] - left)
         highest_y = (op.out_height - 1) * op.stride[0] - top
         highest_x = (op.out_width - 1) * op.stride[1] - left
-        total = body.register("float32x4")
+        total = body.register(dtype)
         if op.kind == "max":
-            total.set(const(_LOWEST, "float32x4"))
+            total.set(const(_LOWEST[precision.storage], dtype))
 
         def tap(ky: Expr, kx: Expr) -> None:
             iy, ix = y + ky * op.dilation[0], x + kx * op.dilation[1]
@@ -55,7 +58,7 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
                 _tap_inside(ix, kx, (kw, op.dilation[1]), (-left, highest_x), op.in_width),
             )
             with body.when(ok):
-                value = buffers["input"][base + iy * op.in_width + ix]
+                value = body.load(buffers["input"], base + iy * op.in_width + ix, dtype)
                 total.set(tirx.Max(total.value, value) if op.kind == "max" else total.value + value)
 
         if unrolled:
@@ -78,8 +81,8 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule) -> BuiltKernel:
         body.store(buffers["output"], index, result)
 
     parameters = {
-        "input": (op.batch * blocks(op.channels) * in_plane, "float32x4"),
-        "output": (items, "float32x4"),
+        "input": (op.batch * blocks(op.channels) * in_plane, precision.stored(4)),
+        "output": (items, precision.stored(4)),
     }
     flops = 4 * items * kh * kw
     return flat_kernel(f"{op.kind}_pool", parameters, write, items=items, schedule=schedule, flops=flops)
@@ -106,8 +109,8 @@ def _taps_inside(start: Expr, taps: tuple[int, int], limits: tuple[int, int]) ->
     return before(limits[1]) - before(limits[0])
 
 
-def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKernel:
-    """Mean over the image, `split` work-items per channel block and a local-memory sum."""
+def build_global_average(op: GlobalAverage, schedule: MeanSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
+    """Mean over the image in float32, `split` work-items per channel block and a local-memory sum."""
     plane = op.height * op.width
     count = op.batch * blocks(op.channels)
     split = min(schedule.split, plane)
@@ -126,23 +129,24 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule) -> BuiltKern
                 result = result + partial[part]
             body.store(buffers["output"], group[0], result * const(1 / plane, "float32x4"))
 
-    parameters = {"input": (count * plane, "float32x4"), "output": (count, "float32x4")}
+    parameters = {"input": (count * plane, precision.stored(4)), "output": (count, precision.stored(4))}
     func = build_func("global_average", parameters, Grid((count,), (split,)), write)
     return BuiltKernel(
         func=func,
+        scalars=scalars_of(parameters),
         roles={"input": "input0", "output": "output"},
         flops=4 * count * plane,
-        bytes=16 * count * (plane + 1),
+        bytes=4 * precision.item_bytes * count * (plane + 1),
         schedule=schedule,
     )
 
 
 def sum_pixels(body: Body, source: Any, pixels: tuple[Expr, int], part: tuple[Expr, int]) -> Register:
-    """Sum of `source` over this work-item's share of the pixels.
+    """Sum of `source` in float32 over this work-item's share of the pixels.
 
     Args:
         body: the kernel.
-        source: buffer of float4.
+        source: buffer of vectors of four.
         pixels: the first one's index, and how many follow each other.
         part: number of the share, and of shares; share k of n has pixels k, k + n, k + 2n, ...
     """
@@ -152,8 +156,8 @@ def sum_pixels(body: Body, source: Any, pixels: tuple[Expr, int], part: tuple[Ex
     whole, rest = divmod(count, split)
     if whole:
         with body.loop(0, whole) as turn:
-            total.set(total.value + source[first + turn * split + index])
+            total.set(total.value + body.load(source, first + turn * split + index, "float32x4"))
     if rest:
         with body.when(index < rest):
-            total.set(total.value + source[first + whole * split + index])
+            total.set(total.value + body.load(source, first + whole * split + index, "float32x4"))
     return total
