@@ -36,6 +36,8 @@ def export_onnx(
     """Write a network as ONNX: static batch, normalisation folded, zero columns kept as zeros.
 
     Weights carry their PyTorch names (`layer1.0.conv1.weight`), and a node that owns a weight the name of its layer.
+    They are dense, zeros or not: ONNX's own full check (1.23) refuses a convolution whose weight is a sparse
+    initializer, although ONNX Runtime and this project's compiler run it.
 
     Args:
         graph: the network.
