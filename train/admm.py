@@ -41,6 +41,9 @@ class Admm:
         constraints: what Z satisfies.
         masks: supports from earlier rounds; Z and U are zero outside of them.
         rho: penalty weight by name.
+        removed_only: penalise what Z removes and leave the rest of W to the loss alone. Within the support of Z the
+            projection changes nothing, so that the best Z there is W + U: this is the same penalty with that part of Z
+            minimised at every step instead of at every update. Otherwise it holds W at its last place there.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Admm:
         constraints: Sequence[Constraint],
         masks: Mapping[str, Tensor],
         rho: Mapping[str, float],
+        removed_only: bool = False,
     ) -> None:
+        self._removed_only = removed_only
         self._constraints = tuple(constraints)
         self._masks = masks
         self._names = tuple(dict.fromkeys(name for constraint in constraints for name in constraint.parameters))
@@ -64,24 +69,30 @@ class Admm:
         return dict(zip(self._names, self._rho, strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Z and U by name, as `Z.NAME` and `U.NAME`; with `rho` all that a checkpoint needs."""
+        """Z, U and what Z removes, as `Z.NAME`, `U.NAME` and `removed.NAME`; with `rho` all a checkpoint needs."""
         Z = {f"Z.{name}": value for name, value in zip(self._names, self._Z, strict=True)}
         U = {f"U.{name}": value for name, value in zip(self._names, self._U, strict=True)}
-        return Z | U
+        removed = {f"removed.{name}": value for name, value in zip(self._names, self._removed, strict=True)}
+        return Z | U | removed
 
     def load_state(self, state: Mapping[str, Tensor], rho: Mapping[str, float]) -> None:
         """Restore what `state` and `rho` gave."""
         for name, Z, U in zip(self._names, self._Z, self._U, strict=True):
             Z.copy_(state[f"Z.{name}"])
             U.copy_(state[f"U.{name}"])
+        for name, removed in zip(self._names, self._removed, strict=True):
+            removed.copy_(state[f"removed.{name}"])
         self._rho = [rho[name] for name in self._names]
 
     @torch.no_grad()
     def penalty(self) -> float:
         """The regulariser sum_l rho_l / 2 ||W_l - Z_l + U_l||_F^2, with its square."""
         total = 0.0
-        for weight, Z, U, rho in zip(self._weights, self._Z, self._U, self._rho, strict=True):
-            total += rho / 2 * float((weight - Z + U).double().square().sum())
+        for weight, Z, U, removed, rho in zip(self._weights, self._Z, self._U, self._removed, self._rho, strict=True):
+            difference = (weight - Z + U).double()
+            if self._removed_only:
+                difference = difference * removed
+            total += rho / 2 * float(difference.square().sum())
         return total
 
     @torch.no_grad()
@@ -94,6 +105,8 @@ class Admm:
         difference = foreach.subtract(self._weights, self._Z)
         foreach.add_(difference, self._U)
         foreach.multiply_(difference, self._rho)
+        if self._removed_only:
+            foreach.multiply_(difference, self._removed)
         foreach.add_([weight.grad for weight in self._weights if weight.grad is not None], difference)
 
     @torch.no_grad()
@@ -128,4 +141,6 @@ class Admm:
     def _projected(self) -> list[Tensor]:
         named = {name: weight + U for name, weight, U in zip(self._names, self._weights, self._U, strict=True)}
         projections = project_all(self._constraints, named, self._masks).projections
+        # As floats, so that the penalty's gradient is one product.
+        self._removed = [(~projections[name].mask).to(named[name].dtype) for name in self._names]
         return [projections[name].tensor for name in self._names]

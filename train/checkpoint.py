@@ -50,7 +50,7 @@ class Checkpoint:
 
     Attributes:
         position: where the run is.
-        tensors: `model.NAME`, `optimizer.NAME.KEY`, `mask.NAME`, `Z.NAME`, `U.NAME`.
+        tensors: `model.NAME`, `optimizer.NAME.KEY`, `mask.NAME`, `Z.NAME`, `U.NAME`, `removed.NAME`.
         rho: current penalty weight by weight name.
         config: of the run, as JSON.
         threads: of the CPU: another number would round otherwise.

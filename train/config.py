@@ -141,6 +141,8 @@ class RoundConfig(_Section):
         admm_epochs: epochs under the ADMM penalty.
         update_every: epochs between two updates of Z and U.
         retrain_epochs: epochs of masked retraining after the hard prune.
+        penalise: `all` weights of the pruned layers, as ADMM is written, or only what is being `removed`, so that the
+            others are free to make up for it (docs/training.md).
         rho: initial penalty weight.
         rho_layers: penalty weight of layers that a name pattern matches, instead of `rho`.
         rho_growth: factor on rho at each update of Z and U.
@@ -162,6 +164,7 @@ class RoundConfig(_Section):
     admm_epochs: Annotated[int, Field(ge=0)] = 10
     update_every: Annotated[int, Field(ge=1)] = 1
     retrain_epochs: Annotated[int, Field(ge=0)] = 10
+    penalise: Literal["all", "removed"] = "all"
     rho: Annotated[float, Field(gt=0.0)] = 1e-3
     rho_layers: dict[str, Annotated[float, Field(gt=0.0)]] = {}
     rho_growth: Annotated[float, Field(ge=1.0)] = 1.3

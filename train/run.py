@@ -123,7 +123,13 @@ class TrainingRun:
         if phase.kind == "admm" and config is not None:
             plan = self._plan(phase.round, config)
             if phase.epochs:
-                admm = Admm(self._parameters, plan.constraints, self.masks, plan.rho(config))
+                admm = Admm(
+                    self._parameters,
+                    plan.constraints,
+                    self.masks,
+                    plan.rho(config),
+                    removed_only=config.penalise == "removed",
+                )
         if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
             self._loop.teacher = self._make_teacher()
         optimizer = make_optimizer(self._config.optimizer, self.model, phase.lr)

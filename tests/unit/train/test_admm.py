@@ -26,8 +26,11 @@ def minimise(weight: nn.Parameter, target: Tensor, curvature: Tensor, admm: Admm
         weight.data -= weight.grad / steepest
 
 
+@pytest.mark.parametrize("removed_only", [False, True])
 @pytest.mark.parametrize("growth", [1.0, 1.05])
-def test_admm_converges_to_the_constrained_minimum_of_a_strongly_convex_problem(growth: float) -> None:
+def test_admm_converges_to_the_constrained_minimum_of_a_strongly_convex_problem(
+    growth: float, removed_only: bool
+) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = parameter()
     target = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
@@ -42,7 +45,7 @@ def test_admm_converges_to_the_constrained_minimum_of_a_strongly_convex_problem(
     answer = torch.where(strong.bool(), target, 0.0)
 
     weight.data = target.clone()
-    admm = Admm({"conv.weight": weight}, [columns(5)], {}, {"conv.weight": 2.0})
+    admm = Admm({"conv.weight": weight}, [columns(5)], {}, {"conv.weight": 2.0}, removed_only)
     for _ in range(60):
         minimise(weight, target, curvature, admm)
         residuals = admm.update(growth, rho_max=100.0)
@@ -69,6 +72,23 @@ def test_the_penalty_gradient_is_that_of_the_squared_norm() -> None:
     torch.testing.assert_close(weight.grad - 7.0, expected, rtol=0, atol=1e-14)
     assert not torch.allclose(weight.grad - 7.0, unsquared)
     assert admm.penalty() == pytest.approx(float(penalty.detach()), rel=1e-12)
+
+
+def test_penalising_what_is_removed_leaves_the_rest_to_the_loss() -> None:
+    weight = parameter()
+    admm = Admm({"conv.weight": weight}, [columns(5)], {}, {"conv.weight": 0.3}, removed_only=True)
+    weight.data += 0.5
+    kept = project_columns(weight.detach(), 5).mask
+    admm.update(1.0, 1.0)
+    weight.data += 0.25
+    weight.grad = torch.zeros_like(weight)
+    admm.add_penalty_gradient()
+    assert not weight.grad[kept].any()
+    state = admm.state()
+    expected = 0.3 * (weight.detach() + state["U.conv.weight"])  # Z is zero there
+    # Two float64 roundings of numbers near 1.
+    torch.testing.assert_close(weight.grad[~kept], expected[~kept], rtol=0, atol=1e-14)
+    assert admm.penalty() == pytest.approx(float(expected[~kept].square().sum() / 0.6), rel=1e-12)
 
 
 def test_growing_rho_keeps_the_dual_by_rescaling_u() -> None:
@@ -115,8 +135,9 @@ def test_z_and_u_stay_zero_outside_an_existing_mask() -> None:
     weight.data *= mask
     admm = Admm({"conv.weight": weight}, [columns(4)], {"conv.weight": mask}, {"conv.weight": 0.1})
     admm.update(1.3, 1.0)
-    for tensor in admm.state().values():
-        assert not tensor[~mask].any()
+    state = admm.state()
+    assert not state["Z.conv.weight"][~mask].any()
+    assert not state["U.conv.weight"][~mask].any()
 
 
 def test_the_state_goes_on_where_it_was_saved() -> None:

@@ -1,0 +1,121 @@
+"""Each mistake ends `structadmm train` with one line and status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from safetensors.torch import load_file, save_file
+
+from pipeline.cli import run_command_line
+from tests.unit.train import tiny
+from train.checkpoint import load_checkpoint
+
+
+def write(path: Path, **changes: Any) -> Path:
+    train = {
+        "threads": 1,
+        "device": "cpu",
+        "batch_size": 16,
+        "model": {"entry": "tests.unit.train.tiny:resnet"},
+        "data": {"name": "tests.unit.train.tiny:few_digits"},
+        "dense": {"epochs": 1},
+        "rounds": [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 1, "retrain_epochs": 1}],
+    }
+    path.write_text(tomli_w.dumps({"name": "x", "train": train | changes}))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], config: Path, out: Path) -> str:
+    assert run_command_line(["train", str(out), "--config", str(config)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("structadmm: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_a_loss_that_is_not_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rounds = [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "lr": 1e30}]
+    line = refused(capsys, write(tmp_path / "x.toml", rounds=rounds), tmp_path / "run")
+    assert "step" in line
+    assert "learning rate" in line
+    checkpoint = load_checkpoint(next((tmp_path / "run").glob("**/checkpoint.safetensors")))
+    assert checkpoint.position.global_epoch == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors.values())
+
+
+def test_a_rate_that_empties_a_layer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for sparsity in (1.0, {"layer1.*": 1.0}):
+        rounds = [{"structure": "filter", "sparsity": sparsity}]
+        assert "less than 1" in refused(capsys, write(tmp_path / "x.toml", rounds=rounds), tmp_path / "run")
+
+
+def test_a_target_that_cannot_be_met_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rounds = [
+        {"structure": "column", "sparsity": 0.5},
+        {"structure": "filter", "target": {"measure": "macs", "reduction": 1e4}},
+    ]
+    line = refused(capsys, write(tmp_path / "x.toml", rounds=rounds), tmp_path / "run")
+    assert "cannot be met by removing filters" in line
+    assert not list((tmp_path / "run").glob("**/history.jsonl"))
+    both = [{"structure": "filter", "sparsity": 0.5, "target": {"measure": "macs", "reduction": 2.0}}]
+    assert "give one of them" in refused(capsys, write(tmp_path / "x.toml", rounds=both), tmp_path / "run")
+    absent = [{"structure": "filter", "target": {"measure": "latency", "limit": 1.0, "costs": "/nowhere.json"}}]
+    assert "/nowhere.json does not exist" in refused(
+        capsys, write(tmp_path / "x.toml", rounds=absent), tmp_path / "run"
+    )
+
+
+def test_weights_and_checkpoints_of_another_architecture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path / "x.toml")
+    rounds = [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "lr": 1e30}]
+    refused(capsys, write(tmp_path / "x.toml", rounds=rounds), tmp_path / "run")  # leaves a checkpoint
+    original = tiny.resnet
+    monkeypatch.setattr(tiny, "resnet", lambda: original(width=8))
+    assert "another architecture" in refused(capsys, config, tmp_path / "run")
+
+    save_file({name: value.clone() for name, value in original().state_dict().items()}, tmp_path / "w.safetensors")
+    model = {"entry": "tests.unit.train.tiny:resnet", "weights": str(tmp_path / "w.safetensors")}
+    assert "does not fit the model" in refused(capsys, write(tmp_path / "y.toml", model=model), tmp_path / "other")
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    assert "does not fit the model" in refused(capsys, write(tmp_path / "y.toml", model=model), tmp_path / "other")
+
+
+def test_data_that_was_tampered_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (batches / name).write_bytes(b"not what was published")
+    data = {"name": "cifar10", "root": str(tmp_path)}
+    model = {"entry": "cifar_resnet20"}
+    assert "has MD5" in refused(capsys, write(tmp_path / "x.toml", data=data, model=model), tmp_path / "run")
+    data["verify"] = False  # type: ignore[assignment]
+    assert "is not a CIFAR-10 batch" in refused(
+        capsys, write(tmp_path / "x.toml", data=data, model=model), tmp_path / "run"
+    )
+    folder = tmp_path / "images"
+    for split in ("train", "val"):
+        (folder / split / "a").mkdir(parents=True)
+        (folder / split / "a" / "1.png").write_bytes(b"no image")
+    data = {"name": "imagefolder", "root": str(folder)}
+    assert "1.png is not an image" in refused(
+        capsys, write(tmp_path / "x.toml", data=data, model=model), tmp_path / "run"
+    )
+
+
+def test_a_damaged_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rounds = [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "lr": 1e30}]
+    config = write(tmp_path / "x.toml", rounds=rounds)
+    refused(capsys, config, tmp_path / "run")
+    path = next((tmp_path / "run").glob("**/checkpoint.safetensors"))
+    tensors = load_file(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is not a checkpoint" in refused(capsys, config, tmp_path / "run")
+    save_file(tensors, path, {"state": json.dumps({"schema": 99})})
+    assert "schema 99" in refused(capsys, config, tmp_path / "run")
