@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from export.partial_sums import compact_partial_sums
 from export.shrink import Shrunk, shrink
 from export.unused_paths import Removal, remove_unused_paths
 from structadmm.graph.atoms import convolution_groups
@@ -45,7 +46,7 @@ def shrink_fully(graph: Graph, state: Mapping[str, Tensor]) -> tuple[Removal, Sh
             break
         before, smaller = smaller, _composed(smaller, shrink(again))
         removal = _merged(removal, again, before, smaller)
-    return removal, smaller
+    return removal, compact_partial_sums(smaller)
 
 
 def _may_lose_more(graph: Graph) -> bool:
