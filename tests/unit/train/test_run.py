@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -267,14 +268,19 @@ def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
 
 
 def run_two_processes(out: Path, changes: dict[str, Any]) -> None:
-    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    options = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    subprocess.run(
-        [*launch, *options, "-m", "tests.unit.train.tiny", str(out), repr(changes)],
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "tests.unit.train.tiny", str(out), repr(changes)),
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    # A launcher that started one process would pass every comparison with one process.
+    assert sorted(re.findall(r"process \d of \d", finished.stdout)) == ["process 0 of 2", "process 1 of 2"]
 
 
 def test_accumulation_and_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from structadmm.progress import SilentReporter
@@ -78,4 +79,6 @@ def config(**changes: Any) -> TrainConfig:
 
 
 if __name__ == "__main__":
+    state = PartialState(cpu=True)
+    print(f"process {state.process_index} of {state.num_processes}", flush=True)
     run_train(config(**eval(sys.argv[2])), Path(sys.argv[1]), SilentReporter())  # arguments come from the tests
