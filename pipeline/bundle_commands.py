@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from structadmm.errors import UserError
 
 if TYPE_CHECKING:
     from device.runner_client import Runner
+    from tvm_build.explain import Explanation
 
 Device = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them; `local` is the first one.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -56,10 +58,15 @@ def compile_model(
     *,
     out: Annotated[Path, typer.Option("--out", help="The bundle to write, NAME.clbundle.")],
     target: Annotated[str, typer.Option("--target", help="The GPU that kernels are chosen for.")] = "adreno-640",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")
+    ] = "float32",
     schedules: Annotated[
         str, typer.Option("--schedules", help="`structadmm`, or `upstream` for TVM's own, to compare with.")
     ] = "structadmm",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what the cost model predicts for each launch, and why.")
+    ] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Compile an ONNX network to a bundle that runs with an OpenCL driver and nothing else."""
@@ -79,13 +86,46 @@ def compile_model(
         reporter=reporter,
     )
     if as_json:
-        _print_json({field: str(value) if isinstance(value, Path) else value for field, value in vars(summary).items()})
+        record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(summary).items()}
+        record["explanation"] = asdict(summary.explanation) | {"kind": "predicted"}
+        if not explain:
+            del record["explanation"]
+        _print_json(record)
         return
+    if explain:
+        _print_explanation(summary.explanation)
     typer.echo(
         f"{out}: {summary.launches} launches of {summary.kernels} kernels, {summary.macs:,} MACs, "
         f"{summary.weight_bytes / 1e6:.2f} MB of weights, {summary.activation_bytes / 1e6:.2f} MB of activations; "
         f"predicted {summary.predicted_ms:.2f} ms on {target} (a model's figure, not a measurement)"
     )
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("layer", "kernel", "schedule"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("MFLOP", "kB", "MACs/load", "registers", "waves", "bound by", "predicted us"):
+        table.add_column(heading, justify="right")
+    for launch in explanation.launches:
+        table.add_row(
+            launch.layer,
+            launch.kernel,
+            launch.schedule,
+            f"{launch.flops / 1e6:.2f}",
+            f"{launch.bytes / 1e3:.1f}",
+            "" if launch.macs_per_load is None else f"{launch.macs_per_load:.1f}",
+            "" if launch.registers is None else str(launch.registers),
+            "" if launch.waves is None else str(launch.waves),
+            launch.bound_by or "",
+            f"{launch.predicted_us:.1f}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(explanation.total, markup=False)
 
 
 def execute(

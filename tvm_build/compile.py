@@ -17,6 +17,7 @@ from structadmm.files import sha256_file
 from structadmm.progress import Reporter, SilentReporter
 from tvm_build.assemble import Assembly, assemble, with_samples
 from tvm_build.bundle import check_destination, write_bundle
+from tvm_build.explain import Explanation, explain
 from tvm_build.gpu import Gpu, gpu_by_name
 from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import LoweredNetwork
@@ -41,6 +42,7 @@ class CompileSummary:
         weight_bytes: of all constants.
         predicted_ms: by the cost model for the target; a prediction.
         compile_s: seconds from file to bundle.
+        explanation: the prediction launch by launch.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class CompileSummary:
     weight_bytes: int
     predicted_ms: float
     compile_s: float
+    explanation: Explanation
 
 
 def compile_onnx(
@@ -119,6 +122,7 @@ def compile_onnx(
         weight_bytes=len(assembly.weights),
         predicted_ms=_predicted_ms(lowered),
         compile_s=time.perf_counter() - started,
+        explanation=explain(lowered.launches, gpu),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from structadmm.errors import InvariantError
 from structadmm.progress import Reporter
-from tvm_build.cost import predict_us
+from tvm_build.cost import estimate
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import build_kernel
@@ -101,6 +101,7 @@ class _Lowering:
         tensors["output"] = output
         if has_residual:
             tensors["residual"] = self._home(node.inputs[-1])
+        cost = estimate(op, built.schedule, self.gpu, self.precision)
         arguments = []
         for parameter in kernel.arguments:
             role = built.roles[parameter]
@@ -114,7 +115,9 @@ class _Lowering:
                 flops=built.flops,
                 bytes=built.bytes,
                 layer=node.layer,
-                predicted_us=predict_us(op, built.schedule, self.gpu, self.precision),
+                predicted_us=cost.predicted_us,
+                schedule=built.schedule,
+                cost=cost,
             )
         )
 

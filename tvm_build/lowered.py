@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from structadmm.errors import InvariantError
+from tvm_build.cost import KernelCost
 from tvm_build.emit import OpenClKernel
 from tvm_build.network import Array
 
@@ -23,6 +25,8 @@ class KernelLaunch:
         bytes: memory traffic if everything is read or written once.
         layer: the source network's name for it.
         predicted_us: microseconds that the cost model expects, launch overhead included.
+        schedule: what one of our kernels was built with; None for TVM's.
+        cost: what the cost model counts for one of our kernels.
     """
 
     kernel: OpenClKernel
@@ -32,6 +36,8 @@ class KernelLaunch:
     bytes: int
     layer: str
     predicted_us: float = 0.0
+    schedule: Any = None
+    cost: KernelCost | None = None
 
 
 @dataclass(frozen=True)

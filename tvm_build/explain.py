@@ -1,0 +1,128 @@
+"""Why a compiled network should take the time that the cost model predicts for it, launch by launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_build.gpu import Gpu
+from tvm_build.kernels.conv_tiling import ConvSchedule
+from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.kernels.pointwise import FlatSchedule
+from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.lowered import KernelLaunch
+
+
+@dataclass(frozen=True)
+class ExplainedLaunch:
+    """One launch. What the model does not count for kernels of TVM's is None.
+
+    Attributes:
+        layer: the source network's name for it.
+        kernel: the OpenCL kernel's name.
+        schedule: how it is tiled, in words.
+        flops: that it must do at the least.
+        bytes: that must move at the least.
+        macs_per_load: multiply-adds per load of four numbers (128 bits, or 64 in half).
+        registers: 128-bit registers of one work-item, estimated.
+        waves: of the launch.
+        bound_by: "launch", "arithmetic", "loads" or "memory": the largest part of the prediction.
+        predicted_us: microseconds, launch overhead included.
+    """
+
+    layer: str
+    kernel: str
+    schedule: str
+    flops: int
+    bytes: int
+    macs_per_load: float | None
+    registers: int | None
+    waves: int | None
+    bound_by: str | None
+    predicted_us: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All launches of a network, and what they add up to.
+
+    Attributes:
+        device: the GPU that the prediction is for.
+        source: where its figures come from.
+        uncertainty: factor within which the prediction is believed.
+        predicted_ms: sum over the launches.
+        low_ms: `predicted_ms / uncertainty`.
+        high_ms: `predicted_ms * uncertainty`.
+        launch_ms: the part of `predicted_ms` that launching costs.
+        launches: in order.
+    """
+
+    device: str
+    source: str
+    uncertainty: float
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+    launch_ms: float
+    launches: tuple[ExplainedLaunch, ...]
+
+    @property
+    def total(self) -> str:
+        """The sum in words."""
+        return (
+            f"predicted, not measured: {self.predicted_ms:.3f} ms on {self.device}, believed within a factor of "
+            f"{self.uncertainty:g} ({self.low_ms:.3f} to {self.high_ms:.3f} ms); {self.launch_ms:.3f} ms of it is the "
+            f"overhead of {len(self.launches)} launches; GPU figures: {self.source}"
+        )
+
+
+def explain(launches: Iterable[KernelLaunch], gpu: Gpu) -> Explanation:
+    """Put a lowered network's predictions into a table."""
+    rows = tuple(_explained(launch) for launch in launches)
+    predicted_ms = sum(row.predicted_us for row in rows) / 1e3
+    return Explanation(
+        device=gpu.name,
+        source=gpu.source,
+        uncertainty=gpu.uncertainty,
+        predicted_ms=predicted_ms,
+        low_ms=predicted_ms / gpu.uncertainty,
+        high_ms=predicted_ms * gpu.uncertainty,
+        launch_ms=len(rows) * gpu.launch_us / 1e3,
+        launches=rows,
+    )
+
+
+def describe(schedule: Any) -> str:
+    """A schedule in words; empty for kernels of TVM's."""
+    match schedule:
+        case ConvSchedule():
+            tile = f"{schedule.rows}x{schedule.pixels} px x {schedule.tile_channels} ch"
+            split = f", split {schedule.split}" if schedule.split > 1 else ""
+            looped = "" if schedule.unroll_rows else ", rows looped"
+            lanes = ", by lanes" if schedule.gather == "lanes" else ""
+            return f"{tile}{split}, group {schedule.local}x{schedule.local_channels}{looped}{lanes}"
+        case DenseSchedule():
+            return f"{schedule.lanes} features, split {schedule.split}, group {schedule.tiles}x{schedule.split}"
+        case MeanSchedule():
+            return f"split {schedule.split}"
+        case FlatSchedule():
+            return f"group {schedule.local}"
+        case _:
+            return ""
+
+
+def _explained(launch: KernelLaunch) -> ExplainedLaunch:
+    cost = launch.cost
+    return ExplainedLaunch(
+        layer=launch.layer,
+        kernel=launch.kernel.name,
+        schedule=describe(launch.schedule),
+        flops=launch.flops,
+        bytes=launch.bytes,
+        macs_per_load=None if cost is None else cost.macs_per_load,
+        registers=None if cost is None else cost.registers,
+        waves=None if cost is None else cost.waves,
+        bound_by=None if cost is None else cost.bound_by,
+        predicted_us=launch.predicted_us,
+    )
