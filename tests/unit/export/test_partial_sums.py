@@ -22,7 +22,7 @@ SHAPE = (1, 3, 24, 24)
 class Residual(nn.Module):
     """A residual block of which the second convolution has dead filters; `exposed` also uses its result elsewhere."""
 
-    def __init__(self, *, kernel: int = 3, channels: int = 32, exposed: bool = False, constant: float = 0.0) -> None:
+    def __init__(self, *, kernel: int = 3, channels: int = 64, exposed: bool = False, constant: float = 0.0) -> None:
         super().__init__()
         self.exposed = exposed
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
@@ -55,10 +55,10 @@ def test_filters_dead_in_one_branch_of_a_sum_are_not_computed() -> None:
     graph, state = capture(model, (torch.zeros(SHAPE, dtype=torch.float64),))
     removal, smaller = shrink_fully(graph, state)
     assert removal.removed == {}  # the other branch needs every channel
-    assert smaller.state["conv2.weight"].shape == (8, 32, 3, 3)
-    assert smaller.state["bn.running_var"].shape == (8,)
+    assert smaller.state["conv2.weight"].shape == (16, 64, 3, 3)
+    assert smaller.state["bn.running_var"].shape == (16,)
     assert smaller.kept["conv2.weight", 0].tolist() == torch.nonzero(~model.dead).flatten().tolist()
-    assert count(smaller.graph).macs == count(graph).macs - 24 * 32 * 9 * 24 * 24
+    assert count(smaller.graph).macs == count(graph).macs - 48 * 64 * 9 * 24 * 24
     module = GraphModule(smaller.graph, smaller.state)
     inputs = torch.randn(3, *SHAPE[1:], dtype=torch.float64)
     assert (module.eval()(inputs) - model(inputs)).abs().max() < TOLERANCE
@@ -86,7 +86,7 @@ def test_a_sum_is_left_alone_where_compacting_does_not_pay_or_would_be_wrong(mod
 def test_a_compacted_sum_survives_onnx_and_saving(tmp_path: Path) -> None:
     model = Residual().eval()
     record = export_network(model, torch.zeros(SHAPE), tmp_path, config=ExportConfig(batch=2))
-    assert record["layers"][2]["shrunk_shape"] == [8, 32, 3, 3]
+    assert record["layers"][2]["shrunk_shape"] == [16, 64, 3, 3]
     inputs = torch.randn(3, *SHAPE[1:])
     # float32: the same sums in another order.
     assert torch.allclose(load_network(tmp_path / "shrunk")(inputs), model(inputs), atol=1e-5)
