@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from structadmm.progress import Reporter
 from train.checkpoint import load_checkpoint, save_tensors
 from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
+from train.data.images import Images
 from train.layers import Network, kept_filters_and_columns
 from train.loop import reproducible
 from train.models import MODELS, build_model
 from train.run import CHECKPOINT, TrainingRun
 
 _SAMPLES = 64
+_HELD_OUT_SAMPLES = 1000  # an accuracy in steps of 0.1 points
+_HELD_OUT_BYTES = 128 << 20
 _HELD_OUT = 0.05
 
 
@@ -33,7 +37,8 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     """Train, prune and retrain a network; resume if `out` holds what an interrupted attempt left.
 
     Writes `dense.safetensors`, `pruned.safetensors` (masked weights in dense shapes), `masks.safetensors` (bool, for
-    parameters that lost something), `pruning.json` (schema 1), `history.jsonl`, `samples.npz` (preprocessed images).
+    parameters that lost something), `pruning.json` (schema 1), `history.jsonl`, `samples.npz` (preprocessed images),
+    and, where training images were held out, `held_out.npz` (likewise, of those).
 
     Args:
         config: the `[train]` section.
@@ -48,7 +53,8 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
     with reproducible(threads):
         fraction = held_out_fraction(config)
-        dataset, held_out = load_dataset(config.data).hold_out(fraction)
+        whole = load_dataset(config.data)
+        dataset, held_out = whole.hold_out(fraction)
         kwargs = model_kwargs(config.model, dataset)
         torch.manual_seed(config.seed)
         model = build_model(config.model.entry, kwargs)
@@ -59,6 +65,9 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
         run.execute()
         if run.is_main_process:
             _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
+            if fraction:
+                count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
+                _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
             for line in layer_table(run.network, run.masks):
                 reporter.say(line)
             checkpoint.unlink(missing_ok=True)
@@ -118,6 +127,11 @@ def _load_weights(path: Path, model: nn.Module) -> None:
         raise UserError(f"train.model.weights: {path} does not fit the model ({problem})") from error
 
 
+def _write_samples(path: Path, dataset: Dataset, images: Images, labels: torch.Tensor, count: int) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, images=dataset.normalised(images[:count]).numpy(), labels=labels[:count].numpy())
+
+
 def layer_table(network: Network, masks: Mapping[str, torch.Tensor]) -> list[str]:
     """What is left of every convolution, as lines of a table."""
     rows = [("layer", "filters", "columns", "weights", "removed")]
@@ -143,9 +157,7 @@ def _write_results(
     save_tensors(out / "pruned.safetensors", run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
     save_tensors(out / "masks.safetensors", masks)
-    samples = dataset.test_images[:_SAMPLES]
-    with atomic_path(out / "samples.npz") as temporary, temporary.open("wb") as stream:
-        np.savez(stream, images=dataset.normalised(samples).numpy(), labels=dataset.test_labels[:_SAMPLES].numpy())
+    _write_samples(out / "samples.npz", dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
     layers: list[dict[str, Any]] = []
     for layer in run.network.layers:
         filters, columns = kept_filters_and_columns(layer, masks)

@@ -95,14 +95,23 @@ class Dataset:
         Which ones is a property of the data set, not of a run. With fraction 0 the data set stays as it is and all
         training images come back, in random order.
         """
-        count = len(self.train_labels)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_HOLD_OUT_SEED))
+        order, taken = self._hold_out_order(fraction)
         if fraction == 0:
             return self, select(self.train_images, order)
-        taken = min(count - 1, max(1, round(count * fraction)))
         stay = order[taken:].sort().values
         rest = replace(self, train_images=select(self.train_images, stay), train_labels=self.train_labels[stay])
         return rest, select(self.train_images, order[:taken])
+
+    def held_out_labels(self, fraction: float) -> Tensor:
+        """The classes of the images that `hold_out` splits off this data set, int64 [K]."""
+        order, taken = self._hold_out_order(fraction)
+        return self.train_labels[order[:taken]]
+
+    def _hold_out_order(self, fraction: float) -> tuple[Tensor, int]:
+        """A random order of the training images that is always the same, and how many of them are split off."""
+        count = len(self.train_labels)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(_HOLD_OUT_SEED))
+        return order, min(count - 1, max(1, round(count * fraction))) if fraction else count
 
     def normalised(self, images: Tensor) -> Tensor:
         """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""

@@ -52,6 +52,19 @@ def test_digits_are_split_the_same_way_always_and_in_proportion() -> None:
     assert float(pixels.std()) == pytest.approx(1, abs=1e-4)
 
 
+def test_held_out_images_come_with_their_own_labels() -> None:
+    data = load_dataset(DataConfig(name="digits"))
+    rest, images = data.hold_out(0.1)
+    labels = data.held_out_labels(0.1)
+    assert len(labels) == len(images) == len(data.train_labels) - len(rest.train_labels)
+    everything = [*zip(rest.train_images[:], rest.train_labels, strict=True), *zip(images[:], labels, strict=True)]
+    pairs, original = (
+        sorted((tuple(image.flatten().tolist()), int(label)) for image, label in each)
+        for each in (everything, zip(data.train_images[:], data.train_labels, strict=True))
+    )
+    assert pairs == original
+
+
 def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
     data = random_dataset(augmentation=Augmentation(shift=2, flip=True))
 
