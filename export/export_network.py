@@ -223,18 +223,22 @@ def _record(
     baseline_checks: Checks,
 ) -> dict[str, Any]:
     dense, pruned = counts
+    assert checks.shrunk_vs_onnx is not None  # both were compared with their ONNX files
+    assert baseline_checks.shrunk_vs_onnx is not None
+    differences = {
+        "masked_vs_shrunk": checks.masked_vs_shrunk,
+        "masked_vs_shrunk_float64": checks.masked_vs_shrunk_double,
+        "shrunk_vs_onnx": checks.shrunk_vs_onnx,
+        "baseline_vs_onnx": baseline_checks.shrunk_vs_onnx,
+    }
     return {
         "schema": SCHEMA,
         "conv_params": _ratio(dense.conv_params, pruned.conv_params),
         "params": _ratio(dense.params, pruned.params),
         "macs": _ratio(dense.macs, pruned.macs),
         "activations": _ratio(dense.activations, pruned.activations),
-        "checks": {
-            "masked_vs_shrunk": checks.masked_vs_shrunk,
-            "masked_vs_shrunk_float64": checks.masked_vs_shrunk_double,
-            "shrunk_vs_onnx": checks.shrunk_vs_onnx,
-            "baseline_vs_onnx": baseline_checks.shrunk_vs_onnx,
-        },
+        "checks": {name: error.found for name, error in differences.items()},
+        "tolerances": {name: error.allowed for name, error in differences.items()},
         "layers": layer_table(dense, pruned, removal),
         "removed": removal.removed,
         "kept": {group: {str(unit): why for unit, why in units.items()} for group, units in removal.kept.items()},

@@ -29,8 +29,26 @@ SCALES = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
+class Difference:
+    """What two networks differ by, beside what they may.
+
+    Attributes:
+        found: largest |a - b| of an output; infinite if either is not finite.
+        allowed: the tolerance, times the largest |a| where that exceeds 1: rounding grows with the numbers rounded.
+    """
+
+    found: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the networks agree; never with a NaN."""
+        return self.found <= self.allowed
+
+
+@dataclass(frozen=True)
 class Checks:
-    """Largest |difference| over all outputs, relative to the output's scale where that exceeds 1.
+    """Of all outputs of all inputs, the difference nearest its tolerance.
 
     Attributes:
         masked_vs_shrunk: in float32.
@@ -38,18 +56,23 @@ class Checks:
         shrunk_vs_onnx: in float32, against ONNX Runtime.
     """
 
-    masked_vs_shrunk: float
-    masked_vs_shrunk_double: float
-    shrunk_vs_onnx: float | None
+    masked_vs_shrunk: Difference
+    masked_vs_shrunk_double: Difference
+    shrunk_vs_onnx: Difference | None
+
+
+def compare(a: Tensor, b: Tensor, tolerance: float) -> Difference:
+    """Difference of two tensors, `tolerance` being for numbers up to 1."""
+    if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return Difference(float("inf"), tolerance)
+    if a.numel() == 0:
+        return Difference(0.0, tolerance)
+    return Difference((a - b).abs().max().item(), tolerance * max(1.0, a.abs().max().item()))
 
 
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest |a - b|, relative to the largest |a| where that exceeds 1; infinite if either is not finite."""
-    if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
-        return float("inf")
-    if a.numel() == 0:
-        return 0.0
-    return (a - b).abs().max().item() / max(1.0, a.abs().max().item())
+    return _relative(compare(a, b, 1.0))
 
 
 def random_inputs(graph: Graph, *, samples: int = 2, seed: int = 0) -> list[tuple[Tensor, ...]]:
@@ -86,36 +109,44 @@ def verify(
     """
     masked, shrunk = masked.eval(), shrunk.eval()
     exported = None if onnx_model is None else OnnxNetwork(onnx_model)
-    single = double = versus_onnx = 0.0
+    single, double = Difference(0.0, MASKED_VS_SHRUNK), Difference(0.0, MASKED_VS_SHRUNK_DOUBLE)
+    versus_onnx = Difference(0.0, SHRUNK_VS_ONNX)
     masked64, shrunk64 = _double(masked), shrunk_double or _double(shrunk)
     with torch.no_grad():
         for inputs in batches:
             arrived = flat_outputs(shrunk(*inputs))
             if masked is not shrunk:
-                error = _largest(flat_outputs(masked(*inputs)), arrived)
-                if not error <= MASKED_VS_SHRUNK:
+                error = _worst(flat_outputs(masked(*inputs)), arrived, MASKED_VS_SHRUNK)
+                if not error.passed:
                     where = _first_shrunk(masked, shrunk, inputs, keeps)
-                    raise InvariantError(f"masked and shrunk network differ by {error:.3g}, first at {where}")
-                single = max(single, error)
+                    raise InvariantError(f"masked and shrunk network differ by {error.found:.3g}, first at {where}")
+                single = max(single, error, key=_relative)
                 doubles = tuple(value.double() for value in inputs)
-                error = _largest(flat_outputs(masked64(*doubles)), flat_outputs(shrunk64(*doubles)))
-                if not error <= MASKED_VS_SHRUNK_DOUBLE:
+                expected = flat_outputs(masked64(*doubles))
+                error = _worst(expected, flat_outputs(shrunk64(*doubles)), MASKED_VS_SHRUNK_DOUBLE)
+                if not error.passed:
                     where = _first_shrunk(masked64, shrunk64, doubles, keeps)
                     raise InvariantError(
-                        f"masked and shrunk network differ by {error:.3g} in float64, first at {where}"
+                        f"masked and shrunk network differ by {error.found:.3g} in float64, first at {where}"
                     )
-                double = max(double, error)
+                double = max(double, error, key=_relative)
             if exported is not None:
-                error = _largest(arrived, exported(*inputs))
-                if not error <= SHRUNK_VS_ONNX:
+                error = _worst(arrived, exported(*inputs), SHRUNK_VS_ONNX)
+                if not error.passed:
                     where = _first_exported(shrunk, onnx_model, inputs)
-                    raise InvariantError(f"shrunk network and ONNX Runtime differ by {error:.3g}, first at {where}")
-                versus_onnx = max(versus_onnx, error)
+                    raise InvariantError(
+                        f"shrunk network and ONNX Runtime differ by {error.found:.3g}, first at {where}"
+                    )
+                versus_onnx = max(versus_onnx, error, key=_relative)
     return Checks(single, double, None if exported is None else versus_onnx)
 
 
-def _largest(expected: Sequence[Tensor], arrived: Sequence[Tensor]) -> float:
-    return max(difference(a, b) for a, b in zip(expected, arrived, strict=True))
+def _relative(error: Difference) -> float:
+    return error.found / error.allowed
+
+
+def _worst(expected: Sequence[Tensor], arrived: Sequence[Tensor], tolerance: float) -> Difference:
+    return max((compare(a, b, tolerance) for a, b in zip(expected, arrived, strict=True)), key=_relative)
 
 
 def _double(module: GraphModule) -> GraphModule:

@@ -137,19 +137,21 @@ def _reduction(export: dict[str, Any], field: str) -> Reduction:
 
 def _checks(export: dict[str, Any], measure: dict[str, Any]) -> tuple[Checks, Checks]:
     """Differences found, and what they may be. Of several outputs or networks the one nearest its tolerance is told."""
-    from export.verify import MASKED_VS_SHRUNK, SHRUNK_VS_ONNX
-
     outputs = [output for check in measure["checks"].values() for output in check["outputs"]]
     if not outputs or not all(output["passed"] and output["not_finite"] == 0 for output in outputs):
         raise InvariantError("measurement.json holds a bundle that was not checked, or failed: measure again")
     on_device = max(outputs, key=lambda output: float(output["max_abs_error"]) / float(output["tolerance"]))
+    differences, tolerances = export["checks"], export["tolerances"]
+    on_onnx = max(("shrunk_vs_onnx", "baseline_vs_onnx"), key=lambda name: differences[name] / tolerances[name])
     found = Checks(
-        masked_vs_shrunk=export["checks"]["masked_vs_shrunk"],
-        shrunk_vs_onnx=max(export["checks"]["shrunk_vs_onnx"], export["checks"]["baseline_vs_onnx"]),
+        masked_vs_shrunk=differences["masked_vs_shrunk"],
+        shrunk_vs_onnx=differences[on_onnx],
         onnx_vs_device=on_device["max_abs_error"],
     )
     allowed = Checks(
-        masked_vs_shrunk=MASKED_VS_SHRUNK, shrunk_vs_onnx=SHRUNK_VS_ONNX, onnx_vs_device=on_device["tolerance"]
+        masked_vs_shrunk=tolerances["masked_vs_shrunk"],
+        shrunk_vs_onnx=tolerances[on_onnx],
+        onnx_vs_device=on_device["tolerance"],
     )
     for check in Checks.model_fields:
         if not getattr(found, check) <= getattr(allowed, check):
