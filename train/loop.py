@@ -56,6 +56,19 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[3]  # type: ignore[attr-defined]
 
 
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Shut the group of processes down at the end, however it comes.
+
+    Gloo's threads otherwise outlive the interpreter now and then, and abort a process that has done all its work.
+    """
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's place among its peers, its device and its precision.
 

@@ -109,6 +109,10 @@ class TrainingRun:
         """The process that writes the run's files."""
         return self._main
 
+    def wait_for_everyone(self) -> None:
+        """Return when every process has come here."""
+        self._accelerator.wait_for_everyone()
+
     def execute(self) -> None:
         """Run all phases that are left. A SIGTERM ends the process with a checkpoint at the current step."""
         with self._sigterm_requests_a_checkpoint():

@@ -23,7 +23,7 @@ from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
 from train.data.images import Images
 from train.layers import Network, kept_filters_and_columns
-from train.loop import reproducible
+from train.loop import process_group, reproducible
 from train.models import MODELS, build_model
 from train.run import CHECKPOINT, TrainingRun
 
@@ -61,16 +61,19 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
         _check_outputs(config.model, model, dataset)
         if config.model.weights is not None:
             _load_weights(config.model.weights, model)
-        run = TrainingRun(config, model, dataset, held_out, out, reporter)
-        run.execute()
-        if run.is_main_process:
-            _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
-            if fraction:
-                count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
-                _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
-            for line in layer_table(run.network, run.masks):
-                reporter.say(line)
-            checkpoint.unlink(missing_ok=True)
+        with process_group():
+            run = TrainingRun(config, model, dataset, held_out, out, reporter)
+            run.execute()
+            if run.is_main_process:
+                _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
+                if fraction:
+                    count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
+                    _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
+                for line in layer_table(run.network, run.masks):
+                    reporter.say(line)
+                checkpoint.unlink(missing_ok=True)
+            # A process that ends early has its peers killed by the launcher: nobody leaves while files are written.
+            run.wait_for_everyone()
 
 
 def held_out_fraction(config: TrainConfig) -> float:
