@@ -106,8 +106,12 @@ class Runner:
         """
         return self._call(["info"], _START_TIMEOUT_S, retry=True).all("device", DeviceInfo)
 
-    def check(self, bundle: Path) -> Check:
+    def check(self, bundle: Path, *, timeout_s: float = _START_TIMEOUT_S) -> Check:
         """Run the bundle's sample twice and compare with what it expects.
+
+        Args:
+            bundle: what to check.
+            timeout_s: for all of it, the driver's compilation included.
 
         Raises:
             CheckError: an output differs by more than its tolerance, or is not finite.
@@ -115,7 +119,7 @@ class Runner:
         """
         path = self._push(bundle)
         try:
-            output = self._call(["check", path, *self._options()], _START_TIMEOUT_S, retry=True)
+            output = self._call(["check", path, *self._options()], timeout_s, retry=True)
         except RunnerError as error:
             if error.status is RunnerStatus.CHECK:
                 raise CheckError(f"{bundle}: {error}") from None

@@ -1,0 +1,268 @@
+"""Trying out candidate kernels on a device: one small bundle each, checked, timed, and never trusted.
+
+A candidate bundle (written by `tvm_build.tuning`) computes one layer and proves it: its expected output is the right
+result, and a second output counts what was written outside. The launches that are timed have the layer name
+`TIMED_LAYER`; the others are the proof's. A candidate may be wrong, refuse to build, kill its process or hang: each
+is an outcome, never an error of the session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from device.errors import (
+    CheckError,
+    DeviceError,
+    RunnerError,
+    RunnerStatus,
+    TargetOfflineError,
+    TargetTimeoutError,
+)
+from device.runner_client import Runner
+from device.runner_events import DeviceInfo
+from device.target import Target
+from structadmm.errors import UserError
+
+TIMED_LAYER = "candidate"
+"""Layer name of the launches whose times count."""
+
+Status = Literal["ok", "wrong", "build_failed", "crashed", "timed_out", "lost"]
+
+# The runner's refusals that say something about the candidate. Any other is about the machine or the bundle's file,
+# and would be the same for every candidate.
+_REFUSED = {RunnerStatus.DEVICE_LIMIT: "build_failed", RunnerStatus.MEMORY: "crashed", RunnerStatus.OPENCL: "crashed"}
+
+
+class _Record(BaseModel):
+    """Travels as JSON between a tuner and the servers of devices, and into databases."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class CandidateTimes(_Record):
+    """Milliseconds of the timed launches together, by the device's own clock."""
+
+    min_ms: float = Field(ge=0)
+    median_ms: float = Field(ge=0)
+    p90_ms: float = Field(ge=0)
+
+
+class CandidateOutcome(_Record):
+    """What became of one candidate.
+
+    Attributes:
+        status: "ok": right and timed. "wrong": its output differs, is not finite, or it wrote elsewhere.
+            "build_failed": the driver refused it. "crashed": it took its process, or the driver, down.
+            "timed_out": it did not end and was killed. "lost": the device went away; nothing is known about it, and
+            it may be tried again.
+        times: of an "ok" one, else None.
+        message: what happened, one line; empty for "ok".
+        device: `DeviceFacts.key` of the device that tried it; empty if none did.
+    """
+
+    status: Status
+    times: CandidateTimes | None = None
+    message: str = ""
+    device: str = ""
+
+
+class DeviceFacts(_Record):
+    """What schedules are chosen for.
+
+    Attributes:
+        gpu: such as `adreno-640`, or the driver's name for a processor that is no Adreno.
+        driver_family: vendor and major version of the driver's compiler: schedules keep their rank within one.
+        driver: the driver's whole version.
+        kind: what its times are: host figures, or a phone's.
+        type: of the OpenCL device.
+        fp16: whether it computes in half.
+    """
+
+    gpu: str
+    driver_family: str
+    driver: str
+    kind: Literal["host", "phone"]
+    type: Literal["gpu", "cpu", "accelerator", "other"]
+    fp16: bool
+
+    @property
+    def key(self) -> str:
+        """GPU and driver family in one line."""
+        return f"{self.gpu} / {self.driver_family}"
+
+    @property
+    def target(self) -> str | None:
+        """The compilation target that it is one of, if the name tells."""
+        if self.type == "cpu":
+            return "opencl-cpu"
+        return self.gpu if re.fullmatch(r"adreno-\d+", self.gpu) else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How each candidate is tried.
+
+    Attributes:
+        runs: timed inferences behind the times.
+        warmup_runs: at least so many before.
+        timeout_s: for the check, and again for the timing, driver's compilation included; then it is killed.
+    """
+
+    runs: int = 15
+    warmup_runs: int = 3
+    timeout_s: float = 60.0
+
+
+class Measurer(Protocol):
+    """Where candidates are tried: one device, or a fleet of devices of one kind."""
+
+    def device_facts(self) -> DeviceFacts:
+        """The device, or what all devices of the fleet have in common.
+
+        Raises:
+            UserError: there is no device, or they differ in GPU or driver family.
+        """
+
+    def workers(self) -> int:
+        """Candidates that can be tried at the same time, at least 1; may change while a session runs."""
+
+    def measure(self, bundles: Iterable[Path]) -> Iterator[tuple[int, CandidateOutcome]]:
+        """Try each bundle once; yields (its position, outcome) as they end, in any order, each position once.
+
+        Args:
+            bundles: taken from the caller's thread, one by one, as workers become free, so that the next candidate is
+                built while others run. A bundle may be removed once its outcome has been yielded.
+
+        Raises:
+            UserError: no device is left. What was yielded until then holds.
+        """
+
+    def close(self) -> None:
+        """Let go of the devices."""
+
+
+class LocalMeasurer:
+    """One target that this process itself drives (this machine, or a phone over adb); one candidate at a time."""
+
+    def __init__(self, target: Target, trial: Trial | None = None) -> None:
+        self.target = target
+        # A tuning session builds thousands of programs once each: the driver's binaries are not worth keeping.
+        self._runner = Runner(target, use_program_cache=False)
+        self._trial = trial or Trial()
+        self._facts: DeviceFacts | None = None
+
+    def device_facts(self) -> DeviceFacts:
+        """The target's OpenCL device."""
+        if self._facts is None:
+            self._facts = facts_of_target(self._runner)
+        return self._facts
+
+    def workers(self) -> int:
+        """One: what runs beside a measurement disturbs it."""
+        return 1
+
+    def measure(self, bundles: Iterable[Path]) -> Iterator[tuple[int, CandidateOutcome]]:
+        """Try the bundles in order."""
+        key = self.device_facts().key
+        for index, bundle in enumerate(bundles):
+            yield index, try_candidate(self._runner, bundle, self._trial, key)
+
+    def close(self) -> None:
+        """Close the target."""
+        self.target.close()
+
+
+def try_candidate(runner: Runner, bundle: Path, trial: Trial, device: str) -> CandidateOutcome:
+    """Check one candidate and, if it is right, time it.
+
+    Args:
+        runner: on the device.
+        bundle: a candidate bundle.
+        trial: counts and time-out.
+        device: goes into the outcome.
+
+    Raises:
+        RunnerError: the machine has no OpenCL device any more, or the bundle's files are damaged.
+    """
+
+    def ended(status: Status, error: Exception) -> CandidateOutcome:
+        return CandidateOutcome(status=status, message=" ".join(str(error).split())[:500], device=device)
+
+    try:
+        runner.check(bundle, timeout_s=trial.timeout_s)
+        profile = runner.profile(bundle, runs=trial.runs, warmup_runs=trial.warmup_runs, timeout_s=trial.timeout_s)
+    except CheckError as error:
+        return ended("wrong", error)
+    except TargetTimeoutError as error:
+        return ended("timed_out", error)
+    except TargetOfflineError as error:
+        return ended("lost", error)
+    except RunnerError as error:
+        if error.build_log:
+            return ended("build_failed", error)
+        if error.status not in _REFUSED:
+            raise
+        return ended(_REFUSED[error.status], error)  # type: ignore[arg-type]  # its values are statuses
+    except DeviceError as error:
+        return ended("crashed", error)
+    timed = [launch for launch in profile.launches if launch.layer == TIMED_LAYER]
+    if not timed:
+        raise UserError(f"{bundle} is no candidate: none of its launches is named {TIMED_LAYER!r}")
+    median_ms = sum(launch.median_ms for launch in timed)
+    if median_ms <= 0:
+        return ended("crashed", DeviceError("the device's clock did not tick while it ran"))
+    times = CandidateTimes(
+        min_ms=sum(launch.min_ms for launch in timed),
+        median_ms=median_ms,
+        p90_ms=sum(launch.p90_ms for launch in timed),
+    )
+    return CandidateOutcome(status="ok", times=times, device=device)
+
+
+def facts_of_target(runner: Runner) -> DeviceFacts:
+    """The device that the runner uses on its target.
+
+    Raises:
+        RunnerError: there is none.
+    """
+    infos = runner.info()
+    options = list(runner.target.runner_options)
+    index = options[options.index("--device") + 1] if "--device" in options else None
+    chosen = [info for info in infos if index in (None, info.index)]
+    if not chosen:
+        raise UserError(f"{runner.target.name} shows no OpenCL device {index}: look with `structadmm devices`")
+    return describe_device(chosen[0], runner.target.kind)
+
+
+def describe_device(info: DeviceInfo, kind: Literal["host", "phone"]) -> DeviceFacts:
+    """The facts that key a tuning database, from what a driver says about its device."""
+    # Adreno drivers of some phones leave the model out of the name and put it into the version.
+    adreno = re.search(r"adreno(?:\s*\(tm\))?\s*(\d{3,4})", f"{info.name} {info.version}", re.IGNORECASE)
+    return DeviceFacts(
+        gpu=f"adreno-{adreno[1]}" if adreno else " ".join(info.name.split()),
+        driver_family=_driver_family(info),
+        driver=info.driver,
+        kind=kind,
+        type=info.type,
+        fp16=info.fp16,
+    )
+
+
+def _driver_family(info: DeviceInfo) -> str:
+    """Vendor and major version, such as `qualcomm E031.37`, `intel 2026` or `pocl 3`."""
+    compiler = re.search(r"Compiler\s+([A-Z]\d+\.\d+)", info.driver)
+    if compiler:
+        return f"qualcomm {compiler[1]}"
+    if info.platform == "Portable Computing Language":
+        vendor = "pocl"
+    else:
+        vendor = (info.vendor.split() or ["unknown"])[0].lower()
+        vendor = re.sub(r"\W.*", "", vendor) or "unknown"
+    major = re.search(r"\d+", info.driver)
+    return f"{vendor} {major[0]}" if major else vendor
