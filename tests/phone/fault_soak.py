@@ -1,6 +1,6 @@
 """Faults at random points of everything that `AdbTarget` does, as many as one has time for.
 
-    python -m tests.phone.fault_soak --trials 500 --seed 1
+    python -m tests.phone.fault_soak --trials 500 --seed 1 [--out results/reference/fault_soak]
 
 Each trial makes one thing go wrong while one operation runs. It is *good* when the operation either succeeded, with the
 right result, or ended with one line and exit status 2, within its time, and when afterwards a second attempt on the
@@ -13,8 +13,11 @@ import argparse
 import faulthandler
 import hashlib
 import os
+import platform
 import random
+import shlex
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,13 +25,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from device.adb_address import AdbAddress
 from device.adb_keys import load_signer
 from device.adb_target import AdbTarget
-from device.runner_events import Event, read_output
+from device.local_target import choose_local_device, find_local_devices
+from device.runner_build import build_runner
+from device.runner_events import Check, Event, read_output
+from results.environment import source_commit
 from structadmm.errors import StructadmmError
+from structadmm.files import write_json, write_text
 from tests.emulated_phone import EmulatedPhone
+from tests.hand_made_bundle import scale_add_files, write_files
 
 TRIAL_LIMIT_S = 45.0
 """A trial that takes longer counts as hung. Three attempts end after 20 s on an idle machine."""
@@ -70,7 +79,14 @@ class Soak:
         load_signer(self._key)
         self._answer = True
         self.report = Report()
-        self.phone = EmulatedPhone(scratch / "phone", answer=lambda _key: self._answer)
+        gpu = choose_local_device("", find_local_devices())
+        self.phone = EmulatedPhone(
+            scratch / "phone",
+            answer=lambda _key: self._answer,
+            environment={**gpu.driver.environment, "PATH": os.environ["PATH"]},
+        )
+        self._runner = build_runner("host")
+        self._bundle = write_files(scratch / "net.clbundle", scale_add_files())
         self._public = self._key.with_name("adbkey.pub").read_bytes()
 
     def run(self, trials: int) -> Report:
@@ -78,6 +94,8 @@ class Soak:
         with self.phone:
             for number in range(trials):
                 self._trial(number)
+                if (number + 1) % 25 == 0:
+                    print(f"{number + 1} trials, {len(self.report.bad)} bad", file=sys.stderr, flush=True)
         return self.report
 
     def _target(self, *, patient: bool) -> AdbTarget:
@@ -103,6 +121,7 @@ class Soak:
             "push directory": self._push_directory,
             "pull": self._pull,
             "run": self._run,
+            "check": self._check,
             "facts": self._facts,
             "two at once": self._two_pushes,
         }
@@ -111,7 +130,8 @@ class Soak:
         fault = self._random.choice(operation.faults)
         timer = self._arm(fault, operation)
         begun = time.monotonic()
-        outcome = self._attempt(operation, patient=False)
+        # What the phone itself damaged stays under its final name until an attempt gets as far as looking at it.
+        outcome = self._attempt(operation, patient=fault == "damaged_at_rest")
         took = time.monotonic() - begun
         if timer:
             timer.cancel()
@@ -167,6 +187,8 @@ class Soak:
             setattr(faults, fault, self._random.randrange(1, _LINES * 60))
         elif fault == "corrupt_push":
             faults.corrupt_push = True
+        elif fault == "damaged_at_rest":
+            self._damage_at_rest(operation)
         elif fault == "disk_free_bytes":
             faults.disk_free_bytes = at
         elif fault == "offline":
@@ -180,6 +202,19 @@ class Soak:
             timer.start()
             return timer
         return None
+
+    def _damage_at_rest(self, operation: Operation) -> None:
+        """Let the operation succeed once, then flip a bit of a file that it left on the phone."""
+        if self._attempt(operation, patient=True) != "succeeded":
+            raise RuntimeError("the phone did not work before the fault")
+        files = operation.files_on_phone()
+        if not files:
+            return  # the operation was to push an empty file
+        path = self._random.choice(files)
+        content = bytearray(path.read_bytes())
+        content[self._random.randrange(len(content))] ^= 1 << self._random.randrange(8)
+        path.write_bytes(content)
+        self.phone.faults.strike("damaged_at_rest")
 
     def _file(self, name: str, size: int) -> Path:
         path = self._scratch / name
@@ -207,6 +242,10 @@ class Soak:
 
     def _run(self, number: int) -> Operation:
         return RunOperation(self.phone, f"program-{number}")
+
+    def _check(self, number: int) -> Operation:
+        del number
+        return CheckOperation(self.phone, self._runner, self._bundle)
 
     def _facts(self, number: int) -> Operation:
         del number
@@ -239,6 +278,10 @@ class Operation:
         """Whether something still runs on the phone."""
         return False
 
+    def files_on_phone(self) -> list[Path]:
+        """What a success left there, at least one byte each."""
+        return []
+
     def forget(self) -> None:
         """Free the disk."""
 
@@ -246,7 +289,14 @@ class Operation:
 class PushOperation(Operation):
     """Push a file or a directory, in one session or several at once."""
 
-    faults = (*_LINK_FAULTS, *_GATE_FAULTS, "disk_full_after_bytes", "disk_free_bytes", "corrupt_push")
+    faults = (
+        *_LINK_FAULTS,
+        *_GATE_FAULTS,
+        "disk_full_after_bytes",
+        "disk_free_bytes",
+        "corrupt_push",
+        "damaged_at_rest",
+    )
 
     def __init__(self, phone: EmulatedPhone, files: list[Path], *, sessions: int, source: Path | None = None) -> None:
         self._phone = phone
@@ -288,6 +338,9 @@ class PushOperation(Operation):
             for path in self._store.rglob("*")
             if path.is_file() and not path.name.startswith(".")
         )
+
+    def files_on_phone(self) -> list[Path]:
+        return [path for path in self._store.rglob("*") if path.is_file() and path.stat().st_size]
 
     def forget(self) -> None:
         subprocess.run(["rm", "-rf", self._store, self._source], check=True)
@@ -353,6 +406,50 @@ class RunOperation(Operation):
         self._there.unlink()
 
 
+class CheckOperation(Operation):
+    """Push the real runner and a bundle, and check the bundle on a real OpenCL device."""
+
+    faults = (
+        *_LINK_FAULTS,
+        *_GATE_FAULTS,
+        "disk_full_after_bytes",
+        "corrupt_push",
+        "damaged_at_rest",
+        "kill_program_after_bytes",
+        "stop_program_after_bytes",
+        "garbage_after_bytes",
+    )
+
+    def __init__(self, phone: EmulatedPhone, runner: Path, bundle: Path) -> None:
+        self._phone = phone
+        self._runner = runner
+        self._bundle = bundle
+        self._store = phone.files.host_path("/data/local/tmp/structadmm/store")
+        self._sources = {path.name: path.read_bytes() for path in bundle.iterdir()} | {"runner": runner.read_bytes()}
+        self.to_phone = sum(map(len, self._sources.values())) + 3_000 * len(self._sources)
+        self.to_host = 1_000 * len(self._sources)
+
+    def act(self, targets: list[AdbTarget], timeout_s: float) -> None:
+        target = targets[0]
+        runner = target.push(self._runner, "runner")
+        bundle = target.push(self._bundle, "bundle")
+        output = read_output(target.shell([runner, "check", bundle], timeout_s=timeout_s))
+        assert output.one("check", Check).passed, "the check did not pass"
+
+    def nothing_partial(self) -> bool:
+        files = [path for path in self._store.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        return all(path.read_bytes() == self._sources[path.name] for path in files)
+
+    def program_left(self) -> bool:
+        return self._phone.signal_programs(0) > 0
+
+    def files_on_phone(self) -> list[Path]:
+        return [path for path in self._store.rglob("*") if path.is_file() and path.stat().st_size]
+
+    def forget(self) -> None:
+        subprocess.run(["rm", "-rf", self._store], check=True)
+
+
 class FactsOperation(Operation):
     """Ask the phone about itself."""
 
@@ -372,29 +469,72 @@ def soak(trials: int, seed: int, scratch: Path) -> Report:
     return Soak(scratch, seed).run(trials)
 
 
+def record(report: Report, trials: int, seed: int, duration_s: float) -> dict[str, Any]:
+    """The outcome as JSON."""
+    rows = [
+        {"operation": operation, "fault": fault, "outcome": outcome, "trials": count}
+        for (operation, fault, outcome), count in sorted(report.outcomes.items())
+    ]
+    return {
+        "schema": 1,
+        "command": shlex.join(["python", "-m", "tests.phone.fault_soak", "--trials", str(trials), "--seed", str(seed)]),
+        "commit": source_commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "load_average": round(os.getloadavg()[0], 1),
+        "trials": sum(report.outcomes.values()),
+        "seed": seed,
+        "duration_s": round(duration_s),
+        "longest_trial_s": round(report.longest_s, 1),
+        "trial_limit_s": TRIAL_LIMIT_S,
+        "succeeded": report.total("succeeded"),
+        "ended_with_one_line": report.total("refused"),
+        "without_the_fault": report.total("did not strike"),
+        "bad": report.bad,
+        "rows": rows,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The outcome as markdown: a line for each fault."""
+    outcomes = ("succeeded", "refused", "did not strike")
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in summary["rows"]:
+        counts[row["fault"], row["outcome"]] += row["trials"]
+    lines = ["| fault | succeeded, by trying again | one line, exit status 2 | did not strike |", "|---|---|---|---|"]
+    for fault in sorted({fault for fault, _ in counts}):
+        lines.append(f"| {fault} | " + " | ".join(str(counts[fault, outcome]) for outcome in outcomes) + " |")
+    lines += [
+        "",
+        f"{summary['trials']} trials in {summary['duration_s']} s on the emulated phone:",
+        f"{summary['succeeded']} succeeded, {summary['ended_with_one_line']} ended with one line and exit status 2,"
+        f" in {summary['without_the_fault']} the fault came too late to strike.",
+        f"{len(summary['bad'])} broke a promise: in all others the second attempt succeeded and no half-written file"
+        " was found. The longest first attempt",
+        f"took {summary['longest_trial_s']} s ({summary['trial_limit_s']:.0f} s would count as hung).",
+        "",
+        f"`{summary['command']}`, {summary['machine']}, load average {summary['load_average']} at the end,"
+        f" commit {summary['commit'][:7]}.",
+    ]
+    lines += ["", *(f"- {line}" for line in summary["bad"])] if summary["bad"] else []
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Print what happened; exit status 1 where a trial broke a promise."""
     parser = argparse.ArgumentParser(prog="python -m tests.phone.fault_soak", description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a directory for results.json and table.md")
     arguments = parser.parse_args()
     faulthandler.dump_traceback_later(4 * TRIAL_LIMIT_S + 10 * arguments.trials, exit=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fault-soak-") as scratch:
         report = soak(arguments.trials, arguments.seed, Path(scratch))
-    by_fault: Counter[tuple[str, str]] = Counter()
-    for (_, fault, outcome), count in report.outcomes.items():
-        by_fault[fault, outcome] += count
-    for (fault, outcome), count in sorted(by_fault.items()):
-        print(f"{fault:28s} {outcome:16s} {count:5d}")
-    print(
-        f"{sum(report.outcomes.values())} trials in {time.monotonic() - begun:.0f} s: "
-        f"{report.total('succeeded')} succeeded, {report.total('refused')} ended with one line, "
-        f"{report.total('did not strike')} without the fault; "
-        f"longest {report.longest_s:.1f} s, {len(report.bad)} bad, load {os.getloadavg()[0]:.1f}"
-    )
-    for line in report.bad:
-        print("BAD", line)
+    summary = record(report, arguments.trials, arguments.seed, time.monotonic() - begun)
+    print(table(summary))
+    if arguments.out:
+        write_json(arguments.out / "results.json", summary)
+        write_text(arguments.out / "table.md", table(summary))
     raise SystemExit(1 if report.bad else 0)
 
 
