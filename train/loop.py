@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+# Its functions take the process group of the moment of import as their default argument and keep it for ever: imported
+# before there is a group, it keeps none.
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -58,15 +63,18 @@ def reproducible(threads: int) -> Iterator[None]:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Shut the group of processes down at the end, however it comes.
+    """Shut the group of processes down at the end, however it comes, and its threads with it.
 
-    Gloo's threads otherwise outlive the interpreter now and then, and abort a process that has done all its work.
+    A thread of Gloo's that drops a tensor while the interpreter shuts down aborts a process that has done all its work.
+    The threads end with the group's last reference, which the wrapped network holds: whoever trains lets go of it
+    inside this context.
     """
     try:
         yield
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            gc.collect()  # a module wrapped for several processes refers to itself
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

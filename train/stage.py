@@ -51,29 +51,32 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
     threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
-    with reproducible(threads):
-        fraction = held_out_fraction(config)
-        whole = load_dataset(config.data)
-        dataset, held_out = whole.hold_out(fraction)
-        kwargs = model_kwargs(config.model, dataset)
-        torch.manual_seed(config.seed)
-        model = build_model(config.model.entry, kwargs)
-        _check_outputs(config.model, model, dataset)
-        if config.model.weights is not None:
-            _load_weights(config.model.weights, model)
-        with process_group():
-            run = TrainingRun(config, model, dataset, held_out, out, reporter)
-            run.execute()
-            if run.is_main_process:
-                _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
-                if fraction:
-                    count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
-                    _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
-                for line in layer_table(run.network, run.masks):
-                    reporter.say(line)
-                checkpoint.unlink(missing_ok=True)
-            # A process that ends early has its peers killed by the launcher: nobody leaves while files are written.
-            run.wait_for_everyone()
+    with reproducible(threads), process_group():
+        _train(config, out, reporter)
+
+
+def _train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
+    fraction = held_out_fraction(config)
+    whole = load_dataset(config.data)
+    dataset, held_out = whole.hold_out(fraction)
+    kwargs = model_kwargs(config.model, dataset)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model.entry, kwargs)
+    _check_outputs(config.model, model, dataset)
+    if config.model.weights is not None:
+        _load_weights(config.model.weights, model)
+    run = TrainingRun(config, model, dataset, held_out, out, reporter)
+    run.execute()
+    if run.is_main_process:
+        _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
+        if fraction:
+            count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
+            _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
+        for line in layer_table(run.network, run.masks):
+            reporter.say(line)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+    # A process that ends early has its peers killed by the launcher: nobody leaves while files are written.
+    run.wait_for_everyone()
 
 
 def held_out_fraction(config: TrainConfig) -> float:
@@ -190,6 +193,7 @@ def _write_results(
             "input_shape": [1, *dataset.image_shape],
             "data": {
                 "name": dataset.name,
+                "config": config.data.model_dump(mode="json"),
                 "classes": list(dataset.classes),
                 "mean": list(dataset.mean),
                 "std": list(dataset.std),
