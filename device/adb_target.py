@@ -165,6 +165,14 @@ class AdbTarget:
             self._session_directory = directory
         return self._session_directory
 
+    def reach(self) -> None:
+        """Connect, trying once.
+
+        Raises:
+            TargetOfflineError: nobody answers, or this computer is not allowed.
+        """
+        self._retrying(self._connected, 1)
+
     def close(self) -> None:
         """Remove what this session left on the phone, where it can be reached, and disconnect."""
         with self._lock:

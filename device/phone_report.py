@@ -70,6 +70,21 @@ def connect_phone(device: str, reporter: Reporter | None = None) -> AdbTarget:
     return AdbTarget(parse_adb_address(device), reporter=reporter, connect_timeout_s=_CONNECT_S, allow_s=_ALLOW_S)
 
 
+def why_out_of_reach(device: str, reporter: Reporter | None = None) -> str | None:
+    """Why nothing can be run on a phone at this moment, in one line; None: it answers.
+
+    Args:
+        device: what `--device` calls it.
+        reporter: is told when the phone asks for permission.
+    """
+    try:
+        with connect_phone(device, reporter) as target:
+            target.reach()
+    except StructadmmError as error:
+        return str(error)
+    return None
+
+
 def ask_phone(device: str, problem: str = "", reporter: Reporter | None = None) -> PhoneReport:
     """Connect to a phone and ask who it is; what goes wrong becomes its `problem`.
 

@@ -67,6 +67,8 @@ def run_stages(
             _keep_config(config_path, directory, values if overrides else None)
             context = StageContext(config, directory, device, reporter)
             _require_up_to_date(STAGE_NAMES[: STAGE_NAMES.index(stages[0])], context)
+            if "measure" in stages and _will_train(stages, forced, context):
+                _warn_of_absent_phone(context)
             for name in stages:
                 if _run_stage(STAGE_BY_NAME[name], context, force=name in forced):
                     done.append(name)
@@ -117,6 +119,25 @@ def _refuse_missing_device(device: str) -> None:
     from device.target import open_target
 
     open_target(device).close()  # of a phone, that checks the address only
+
+
+def _will_train(stages: Sequence[str], forced: Sequence[str], context: StageContext) -> bool:
+    train = STAGE_BY_NAME["train"]
+    due = "train" in forced or context.directory.why_run("train", train.inputs(context)) is not None
+    return "train" in stages and due
+
+
+def _warn_of_absent_phone(context: StageContext) -> None:
+    """Tell whoever started the run, while they are still there, that the phone is not; it also asks for its key now."""
+    if not context.device.startswith("adb:"):
+        return
+    from device.phone_report import why_out_of_reach
+
+    problem = why_out_of_reach(context.device, context.reporter)
+    if problem is not None:
+        context.reporter.say(
+            f"warning: {context.device} is not needed before the measure stage, but does not answer now: {problem}"
+        )
 
 
 def _refuse_foreign_directory(out: Path, config: RunConfig) -> None:
