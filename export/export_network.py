@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,19 @@ class Samples:
         return 100.0 * float((outputs.argmax(dim=1) == self.labels).double().mean())
 
 
+@dataclass(frozen=True)
+class Score:
+    """How many of the test images a network classifies rightly."""
+
+    correct: int
+    images: int
+
+    @property
+    def percent(self) -> float:
+        """Top-1."""
+        return 100.0 * self.correct / self.images
+
+
 def export_network(
     module: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -61,6 +74,7 @@ def export_network(
     samples: Samples | None = None,
     held_out: Samples | None = None,
     accuracy: Mapping[str, float] | None = None,
+    test: Callable[[GraphModule], Score] | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Shrink, export and verify any network whose weights hold structured zeros.
@@ -75,7 +89,9 @@ def export_network(
         dense_state: weights of the unpruned network for the baseline; None: those of `module`.
         samples: real inputs; the network must then take exactly one input.
         held_out: labelled images that purification is checked on, neither trained on nor tested on; None: `samples`.
-        accuracy: `dense` and `pruned` top-1, recorded in the files.
+        accuracy: `dense` and `pruned` top-1 on the test images, recorded in the files.
+        test: scores a network on the test images; called on the shrunk network if purification changed it, and the
+            result recorded in place of `accuracy["pruned"]`, which is of the network before it.
         reporter: shows progress.
 
     Returns:
@@ -106,7 +122,10 @@ def export_network(
         shrunk = GraphModule(smaller.graph, smaller.state).eval()
         save_network(out_dir / "shrunk", shrunk)
         counts = count(graph), count(smaller.graph, smaller.state)
-        metadata = _metadata(counts, accuracy or {})
+        changed = purified is not None and bool(purified.purified.emptied)
+        score = test(shrunk) if changed and test is not None else None
+        accuracy = _accuracy(accuracy or {}, changed=changed, score=score)
+        metadata = _metadata(counts, accuracy)
         pruned_onnx = export_onnx(
             smaller.graph, smaller.state, out_dir / "pruned.onnx", batch=config.batch, metadata=metadata
         )
@@ -121,8 +140,8 @@ def export_network(
         baseline_checks = verify(dense, dense, baseline_onnx, batches)
         task.advance(note="verified")
     record = _record(graph, removal, smaller, counts, checks, baseline_checks)
-    record["purified"] = None if purified is None else _purified_record(purified, held_out, samples)
-    record["accuracy"] = dict(accuracy or {})
+    record["purified"] = None if purified is None else _purified_record(purified, held_out, samples, score)
+    record["accuracy"] = accuracy
     if samples is not None:
         names = (("pruned", pruned_onnx), ("baseline", baseline_onnx))
         record["sample_accuracy"] = {
@@ -256,11 +275,28 @@ def _record(
     }
 
 
-def _purified_record(found: PurifySearch, held_out: Samples | None, samples: Samples | None) -> dict[str, Any]:
+def _accuracy(given: Mapping[str, float], *, changed: bool, score: Score | None) -> dict[str, float]:
+    """What is known of the exported networks' accuracy: what was measured before purification is not theirs."""
+    known = dict(given)
+    if changed and "pruned" in known:
+        known["before_purification"] = known.pop("pruned")
+    if score is not None:
+        known["pruned"] = score.percent
+    return known
+
+
+def _purified_record(
+    found: PurifySearch, held_out: Samples | None, samples: Samples | None, score: Score | None
+) -> dict[str, Any]:
     images = held_out or samples
     assert images is not None  # the search needed them
-    checked_on = "samples" if held_out is None else "held-out images"
-    return {"checked_on": checked_on, "images": len(images.inputs), **found.record()}
+    return {
+        "checked_on": "samples" if held_out is None else "held-out images",
+        "images": len(images.inputs),
+        # None: nothing was emptied, or no test images were given.
+        "test": None if score is None else {"correct": score.correct, "images": score.images},
+        **found.record(),
+    }
 
 
 def layer_table(dense: Counts, pruned: Counts, removal: Removal) -> list[dict[str, Any]]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from export.config import ExportConfig
-from export.export_network import Samples, export_network
+from export.export_network import Samples, Score, export_network
 from structadmm.errors import UserError
 from structadmm.files import read_json
+from structadmm.graph.module import GraphModule, flat_outputs
 from structadmm.graph.save import read_tensors
 from structadmm.progress import Reporter
+
+_IMAGES_AT_ONCE = 256
 
 
 def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Reporter) -> None:
     """Shrink and export what training wrote.
 
-    Reads `dense.safetensors`, `pruned.safetensors`, `pruning.json`, `samples.npz` and, where training wrote it,
-    `held_out.npz` (the images that purification is checked on); writes `pruned.onnx`,
-    `baseline.onnx`, `shrunk.safetensors`, `shrunk.json`, `export.json` and `samples.npz`.
+    Reads `dense.safetensors`, `pruned.safetensors`, `pruning.json`, `samples.npz` and, for purification,
+    `held_out.npz` (the images that its thresholds are chosen on) and the data set, whose test images the purified
+    network is tested on again; writes `pruned.onnx`, `baseline.onnx`, `shrunk.safetensors`, `shrunk.json`,
+    `export.json` and `samples.npz`.
 
     Args:
         config: the `[export]` section.
@@ -57,6 +62,11 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         raise UserError(
             f"pruning.json has input_shape {shape!r}, expected positive integers: run the train stage again"
         )
+    if config.purify.enabled and not held_out.exists():
+        raise UserError(
+            "purification chooses its thresholds on images that are neither trained nor tested on, and training held "
+            "none out: set train.data.held_out = 0.1 and run from train, or disable export.purify"
+        )
     out.mkdir(parents=True, exist_ok=True)
     record = export_network(
         model,
@@ -67,6 +77,7 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         samples=samples,
         held_out=read_samples(held_out) if held_out.exists() else None,
         accuracy=accuracy,
+        test=None if not config.purify.enabled else lambda network: tested(network, pruning, train_dir),
         reporter=reporter,
     )
     shutil.copyfile(train_dir / "samples.npz", out / "samples.npz")
@@ -75,6 +86,38 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         f"exported: {conv['ratio']:.2f}x fewer CONV parameters, {macs['ratio']:.2f}x fewer MACs; "
         f"largest difference {record['checks']['shrunk_vs_onnx']:.1e} on ONNX Runtime"
     )
+
+
+def tested(network: GraphModule, pruning: dict[str, Any], train_dir: Path) -> Score:
+    """Count what `network` classifies rightly of the test images that training tested on.
+
+    Raises:
+        UserError: `pruning.json` does not say which data set that was, or it cannot be loaded, or is another one now.
+    """
+    from pydantic import ValidationError
+
+    from train.config import DataConfig
+    from train.data import load_dataset
+
+    try:
+        config, images = DataConfig(**pruning["data"]["config"]), int(pruning["accuracy"]["test_images"])
+    except (KeyError, TypeError, ValueError, ValidationError):
+        raise UserError(
+            f"{train_dir / 'pruning.json'} does not say how the test images are loaded: run the train stage again"
+        ) from None
+    data = load_dataset(config)
+    if len(data.test_labels) != images:
+        raise UserError(
+            f"data {config.name!r} has {len(data.test_labels)} test images, training tested on {images}: "
+            "run the train stage again"
+        )
+    correct = 0
+    with torch.no_grad():
+        for start in range(0, images, _IMAGES_AT_ONCE):
+            part = data.normalised(data.test_images[start : start + _IMAGES_AT_ONCE])
+            scores = flat_outputs(network(part))[0]
+            correct += int((scores.argmax(dim=1) == data.test_labels[start : start + _IMAGES_AT_ONCE]).sum())
+    return Score(correct, images)
 
 
 def read_samples(path: Path) -> Samples:

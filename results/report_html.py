@@ -72,8 +72,8 @@ def report_html(data: ReportData) -> str:
             _section(
                 "Purification",
                 "<p class='note'>Channels that were nearly empty were emptied, without retraining. The accuracy in the "
-                "table at the top is the trained network's, from before; this plot's is of the images that the "
-                "thresholds were chosen on.</p>",
+                "table at the top is the exported network's on the test images; this plot's is of the held-out images "
+                "that the thresholds were chosen on.</p>",
                 _plot(plot_purification(data.purification)),
             )
         )

@@ -108,7 +108,7 @@ def _result(
         name=name,
         accuracy=Accuracy(
             dense=100.0 * trained["dense_correct"] / trained["test_images"],
-            pruned=100.0 * trained["pruned_correct"] / trained["test_images"],
+            pruned=100.0 * _pruned_correct(trained, export) / trained["test_images"],
             test_samples=trained["test_images"],
         ),
         conv_params=_reduction(export, "conv_params"),
@@ -126,6 +126,20 @@ def _result(
         tolerances=tolerances,
         environment=describe_environment(records, run_dir),
     )
+
+
+def _pruned_correct(trained: Mapping[str, Any], export: Mapping[str, Any]) -> int:
+    """Test images that the exported network classifies rightly: purification changes the trained one."""
+    purified = export.get("purified")
+    if not purified or not purified["emptied"]:
+        return int(trained["pruned_correct"])
+    test = purified["test"]
+    if test["images"] != trained["test_images"]:
+        raise InvariantError(
+            f"the purified network was tested on {test['images']} images, the dense one on {trained['test_images']}: "
+            "run the stages again with --from train"
+        )
+    return int(test["correct"])
 
 
 def _reduction(export: dict[str, Any], field: str) -> Reduction:

@@ -25,6 +25,7 @@ from structadmm.graph.save import load_network
 from structadmm.progress import SilentReporter
 from tests.architectures import INPUT_SHAPE, build, captured, in_float64
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
+from train.data.dataset import Dataset
 
 
 def pruned(model: nn.Module, shape: tuple[int, ...], fraction: float) -> nn.Module:
@@ -111,6 +112,14 @@ def test_a_wrong_onnx_file_is_found_and_its_first_layer_named(one_column_zero: P
         verify(shrunk, shrunk, file, [(torch.randn(INPUT_SHAPE),)])
 
 
+def images() -> Dataset:
+    """Forty test images of classes that nothing has to do with."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, *INPUT_SHAPE[1:]), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(40) % 5
+    return Dataset("noise", pixels, labels, pixels, labels, tuple("abcde"), (0.5,) * 3, (0.25,) * 3)
+
+
 def write_train_dir(path: Path) -> nn.Module:
     path.mkdir()
     dense = build("resnet18")
@@ -176,6 +185,32 @@ def test_a_damaged_training_directory_is_refused_in_one_line(
     with pytest.raises(UserError, match=name) as error:
         run_export(ExportConfig(), tmp_path / "train", tmp_path / "export", SilentReporter())
     assert "\n" not in str(error.value)
+
+
+def test_a_purified_network_is_tested_again_on_the_test_images(train_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(train_dir, tmp_path / "train")
+    pruning = json.loads((tmp_path / "train" / "pruning.json").read_text())
+    pruning["data"] = {"config": {"name": "tests.unit.export.test_export_network:images"}}
+    pruning["accuracy"]["test_images"] = 40
+    (tmp_path / "train" / "pruning.json").write_text(json.dumps(pruning))
+    config = ExportConfig(purify=PurifyConfig(enabled=True, eta=(0.0,), sigma=(0.9,), max_accuracy_drop=100.0))
+    with pytest.raises(UserError, match=r"train\.data\.held_out"):
+        run_export(config, tmp_path / "train", tmp_path / "export", SilentReporter())
+    shutil.copyfile(tmp_path / "train" / "samples.npz", tmp_path / "train" / "held_out.npz")
+    run_export(config, tmp_path / "train", tmp_path / "export", SilentReporter())
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert record["purified"]["emptied"]
+    data = images()
+    found = load_network(tmp_path / "export" / "shrunk")(data.normalised(data.test_images)).argmax(dim=1)
+    correct = int((found == data.test_labels).sum())
+    assert record["purified"]["test"] == {"correct": correct, "images": 40}
+    assert record["accuracy"] == {"dense": 91.0, "before_purification": 90.0, "pruned": 2.5 * correct}
+    (entry,) = (
+        entry.value
+        for entry in onnx.load(tmp_path / "export" / "pruned.onnx").metadata_props
+        if entry.key == "structadmm.accuracy.pruned"
+    )
+    assert float(entry) == 2.5 * correct
 
 
 def test_purification_is_refused_without_labels(tmp_path: Path) -> None:
