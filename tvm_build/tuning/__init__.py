@@ -1,0 +1,1 @@
+"""Schedules chosen by measurement: tasks, their design space, the search, and the database of what was found."""
