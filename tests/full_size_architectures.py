@@ -73,6 +73,37 @@ def googlenet() -> nn.Module:
     )  # fmt: skip
 
 
+class Fire(nn.Module):
+    def __init__(self, i: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze, self.one, self.three = (
+            nn.Conv2d(i, squeeze, 1), nn.Conv2d(squeeze, expand, 1), nn.Conv2d(squeeze, expand, 3, padding=1)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.one(x)), F.relu(self.three(x))], 1)
+
+
+def squeezenet() -> nn.Module:
+    """Version 1.1: no BatchNorm, pooling that rounds sizes up, and a convolution for a classifier."""
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool(), Fire(64, 16, 64), Fire(128, 16, 64), pool(),
+        Fire(128, 32, 128), Fire(256, 32, 128), pool(), Fire(256, 48, 192), Fire(384, 48, 192),
+        Fire(384, 64, 256), Fire(512, 64, 256), nn.Dropout(), nn.Conv2d(512, 1000, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            # PyTorch's default is too small for eighteen layers without normalisation: the output would be constant.
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
+
+
 def bottlenecks(width: int, groups: int, *, squeeze_excite: bool) -> nn.Module:
     """The 50-layer plan: 3, 4, 6 and 3 blocks; `width` channels in the first stage's 3x3 convolutions."""
     channels = 64
@@ -118,6 +149,7 @@ FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "densenet121": (densenet121, 64),
     "shufflenet_v2": (shufflenet_v2, 64),
     "googlenet": (googlenet, 64),
+    "squeezenet": (squeezenet, 64),
     "unet": (UNet, 32),
     "resnext50_32x4d": (lambda: bottlenecks(128, 32, squeeze_excite=False), 64),
     "se_resnet50": (lambda: bottlenecks(64, 1, squeeze_excite=True), 64),
