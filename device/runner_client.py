@@ -36,6 +36,10 @@ _START_TIMEOUT_S = 600.0
 """For loading a bundle and building its programs: phones take minutes for a large network's first build."""
 
 
+_SAMPLE_TIMEOUT_S = 5.0
+"""For each inference of `run`: a large network on a slow phone."""
+
+
 _MAX_TENSORS = 64
 """The runner's own limit on inputs and outputs."""
 
@@ -126,12 +130,14 @@ class Runner:
             raise
         return output.one("check", Check)
 
-    def run(self, bundle: Path, inputs: Sequence[Array]) -> RunResult:
-        """One inference.
+    def run(self, bundle: Path, inputs: Sequence[Array], *, samples: int = 1) -> RunResult:
+        """One inference, or many in one process.
 
         Args:
             bundle: what to run.
-            inputs: one array for each input of the bundle, of its shape and dtype.
+            inputs: one array for each input of the bundle, of its dtype and shape; the first axis `samples` times as
+                long.
+            samples: how many inferences; outputs are stacked along the first axis in the same way.
 
         Raises:
             UserError: an array is not float32, float16 or int32.
@@ -147,7 +153,9 @@ class Runner:
             fetched = [f"{workdir}/output_{k}.npy" for k in range(_count_outputs(bundle))]
             for name in fetched:
                 options += ["--output", name]
-            output = self._call(["run", path, *options, *self._options()], _START_TIMEOUT_S, retry=True)
+            options += ["--samples", str(samples)]
+            timeout_s = _START_TIMEOUT_S + samples * _SAMPLE_TIMEOUT_S
+            output = self._call(["run", path, *options, *self._options()], timeout_s, retry=True)
             arrays = []
             for k, name in enumerate(fetched):
                 self.target.pull(name, scratch / f"output_{k}.npy")

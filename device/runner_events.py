@@ -121,9 +121,14 @@ class Check(Preparation):
 
 
 class Run(Preparation):
-    """Outcome of `run`."""
+    """Outcome of `run`.
+
+    Attributes:
+        samples: how many inferences were run.
+    """
 
     first_run_ms: float
+    samples: int
 
 
 class Statistics(Event):

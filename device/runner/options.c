@@ -4,7 +4,7 @@ const char help_text[] =
     "structadmm runner: runs networks compiled to OpenCL bundles\n"
     "\n"
     "  runner info                                          list the OpenCL devices\n"
-    "  runner run BUNDLE --input F.npy ... --output F.npy ...  run once; files in the bundle's order of inputs and outputs\n"
+    "  runner run BUNDLE --input F.npy ... --output F.npy ...  run; files in the bundle's order of inputs and outputs\n"
     "  runner check BUNDLE                                  run the bundle's sample and compare with what it expects\n"
     "  runner bench BUNDLE [BUNDLE ...]                     time bundles against each other, interleaved\n"
     "  runner profile BUNDLE                                time every launch with the device's own clock\n"
@@ -14,6 +14,7 @@ const char help_text[] =
     "  --device D         PLATFORM.DEVICE as `info` lists them (0.1), or part of a device, vendor or platform name.\n"
     "                     Without it: the first GPU, else the first device.\n"
     "  --cache DIR        keep the driver's program binaries in DIR (created if absent) and start from them\n"
+    "  --samples N        run: each file holds N inferences along its first axis (1)\n"
     "  --runs N           bench, profile: timed runs of each bundle (200; profile 20)\n"
     "  --warmup-runs N    bench, profile: at least N runs of each bundle before any is timed (10; profile 3)\n"
     "  --warmup-ms MS     bench, profile: and at least MS milliseconds of them in all (200; profile 0)\n"
@@ -71,6 +72,7 @@ static int set_option(struct options *options, const char *name, const char *val
         uint64_t low, high;
     } counts[] = {
         {"--runs", BENCH | PROFILE, &options->runs, 1, 1000000},
+        {"--samples", RUN, &options->samples, 1, 1000000},
         {"--warmup-runs", BENCH | PROFILE, &options->warmup_runs, 0, 1000000},
         {"--warmup-ms", BENCH | PROFILE, &options->warmup_ms, 0, 600000},
         {"--rest-ms", BENCH, &options->rest_ms, 0, 60000},
@@ -127,6 +129,7 @@ int options_parse(struct options *options, int count, char **words) {
     options->warmup_runs = profile ? 3 : 10;
     options->warmup_ms = profile ? 0 : 200;
     options->launch_runs = 20;
+    options->samples = 1;
     options->hot_rest_ms = 60000;
     for (int i = 2; status == STATUS_OK && i < count; i++) {
         if (strcmp(words[i], "--help") == 0 || strcmp(words[i], "-h") == 0) {

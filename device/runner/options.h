@@ -17,7 +17,7 @@ struct options {
     const char *watched[MAX_WATCHED];
     uint32_t watched_count;
     const char *device, *cache; /* NULL when not given */
-    uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs;
+    uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs, samples;
     uint64_t hot_above, hot_until, hot_rest_ms; /* of the first watched file; 0: never hot */
 };
 

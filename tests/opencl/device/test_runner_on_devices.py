@@ -141,6 +141,22 @@ def test_run_agrees_with_numpy_on_an_input_of_ones_own(runner: RunnerProcess, bu
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), np.maximum(x * 2.0 + w - 3.0, 0), atol=2e-6)
 
 
+def test_many_samples_in_one_process_are_what_one_after_the_other_gives(
+    runner: RunnerProcess, bundle: Path, tmp_path: Path
+) -> None:
+    samples = np.random.default_rng(1).standard_normal((5, 64), dtype=np.float32)
+    single = []
+    for k, stack in enumerate((samples, *samples[:, None])):
+        (tmp_path / "x.npy").write_bytes(npy_bytes(stack))
+        files = ("--input", tmp_path / "x.npy", "--output", tmp_path / f"y{k}.npy", "--device", "0.0")
+        outcome = runner("run", bundle, *files, "--samples", len(stack))
+        assert outcome.status == 0, outcome
+        assert outcome.one("run")["samples"] == len(stack)
+        single.append(np.load(tmp_path / f"y{k}.npy"))
+    assert single[0].shape == (5, 64)
+    np.testing.assert_array_equal(single[0], np.concatenate(single[1:]))
+
+
 @pytest.mark.parametrize("texel", ["rgba_float", "rgba_half"])
 def test_images_constant_images_and_image_arrays_keep_every_texel_in_its_place(
     runner: RunnerProcess, write_bundle: WriteBundle, texel: str

@@ -204,6 +204,25 @@ def test_an_input_of_another_shape_or_dtype_is_refused(
     assert not (tmp_path / "y.npy").exists()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_stack_of_another_number_of_samples_is_refused(
+    blind_runner: RunnerProcess, bundle: Path, tmp_path: Path, rows: int
+) -> None:
+    (tmp_path / "x.npy").write_bytes(npy_bytes(np.zeros((rows, 64), np.float32)))
+    files = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    refused(
+        blind_runner("run", bundle, *files, "--samples", "3"), RunnerStatus.INPUT, f"takes float32 [3, 64], '{tmp_path}"
+    )
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_a_stack_that_is_larger_than_any_memory_object_is_refused(blind_runner: RunnerProcess, tmp_path: Path) -> None:
+    bundle = write_files(tmp_path / "large.clbundle", scale_add_files(1 << 16))
+    files = ("--input", bundle / "input_0.npy", "--output", tmp_path / "y.npy")
+    outcome = blind_runner("run", bundle, *files, "--samples", "1000000")
+    refused(outcome, RunnerStatus.INPUT, "1000000 samples of 'x' are more than 4294967296 bytes")
+
+
 def test_a_file_that_is_no_array_and_one_that_is_cut_are_told_apart(
     blind_runner: RunnerProcess, bundle: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +255,8 @@ def test_a_file_that_is_no_array_and_one_that_is_cut_are_told_apart(
         (("bench", "a", "--runs", "1e3"), "--runs"),
         (("bench", "a", "--runs", "99999999999999999999999"), "--runs"),
         (("bench", "a", "--input", "x"), "no option '--input'"),
+        (("run", "a", "--samples", "0"), "--samples takes a whole number from 1 to 1000000"),
+        (("bench", "a", "--samples", "2"), "no option '--samples'"),
         (("check", "a", "--seed", "1"), "no option '--seed'"),
         (("check", "a", "--device", ""), "--device is empty"),
         (("check", "a", "--cache", ""), "--cache is empty"),
