@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from export.constants import ConstantFlow, folds_exactly, weight_use
-from structadmm.graph.atoms import AtomFlow, argument_of, collapse
+from export.merge_constants import ConstantRead, Transfer, transfers
+from structadmm.graph.atoms import AtomFlow, argument_of, collapse, convolution_groups
 from structadmm.graph.coupling import CoupledGroup, Coupling, coupling_of
 from structadmm.graph.ir import Graph, Node, Ref, StateEntry, StateRef, leaves
 from structadmm.graph.operators import ROLES
@@ -27,7 +28,7 @@ class Removal:
         flow: the atoms of `graph`.
         coupling: the groups of `graph`.
         removed: by group name, the unit numbers to remove, ascending; never all of a group.
-        folded: constants that were moved into a bias, one line each.
+        folded: constants that were moved into a bias or merged into another channel, one line each.
         kept: units that are dead or constant and stay, by group name: unit number -> why.
     """
 
@@ -49,7 +50,8 @@ def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
     """Zero every unit that does not influence the output, to a fixed point.
 
     A unit goes when, at each convolution and linear that reads it, its weights are zero, its value is zero, or its
-    value is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it).
+    value is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it). Of several
+    constants that meet the same padding one stays, and the others' weights are added to its own.
 
     Ensures: the network computes the same function in evaluation mode; every unit that could go is zero in all its
         parts.
@@ -63,7 +65,7 @@ def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
     folded: list[str] = []
     while True:
         work = _Work(graph, tensors)
-        while work.step():
+        while work.step() or work.merge():
             pass
         tensors = work.state
         folded += work.folded
@@ -108,12 +110,15 @@ class _Work:
             root: (group, unit) for group in self.coupling.groups for unit, root in enumerate(self.roots[group.name])
         }
         self.blockers: dict[int, str] = {}
+        # Per root, the convolutions whose padding keeps its constant from being folded; and what else blocks a root.
+        self.padded: dict[int, list[ConstantRead]] = {}
+        self.firm: set[int] = set()
 
     def step(self) -> bool:
         """One sweep; whether anything changed."""
         blocked = self._silence_blocked_filters()
         constants = ConstantFlow(self.graph, self.state)
-        self.blockers = {}
+        self.blockers, self.padded, self.firm = {}, defaultdict(list), set()
         folds: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
         for node in self.graph.nodes:
             reader = self._reader(node)
@@ -146,6 +151,47 @@ class _Work:
         self.removed |= set(chosen)
         return bool(chosen) or bool(fresh) or blocked
 
+    def merge(self) -> bool:
+        """Give one constant channel the weights of others like it, after a sweep; whether anything changed."""
+        if self.without_bias:
+            return False
+        once = {
+            root: reads
+            for root, reads in self.padded.items()
+            if all(self.times_used[self._weight(read.node)] == 1 for read in reads)
+        }
+        staying = self.firm | {root for root in once if self.group_of[root][0].frozen is not None}
+        found = transfers(once, staying)
+        for root, moves in found.items():
+            for move in moves:
+                self._transfer(move)
+            group, unit = self.group_of[root]
+            self.folded.append(f"unit {unit} of {group.name}, a constant, was merged into another constant channel")
+        return bool(found)
+
+    def _transfer(self, move: Transfer) -> None:
+        node, name = self.nodes[move.node], self._weight(move.node)
+        before = self.state[name]
+        weight = before.to(torch.float64, copy=True)
+        groups = convolution_groups(node)
+        if ROLES[node.op] == "conv_transpose":
+            read = weight  # [I, O / groups, ...]: a channel has a row of its own
+            source, target = move.source, move.target
+        else:
+            # [O, I / groups, ...]: the rows of the channel's group
+            rows, inputs = weight.shape[0] // groups, weight.shape[1]
+            group = move.source // inputs
+            read = weight[group * rows : (group + 1) * rows].transpose(0, 1)
+            source, target = move.source % inputs, move.target % inputs
+        read[target] += move.factor * read[source]
+        read[source] = 0
+        self.state[name] = weight.to(before.dtype)
+
+    def _weight(self, name: str) -> str:
+        reference = self.nodes[name].args[1]
+        assert isinstance(reference, StateRef)
+        return reference.name
+
     def _reader(self, node: Node) -> tuple[int, ...] | None:
         """The dimension of the first operand that `node` reads units from; None if it reads none."""
         role = ROLES.get(node.op)
@@ -174,13 +220,17 @@ class _Work:
             value = float(values[channel])
             if np.isnan(value):
                 self.blockers[root] = f"{node.layer or node.name} reads it"
+                self.firm.add(root)
             elif not folds_exactly(node):
+                group = channel * convolution_groups(node) // len(values)
+                self.padded[root].append(ConstantRead(node.name, group, channel, value))
                 self.blockers.setdefault(
                     root,
                     f"its constant {value:.4g} meets the padding of {node.layer or node.name}, so folding is inexact",
                 )
             elif self.times_used[self._bias(node.name) or ""] > 1:
                 self.blockers.setdefault(root, f"the bias of {node.layer or node.name} is shared, so nothing is folded")
+                self.firm.add(root)
             else:
                 folds[root].append((node.name, sums[:, channel] * value))
 
