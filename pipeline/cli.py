@@ -17,6 +17,7 @@ import typer
 
 import pipeline.bundle_commands
 import pipeline.machine_commands
+import pipeline.rpc_commands
 import pipeline.stage_commands
 import structadmm
 from structadmm.errors import StructadmmError
@@ -53,6 +54,7 @@ def _options(
 pipeline.stage_commands.register(app)
 pipeline.bundle_commands.register(app)
 pipeline.machine_commands.register(app)
+pipeline.rpc_commands.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,60 @@
+"""The first words of a TVM RPC connection, before its protocol proper: who serves what, and who may come in."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+import struct
+import time
+
+_MAGIC = 0xFF271
+_MISMATCH = _MAGIC + 2
+_MAX_KEY_BYTES = 1024
+_TIMEOUT_S = 5.0
+"""A stranger who connects and says nothing keeps others waiting for no longer."""
+
+
+def accept_client(listener: socket.socket, key: str, match_key: str) -> socket.socket | None:
+    """Take the connection that waits at `listener` if it shows the match key that the tracker gave away.
+
+    A client sends [magic, length, "client:MATCH_KEY -timeout=S"] and gets [magic, length, "server:KEY"], or one number
+    that says that it does not match. (`tvm.rpc.server` does this too, without time-outs and for its own loop only.)
+
+    Returns:
+        The socket, from here on TVM's; None: it was somebody else, who has been turned away.
+    """
+    try:
+        client, _ = listener.accept()
+    except OSError:
+        return None  # gone before it was taken
+    try:
+        client.settimeout(_TIMEOUT_S)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A client machine that lost its power sends nothing any more, also no end.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        magic, length = struct.unpack("<ii", _exactly(client, 8))
+        if magic != _MAGIC or not 0 < length <= _MAX_KEY_BYTES:
+            raise ConnectionError("no TVM RPC client")
+        words = _exactly(client, length).split()
+        if not words or not hmac.compare_digest(words[0], f"client:{match_key}".encode()):
+            client.sendall(struct.pack("<i", _MISMATCH))
+            raise ConnectionError("another match key")
+        name = f"server:{key}".encode()
+        client.sendall(struct.pack("<ii", _MAGIC, len(name)) + name)
+        client.settimeout(None)
+    except OSError:
+        client.close()
+        return None
+    return client
+
+
+def _exactly(client: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    deadline = time.monotonic() + _TIMEOUT_S
+    while len(data) < size:
+        client.settimeout(max(deadline - time.monotonic(), 1e-3))
+        block = client.recv(size - len(data))
+        if not block:
+            raise ConnectionError("hung up")
+        data += block
+    return bytes(data)

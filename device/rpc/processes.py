@@ -1,0 +1,59 @@
+"""Starting one of this project's own processes with a socket to talk over, and ending it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from device.rpc.frames import Frames
+
+
+class Partner:
+    """A child process that runs one module and talks in `Frames`.
+
+    Args:
+        module: run as `python -m MODULE FD... FD`, the last file descriptor being its end of the socket pair.
+        handed_over: sockets whose descriptors it inherits, in this order before the last.
+        max_payload: see `Frames`.
+    """
+
+    def __init__(self, module: str, *, handed_over: Sequence[socket.socket] = (), max_payload: int) -> None:
+        ours, theirs = socket.socketpair()
+        descriptors = [sock.fileno() for sock in (*handed_over, theirs)]
+        try:
+            # A session of its own: Ctrl-C reaches the parent alone, which ends the others in order.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.frames = Frames(ours, max_payload=max_payload)
+
+    def end(self, *, grace_s: float = 0.0) -> None:
+        """Hang up, wait so long for it to end by itself, then kill it."""
+        # Not `close`, which would leave a thread of ours that waits for an answer waiting.
+        with contextlib.suppress(OSError):
+            self.frames.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=grace_s)
+        self.process.kill()
+        self.process.wait()
+        self.frames.close()
+
+    def describe_end(self) -> str:
+        """How it ended, for a message."""
+        status = self.process.poll()
+        if status is None:
+            return "stopped answering"
+        if status < 0:
+            return f"was killed by signal {-status}"
+        return f"ended with status {status}"

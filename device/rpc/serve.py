@@ -1,0 +1,99 @@
+"""Serving a device to a tracker for good: a supervisor that starts the bridge, watches it, and starts it again."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+
+from device.rpc.address import check_key, is_loopback, parse_address
+from device.rpc.frames import FrameError, FrameTimeoutError
+from device.rpc.processes import Partner
+from device.rpc.serve_config import ServeConfig
+from structadmm.errors import UserError
+from structadmm.progress import Reporter
+
+_START_S = 120.0
+_GRACE_S = 20.0
+_MAX_FAILURES = 5
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def serve(config: ServeConfig, reporter: Reporter) -> None:
+    """Serve one device until interrupted.
+
+    Raises:
+        UserError: the device or the tracker is not there, or stayed away for too long; or the bridge died several
+            times in a row before it could register.
+    """
+    _refuse_unreachable(config)
+    _adopt_orphans()
+    failures = 0
+    while True:
+        registered = _supervise(config, reporter)
+        failures = 1 if registered else failures + 1
+        if failures == _MAX_FAILURES:
+            raise UserError(f"the bridge to {config.device} ended {failures} times in a row: try `structadmm doctor`")
+        time.sleep(0.25 * 2**failures)
+
+
+def _supervise(config: ServeConfig, reporter: Reporter) -> bool:
+    """One life of the bridge; returns whether it got as far as being registered."""
+    registered = False
+    doing = "starting"
+    bridge = Partner("device.rpc.bridge", max_payload=0)
+    try:
+        bridge.frames.send(config.model_dump(mode="json"))
+        within_s = _START_S
+        while True:
+            message, _ = bridge.frames.receive(within_s)
+            if "within_s" in message:
+                within_s, doing = float(message["within_s"]), str(message["doing"])
+            elif "registered" in message:
+                registered = True
+                reporter.say(f"{config.device}: {message['registered']}")
+            elif "fatal" in message:
+                raise UserError(str(message["fatal"]))
+            else:
+                reporter.say(f"{config.device}: {message.get('say')}")
+    except FrameTimeoutError:
+        reporter.say(f"{config.device}: the bridge hung while {doing}: killed, starting it again")
+    except FrameError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            bridge.process.wait(timeout=1.0)
+        reporter.say(f"{config.device}: the bridge {bridge.describe_end()} while {doing}: starting it again")
+    except BaseException:
+        bridge.end(grace_s=_GRACE_S)  # it tidies up on the phone
+        raise
+    finally:
+        bridge.end()
+        _end_orphans()
+    return registered
+
+
+def _refuse_unreachable(config: ServeConfig) -> None:
+    check_key(config.key)
+    tracker = parse_address(config.tracker)
+    if is_loopback(config.host) and not tracker.is_loopback:
+        raise UserError(
+            f"the tracker is at {tracker} and this server would listen on {config.host}, which other machines do not "
+            "reach: give --host this machine's address in a network that you trust"
+        )
+
+
+def _adopt_orphans() -> None:
+    """What a killed bridge leaves running, such as a kernel without end, becomes ours to end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            child.kill()
+            child.wait(timeout=5.0)

@@ -1,0 +1,232 @@
+"""A connection to TVM's RPC tracker with time-outs, which TVM's own client does not have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from device.errors import DeviceError
+from device.rpc.address import Address
+
+_TRACKER_MAGIC = 0x2F271
+_MAX_REPLY_BYTES = 16 << 20
+_TIMEOUT_S = 10.0
+
+
+class TrackerCode(IntEnum):
+    """`tvm.rpc.base.TrackerCode`: a message is [code, argument, ...] as JSON after its length."""
+
+    SUCCESS = 0
+    PUT = 3
+    REQUEST = 4
+    UPDATE_INFO = 5
+    SUMMARY = 6
+    GET_PENDING_MATCHKEYS = 7
+
+
+class TrackerError(DeviceError):
+    """There is no tracker, it went away, or it is something else."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to open one session with one server."""
+
+    host: str
+    port: int
+    match_key: str
+
+
+@dataclass(frozen=True)
+class RegisteredServer:
+    """A server as the tracker tells of it.
+
+    Attributes:
+        key: under which it may be asked for.
+        about: what a bridge of this project says about itself; empty for another TVM server.
+    """
+
+    key: str
+    host: str
+    port: int
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrackerSummary:
+    """Everything registered.
+
+    Attributes:
+        free: key -> servers waiting for a session.
+        pending: key -> clients waiting for a server.
+    """
+
+    servers: tuple[RegisteredServer, ...]
+    free: dict[str, int]
+    pending: dict[str, int]
+
+
+class TrackerClient:
+    """One connection; what a server registers lasts as long as it does.
+
+    Raises:
+        TrackerError: nothing listens there, or something that is no tracker.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._requested = False
+        try:
+            self._socket = socket.create_connection((address.host, address.port), timeout=timeout_s)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise TrackerError(
+                f"no RPC tracker at {address} ({why}): start one with `structadmm rpc tracker`, or correct --tracker"
+            ) from None
+        try:
+            self._send(struct.pack("<i", _TRACKER_MAGIC))
+            if self._receive(4) != struct.pack("<i", _TRACKER_MAGIC):
+                raise TrackerError(f"what answers at {address} is no TVM RPC tracker: correct --tracker")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> TrackerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up: the tracker forgets what was registered or asked for over this connection."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def fileno(self) -> int:
+        """For `select`: readable between calls means that the tracker hung up."""
+        return self._socket.fileno()
+
+    def announce(self, key: str, port: int, about: dict[str, Any]) -> None:
+        """Say that a server of `key` exists at this machine's `port`; may be said again with news.
+
+        Args:
+            key: see `device.rpc.address.check_key`.
+            port: where it listens; the tracker knows the host from this connection.
+            about: shown to whoever asks the tracker.
+        """
+        info = {"key": f"server:{key}", "addr": [None, port], "structadmm": about}
+        self._expect_success([TrackerCode.UPDATE_INFO, info])
+
+    def offer(self, key: str, port: int) -> str:
+        """Offer one session; returns the match key that the client who gets it will show."""
+        match_key = f"{key}:{secrets.token_hex(16)}"
+        self._expect_success([TrackerCode.PUT, key, [port, match_key], None])
+        return match_key
+
+    def unclaimed(self) -> list[str]:
+        """Match keys offered over this connection that no client has got yet."""
+        value = self._call([TrackerCode.GET_PENDING_MATCHKEYS])
+        if not isinstance(value, list):
+            raise self._misunderstood(value)
+        return [str(match_key) for match_key in value]
+
+    def summary(self) -> TrackerSummary:
+        """All servers and queues."""
+        value = self._call([TrackerCode.SUMMARY])
+        try:
+            queues, infos = value[1]["queue_info"], value[1]["server_info"]
+            servers = [
+                RegisteredServer(
+                    str(info["key"]).removeprefix("server:"),
+                    str(info["addr"][0]),
+                    int(info["addr"][1]),
+                    info["structadmm"] if isinstance(info.get("structadmm"), dict) else {},
+                )
+                for info in infos
+            ]
+            free = {str(key): int(queue["free"]) for key, queue in queues.items()}
+            pending = {str(key): int(queue["pending"]) for key, queue in queues.items()}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            raise self._misunderstood(value) from None
+        return TrackerSummary(tuple(sorted(servers, key=lambda s: (s.key, s.host, s.port))), free, pending)
+
+    def request(self, key: str, *, wait_s: float, priority: int = 1) -> Ticket | None:
+        """Ask for a server, once; may be called again to go on waiting.
+
+        Returns:
+            None: all of them are still busy after `wait_s`.
+        """
+        if not self._requested:
+            self._send_json([TrackerCode.REQUEST, key, "", priority])
+            self._requested = True
+        if not select.select([self._socket], [], [], wait_s)[0]:
+            return None
+        value = self._receive_json()
+        self._requested = False
+        try:
+            code, (host, port, match_key) = value
+            if code != TrackerCode.SUCCESS:
+                raise self._misunderstood(value)
+            return Ticket(str(host), int(port), str(match_key))
+        except (TypeError, ValueError):
+            raise self._misunderstood(value) from None
+
+    def _expect_success(self, message: list[Any]) -> None:
+        value = self._call(message)
+        if value != TrackerCode.SUCCESS:
+            raise self._misunderstood(value)
+
+    def _misunderstood(self, value: Any) -> TrackerError:
+        return TrackerError(f"the tracker at {self.address} answered {str(value)[:60]!r}: is its TVM another version?")
+
+    def _call(self, message: list[Any]) -> Any:
+        self._send_json(message)
+        return self._receive_json()
+
+    def _send_json(self, message: list[Any]) -> None:
+        data = json.dumps(message).encode()
+        self._send(struct.pack("<i", len(data)) + data)
+
+    def _receive_json(self) -> Any:
+        (size,) = struct.unpack("<i", self._receive(4))
+        if not 0 < size <= _MAX_REPLY_BYTES:
+            raise TrackerError(f"the tracker at {self.address} sent a message of {size} bytes: is it a tracker?")
+        try:
+            return json.loads(self._receive(size))
+        except (ValueError, RecursionError):
+            raise TrackerError(f"the tracker at {self.address} sent no JSON: is it a tracker?") from None
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._gone(error) from None
+
+    def _receive(self, size: int) -> bytes:
+        data = bytearray()
+        deadline = time.monotonic() + self._timeout_s
+        while len(data) < size:
+            try:
+                self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+                block = self._socket.recv(size - len(data))
+            except OSError as error:
+                raise self._gone(error) from None
+            finally:
+                self._socket.settimeout(self._timeout_s)
+            if not block:
+                raise TrackerError(f"the tracker at {self.address} hung up: is it running, and a tracker?")
+            data += block
+        return bytes(data)
+
+    def _gone(self, error: OSError) -> TrackerError:
+        why = error.strerror or str(error)
+        return TrackerError(f"the tracker at {self.address} does not answer ({why}): is it running?")
