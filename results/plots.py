@@ -21,7 +21,8 @@ PRUNED = "#0f766e"
 ACCENT = "#b45309"
 INK = "#1f2933"
 GRID = "#e3e7eb"
-WIDTH_IN = 8.6  # 860 CSS pixels at the report's widest column
+WIDE_IN = 8.6  # 860 CSS pixels at the report's widest column
+NARROW_IN = 3.58  # a phone's 390 CSS pixels without the page's margins
 BAR_IN = 0.25  # height of one layer's row of bars
 
 _STYLE: Any = {  # matplotlib types the keys as one literal of them all
@@ -42,14 +43,14 @@ _STYLE: Any = {  # matplotlib types the keys as one literal of them all
 }
 
 
-def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float]) -> str:
+def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float], width_in: float = WIDE_IN) -> str:
     """Every sample of both networks as a dot, with the median and the p10 to p90 range.
 
     A rare sample that is many times slower (a time slice of the scheduler) would press all others into a line at
     the left edge: the axis ends a little after the slower network's 95th percentile, and what lies beyond is told.
     """
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.3)
+        figure, axes = _figure(2.3, width_in)
         jitter = np.random.default_rng(0)  # dots are spread over the height of their row, only to be told apart
         for row, (samples, colour) in enumerate(((pruned_ms, PRUNED), (baseline_ms, BASELINE))):
             heights = row + jitter.uniform(-0.28, 0.28, len(samples))
@@ -68,13 +69,13 @@ def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float]) -> 
                 axes.text(end_ms, row + 0.36, note, ha="right", va="bottom", fontsize=8.5, color="#616e7c")
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("latency of one inference, ms")
-        return _svg(figure, "Latency samples of the baseline and the pruned network", "latency")
+        return _svg(figure, "Latency samples of the baseline and the pruned network", "latency", width_in)
 
 
-def plot_layer_times(times: Sequence[LayerTime]) -> str:
+def plot_layer_times(times: Sequence[LayerTime], width_in: float = WIDE_IN) -> str:
     """Time of each layer before and after pruning, side by side."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(times))
+        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(times), width_in)
         rows = np.arange(len(times))
         longest_ms = max(max(time.baseline_ms or 0.0, time.pruned_ms or 0.0) for time in times)
         scale, unit = (1000.0, "µs") if longest_ms < 0.1 else (1.0, "ms")
@@ -85,16 +86,16 @@ def plot_layer_times(times: Sequence[LayerTime]) -> str:
             axes.barh(
                 rows + offset, [scale * (time_ms or 0.0) for time_ms in network_ms], 0.38, color=colour, label=label
             )
-        _name_rows(axes, [time.layer for time in times])
-        axes.set_xlabel(f"time of the layer's launches in one inference, {unit}")
+        _name_rows(axes, [time.layer for time in times], width_in)
+        axes.set_xlabel(f"time in one inference, {unit}")
         _legend_above(axes, 2)
-        return _svg(figure, "Time of each layer before and after pruning", "layers")
+        return _svg(figure, "Time of each layer before and after pruning", "layers", width_in)
 
 
-def plot_history(epochs: Sequence[Epoch]) -> str:
+def plot_history(epochs: Sequence[Epoch], width_in: float = WIDE_IN) -> str:
     """Training loss and test accuracy over all epochs; each phase is a band with its name."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+        figure = Figure(figsize=(width_in, 3.9), layout="constrained")
         loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
         numbers = np.arange(1, len(epochs) + 1)
         loss_axes.plot(numbers, [epoch.loss for epoch in epochs], color=ACCENT, linewidth=1.6)
@@ -105,6 +106,8 @@ def plot_history(epochs: Sequence[Epoch]) -> str:
         accuracy_axes.set_xlabel("epoch")
         accuracy_axes.set_xlim(0.5, len(epochs) + 0.5)
         start = 0.5
+        shortest = min(len(list(group)) for _, group in groupby(epochs, key=lambda epoch: epoch.phase))
+        upright = shortest / len(epochs) * (width_in - 0.7) < 0.5  # inches that a label needs; the axis takes 0.7
         for index, (phase, group) in enumerate(groupby(epochs, key=lambda epoch: epoch.phase)):
             end = start + len(list(group))
             for axes in (loss_axes, accuracy_axes):
@@ -113,21 +116,22 @@ def plot_history(epochs: Sequence[Epoch]) -> str:
             loss_axes.text(
                 (start + end) / 2,
                 1.04,
-                phase.replace(" ", "\n", 1) if phase.count(" ") < 2 else "\n".join(phase.rsplit(" ", 1)),
+                phase if upright else "\n".join(phase.rsplit(" ", 1)),
                 transform=loss_axes.get_xaxis_transform(),
                 ha="center",
                 va="bottom",
                 fontsize=8,
                 linespacing=1.3,
+                rotation=90 if upright else 0,
             )
             start = end
-        return _svg(figure, "Training loss and test accuracy over the epochs", "history")
+        return _svg(figure, "Training loss and test accuracy over the epochs", "history", width_in)
 
 
-def plot_residuals(residuals: Sequence[Residual]) -> str:
+def plot_residuals(residuals: Sequence[Residual], width_in: float = WIDE_IN) -> str:
     """Primal and dual residual of ADMM at each update, on a logarithmic scale."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.7)
+        figure, axes = _figure(2.7 if width_in > NARROW_IN else 3.6, width_in)
         numbers = np.arange(1, len(residuals) + 1)
         start = 0
         for index, (number, group) in enumerate(groupby(residuals, key=lambda residual: residual.round)):
@@ -156,14 +160,17 @@ def plot_residuals(residuals: Sequence[Residual]) -> str:
         axes.set_xlim(0.5, len(residuals) + 0.5)
         axes.set_xlabel("update of Z and U")
         axes.set_ylabel("residual")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
-        return _svg(figure, "ADMM residuals at each update", "residuals")
+        if width_in > NARROW_IN:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
+        else:
+            figure.legend(loc="outside upper left")
+        return _svg(figure, "ADMM residuals at each update", "residuals", width_in)
 
 
-def plot_kept(layers: Sequence[PrunedLayer]) -> str:
+def plot_kept(layers: Sequence[PrunedLayer], width_in: float = WIDE_IN) -> str:
     """Share of each layer's filters, columns and weights that pruning kept."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(layers))
+        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(layers), width_in)
         rows = np.arange(len(layers))
         for offset, colour, label, shares in (
             (-0.27, BASELINE, "filters", [layer.filters_kept / layer.filters for layer in layers]),
@@ -177,19 +184,20 @@ def plot_kept(layers: Sequence[PrunedLayer]) -> str:
         ):
             axes.barh(rows + offset, [100 * share for share in shares], 0.25, color=colour, label=label)
         for row, layer in zip(rows, layers, strict=True):
-            shape = "×".join(map(str, layer.shape))
-            axes.text(102, float(row), f"[{shape}]", va="center", fontsize=8, color="#616e7c")
-        _name_rows(axes, [layer.name for layer in layers])
+            if width_in > NARROW_IN:
+                shape = "×".join(map(str, layer.shape))
+                axes.text(102, float(row), f"[{shape}]", va="center", fontsize=8, color="#616e7c")
+        _name_rows(axes, [layer.name for layer in layers], width_in)
         axes.set_xlim(0, 100)
         axes.set_xlabel("kept, % of the dense layer")
-        _legend_above(axes, 3)
-        return _svg(figure, "Share of each layer that pruning kept", "kept")
+        _legend_above(axes, 3 if width_in > NARROW_IN else 1)
+        return _svg(figure, "Share of each layer that pruning kept", "kept", width_in)
 
 
-def plot_purification(trials: Sequence[PurifyTrial]) -> str:
+def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) -> str:
     """Accuracy against further compression for every pair of thresholds tried; the first trial is no purification."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.9)
+        figure, axes = _figure(2.9, width_in)
         dense = trials[0].conv_params
         for colour, label, within in ((PRUNED, "within the budget", True), (BASELINE, "beyond it", False)):
             part = sorted((dense / t.conv_params, t.accuracy) for t in trials if t.within_budget == within)
@@ -203,22 +211,23 @@ def plot_purification(trials: Sequence[PurifyTrial]) -> str:
         axes.set_xlabel("CONV parameters before purification / after")
         axes.set_ylabel("accuracy, %")
         _legend_above(axes, 3)
-        return _svg(figure, "Accuracy against the extra compression of purification", "purification")
+        return _svg(figure, "Accuracy against the extra compression of purification", "purification", width_in)
 
 
-def _figure(height_in: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+def _figure(height_in: float, width_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
     return figure, figure.subplots()
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+def _name_rows(axes: Axes, names: Sequence[str], width_in: float) -> None:
+    limit = 34 if width_in > NARROW_IN else 20
+    axes.set_yticks(range(len(names)), [_shortened(name, limit) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the network's first layer on top
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 
 
-def _shortened(name: str, limit: int = 34) -> str:
+def _shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
 
 
@@ -226,8 +235,9 @@ def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
-def _svg(figure: Figure, title: str, salt: str) -> str:
+def _svg(figure: Figure, title: str, name: str, width_in: float) -> str:
     """The figure as an `<svg>` element whose ids differ from those of the page's other plots."""
+    salt = f"{name}-{round(100 * width_in)}"
     with mpl.rc_context({"svg.hashsalt": salt}), io.BytesIO() as stream:
         FigureCanvasSVG(figure)  # without a canvas, savefig would ask for one that may need a display
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

@@ -5,13 +5,15 @@ Every number of `result.json` stands in a `<data value="...">` element, in full 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from results.figures import KIND_LABEL, milliseconds, summary_rows, times
 from results.plots import (
+    NARROW_IN,
+    WIDE_IN,
     plot_history,
     plot_kept,
     plot_latencies,
@@ -19,7 +21,7 @@ from results.plots import (
     plot_purification,
     plot_residuals,
 )
-from results.records import Checks, Latency, Result
+from results.records import Checks, Result
 from results.report_data import ReportData
 
 CHECK_MEANING = {
@@ -41,7 +43,7 @@ def report_html(data: ReportData) -> str:
             _side_by_side(result),
         ),
         _section(
-            "Latency", _kind(result), _plot(plot_latencies(data.baseline_ms, data.pruned_ms)), _latency_table(result)
+            "Latency", _kind(result), _plot(plot_latencies, data.baseline_ms, data.pruned_ms), _latency_table(result)
         ),
     ]
     if data.layer_times:
@@ -51,20 +53,20 @@ def report_html(data: ReportData) -> str:
                 _kind(result),
                 "<p class='note'>From a profile, with one clock reading per launch: good for comparing layers, "
                 "while their sum leaves out what passes between launches.</p>",
-                _plot(plot_layer_times(data.layer_times)),
+                _plot(plot_layer_times, data.layer_times),
             )
         )
     if data.layers:
-        sections.append(_section("What was kept", _plot(plot_kept(data.layers))))
+        sections.append(_section("What was kept", _plot(plot_kept, data.layers)))
     if data.epochs:
-        sections.append(_section("Training", _plot(plot_history(data.epochs))))
+        sections.append(_section("Training", _plot(plot_history, data.epochs)))
     if data.residuals:
         sections.append(
             _section(
                 "ADMM",
                 "<p class='note'>The penalty pulls W towards the nearest pruned tensor Z; a primal residual near zero "
                 "means that the hard prune changes little.</p>",
-                _plot(plot_residuals(data.residuals)),
+                _plot(plot_residuals, data.residuals),
             )
         )
     if data.purification:
@@ -74,7 +76,7 @@ def report_html(data: ReportData) -> str:
                 "<p class='note'>Channels that were nearly empty were emptied, without retraining. The accuracy in the "
                 "table at the top is the exported network's on the test images; this plot's is of the held-out images "
                 "that the thresholds were chosen on.</p>",
-                _plot(plot_purification(data.purification)),
+                _plot(plot_purification, data.purification),
             )
         )
     sections += [
@@ -160,17 +162,16 @@ def _side_by_side(result: Result) -> str:
 
 
 def _latency_table(result: Result) -> str:
-    kind = result.latency_ms.kind
-
-    def row(name: str, latency: Latency) -> list[str]:
-        figures = [
-            _data(f"latency_ms.{name}.{field}", getattr(latency, field), milliseconds(getattr(latency, field)))
-            for field in ("min", "p10", "median", "mean", "p90", "p99")
-        ]
-        return [name, _data(f"latency_ms.{name}.samples", latency.samples, f"{latency.samples:,}"), *figures]
-
-    rows = [row("baseline", result.latency_ms.baseline), row("pruned", result.latency_ms.pruned)]
-    return _table([f"latency ({kind})", "samples", "min", "p10", "median", "mean", "p90", "p99"], rows)
+    networks = (("baseline", result.latency_ms.baseline), ("pruned", result.latency_ms.pruned))
+    rows = []
+    for field in ("min", "p10", "median", "mean", "p90", "p99"):
+        values = [(name, getattr(latency, field)) for name, latency in networks]
+        rows.append([field, *(_data(f"latency_ms.{name}.{field}", ms, milliseconds(ms)) for name, ms in values)])
+    counts = [
+        _data(f"latency_ms.{name}.samples", latency.samples, f"{latency.samples:,}") for name, latency in networks
+    ]
+    rows.append(["samples", *counts])
+    return _table([f"latency ({result.latency_ms.kind})", "baseline", "pruned"], rows)
 
 
 def _checks_table(result: Result) -> str:
@@ -201,8 +202,12 @@ def _kind(result: Result) -> str:
     return f"<p class='note'>{_kind_badge(result)} {escape(result.latency_ms.device)}</p>"
 
 
-def _plot(svg: str) -> str:
-    return f"<figure class='scroll'>{svg}</figure>"
+def _plot(draw: Callable[..., str], *data: Any) -> str:
+    """The plot for a wide page and for a phone: scaled down, its letters would be too small to read."""
+    return (
+        f"<figure class='wide'>{draw(*data, width_in=WIDE_IN)}</figure>"
+        f"<figure class='narrow'>{draw(*data, width_in=NARROW_IN)}</figure>"
+    )
 
 
 def _table(headings: list[str], rows: Iterable[list[str]]) -> str:
