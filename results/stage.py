@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from results.config import ReportConfig
+from results.device_figures import device_check, latencies, network_samples
 from results.environment import describe_environment
 from results.layer_times import match_layer_times
 from results.markdown import report_markdown
 from results.records import (
     Accuracy,
     Checks,
-    Latencies,
-    Latency,
     Reduction,
     Result,
-    SpeedUpRecord,
     write_result,
 )
 from results.report_data import PurifyTrial, ReportData
 from results.report_html import report_html
-from results.statistics import paired_speed_up, spread
 from results.train_files import pruned_layers, read_history
 from structadmm.errors import InvariantError, UserError
 from structadmm.files import read_json, write_text
@@ -71,12 +68,9 @@ def report_data(config: ReportConfig, run_dir: Path, name: str) -> ReportData:
     records = {stage: read_json(run_dir / stage / file, schema=STAGE_SCHEMA) for stage, file in STAGE_FILES.items()}
     epochs, residuals = read_history(run_dir / "train" / "history.jsonl")
     try:
-        baseline_ms, pruned_ms = (
-            [float(value) for value in records["measure"]["bench"]["times"][network]["total_samples_ms"]]
-            for network in ("baseline", "pruned")
-        )
+        baseline_ms, pruned_ms = network_samples(records["measure"])
         return ReportData(
-            result=_result(config, records, baseline_ms, pruned_ms, run_dir, name),
+            result=_result(config, records, run_dir, name),
             baseline_ms=baseline_ms,
             pruned_ms=pruned_ms,
             layer_times=match_layer_times(
@@ -95,15 +89,12 @@ def report_data(config: ReportConfig, run_dir: Path, name: str) -> ReportData:
 def _result(
     config: ReportConfig,
     records: Mapping[str, dict[str, Any]],
-    baseline_ms: list[float],
-    pruned_ms: list[float],
     run_dir: Path,
     name: str,
 ) -> Result:
     train, export, measure = records["train"], records["export"], records["measure"]
-    trained, session = train["accuracy"], measure["opencl"]
+    trained = train["accuracy"]
     checks, tolerances = _checks(export, measure)
-    speed_up = paired_speed_up(baseline_ms, pruned_ms, resamples=config.bootstrap_resamples, seed=config.bootstrap_seed)
     return Result(
         name=name,
         accuracy=Accuracy(
@@ -114,14 +105,7 @@ def _result(
         conv_params=_reduction(export, "conv_params"),
         params=_reduction(export, "params"),
         macs=_reduction(export, "macs"),
-        latency_ms=Latencies(
-            device=f"{session['name']}, {session['platform']}, driver {session['driver']}",
-            kind=measure["kind"],
-            baseline=Latency.of(spread(baseline_ms, "baseline")),
-            pruned=Latency.of(spread(pruned_ms, "pruned")),
-            speedup=SpeedUpRecord.of(speed_up),
-            warnings=tuple(measure["steadiness"]["warnings"]),
-        ),
+        latency_ms=latencies(config, measure),
         checks=checks,
         tolerances=tolerances,
         environment=describe_environment(records, run_dir),
@@ -151,21 +135,18 @@ def _reduction(export: dict[str, Any], field: str) -> Reduction:
 
 def _checks(export: dict[str, Any], measure: dict[str, Any]) -> tuple[Checks, Checks]:
     """Differences found, and what they may be. Of several outputs or networks the one nearest its tolerance is told."""
-    outputs = [output for check in measure["checks"].values() for output in check["outputs"]]
-    if not outputs or not all(output["passed"] and output["not_finite"] == 0 for output in outputs):
-        raise InvariantError("measurement.json holds a bundle that was not checked, or failed: measure again")
-    on_device = max(outputs, key=lambda output: float(output["max_abs_error"]) / float(output["tolerance"]))
+    on_device, on_device_allowed = device_check(measure)
     differences, tolerances = export["checks"], export["tolerances"]
     on_onnx = max(("shrunk_vs_onnx", "baseline_vs_onnx"), key=lambda name: differences[name] / tolerances[name])
     found = Checks(
         masked_vs_shrunk=differences["masked_vs_shrunk"],
         shrunk_vs_onnx=differences[on_onnx],
-        onnx_vs_device=on_device["max_abs_error"],
+        onnx_vs_device=on_device,
     )
     allowed = Checks(
         masked_vs_shrunk=tolerances["masked_vs_shrunk"],
         shrunk_vs_onnx=tolerances[on_onnx],
-        onnx_vs_device=on_device["tolerance"],
+        onnx_vs_device=on_device_allowed,
     )
     for check in Checks.model_fields:
         if not getattr(found, check) <= getattr(allowed, check):
