@@ -64,6 +64,9 @@ def compile_model(
     schedules: Annotated[
         str, typer.Option("--schedules", help="`structadmm`, or `upstream` for TVM's own, to compare with.")
     ] = "structadmm",
+    memory: Annotated[
+        str, typer.Option("--memory", help="auto (images where they pay), buffer, or image (wherever they fit).")
+    ] = "auto",
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what the cost model predicts for each launch, and why.")
     ] = False,
@@ -83,6 +86,7 @@ def compile_model(
         target=target,
         dtype=dtype,
         schedules=schedules,  # type: ignore[arg-type]  # checked above
+        memory=memory,
         reporter=reporter,
     )
     if as_json:
@@ -106,7 +110,7 @@ def _print_explanation(explanation: Explanation) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("layer", "kernel", "schedule"):
+    for heading in ("layer", "kernel", "schedule", "not in buffers"):
         table.add_column(heading, overflow="fold")
     for heading in ("MFLOP", "kB", "MACs/load", "registers", "waves", "bound by", "predicted us"):
         table.add_column(heading, justify="right")
@@ -115,6 +119,7 @@ def _print_explanation(explanation: Explanation) -> None:
             launch.layer,
             launch.kernel,
             launch.schedule,
+            "; ".join(filter(None, (launch.memory, *launch.fallbacks))),
             f"{launch.flops / 1e6:.2f}",
             f"{launch.bytes / 1e3:.1f}",
             "" if launch.macs_per_load is None else f"{launch.macs_per_load:.1f}",

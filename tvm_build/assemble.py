@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
     CONSTANT_ALIGNMENT,
     Buffer,
     Constant,
+    ConstantImage2d,
     Endpoint,
+    Image2d,
     Launch,
     LaunchPlan,
     Memory,
@@ -20,7 +23,7 @@ from tvm_build.launch_plan import (
     valid_name,
 )
 from tvm_build.lowered import External, LoweredNetwork
-from tvm_build.memory_plan import largest_live_bytes, lives, plan_memory
+from tvm_build.memory_plan import ImageRow, largest_live_bytes, lives, plan_memory
 from tvm_build.network import Array
 
 # What the mobile engines pass. Not -cl-fast-relaxed-math: it lets a driver assume that no value is NaN or infinite, and
@@ -36,7 +39,7 @@ class Assembly:
         plan: without samples.
         kernels: kernels.cl.
         weights: weights.bin.
-        activation_bytes: of all buffers.
+        activation_bytes: of all buffers and images.
         live_bytes: the largest total of tensors alive at one launch; no plan needs less.
     """
 
@@ -59,24 +62,26 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         accesses,
         inputs=[external.tensor for external in lowered.inputs],
         outputs=[external.tensor for external in lowered.outputs],
+        rows=lowered.images,
     )
     memory_plan = plan_memory(alive)
-    memory: list[Memory] = [Buffer(size) for size in memory_plan.buffers]
+    memory = [_activations(size, memory_plan.rows.get(number)) for number, size in enumerate(memory_plan.buffers)]
     identity = dict(memory_plan.buffer_of)
     constants = {name for launch in lowered.launches for name in launch.arguments if name in lowered.constants}
     weights = bytearray()
-    by_content: dict[bytes, int] = {}
+    by_content: dict[tuple[bytes, ImageRow | None], int] = {}
     for name, array in lowered.constants.items():
         if name not in constants:
             continue
         data = _little_endian(array)
-        digest = hashlib.sha256(data).digest()
-        if digest not in by_content:
+        row = lowered.images.get(name)
+        key = hashlib.sha256(data).digest(), row
+        if key not in by_content:
             weights += b"\0" * (-len(weights) % CONSTANT_ALIGNMENT)
-            by_content[digest] = len(memory)
-            memory.append(Constant(len(data), len(weights)))
+            by_content[key] = len(memory)
+            memory.append(constant_memory(len(data), len(weights), row))
             weights += data
-        identity[name] = by_content[digest]
+        identity[name] = by_content[key]
     kernels = _kernel_sources(lowered)
     launches = tuple(
         Launch(
@@ -104,6 +109,22 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     )
     plan.check()
     return Assembly(plan, kernels, bytes(weights), memory_plan.total_bytes, largest_live_bytes(alive))
+
+
+def _activations(size: int, row: ImageRow | None) -> Memory:
+    return Buffer(size) if row is None else Image2d(row.width, size // row.size, row.format)
+
+
+def constant_memory(size: int, offset: int, row: ImageRow | None) -> Memory:
+    """Memory for `size` bytes of weights.bin: a buffer, or an image with such rows."""
+    return Constant(size, offset) if row is None else ConstantImage2d(row.width, size // row.size, row.format, offset)
+
+
+def image_row(parameter: Parameter) -> ImageRow | None:
+    """What a row of a kernel's parameter is, if that is an image."""
+    if parameter.memory != "image":
+        return None
+    return ImageRow(parameter.width, "rgba_half" if parameter.scalar == "float16" else "rgba_float")
 
 
 def _little_endian(array: Array) -> bytes:

@@ -18,7 +18,7 @@ from structadmm.progress import Reporter, SilentReporter
 from tvm_build.assemble import Assembly, assemble, with_samples
 from tvm_build.bundle import check_destination, write_bundle
 from tvm_build.explain import Explanation, explain
-from tvm_build.gpu import Gpu, gpu_by_name
+from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import LoweredNetwork
 from tvm_build.precision import FLOAT32, Precision, precision_by_name
@@ -65,6 +65,7 @@ def compile_onnx(
     target: str = "adreno-640",
     dtype: str = "float32",
     schedules: Schedules = "structadmm",
+    memory: str = "auto",
     sample: Mapping[str, NDArray[Any]] | None = None,
     reporter: Reporter | None = None,
 ) -> CompileSummary:
@@ -77,6 +78,7 @@ def compile_onnx(
         dtype: what kernels store and compute in, one of `tvm_build.precision.PRECISIONS`; inputs and outputs stay
             float32.
         schedules: our kernels, or TVM's own Adreno pipeline for comparison.
+        memory: where C4 tensors and weights of our kernels may lie, one of `tvm_build.gpu.Memory`.
         sample: an input by name to ship with the bundle; seeded noise if None.
         reporter: where progress is shown.
 
@@ -85,7 +87,7 @@ def compile_onnx(
     """
     started = time.perf_counter()
     reporter = reporter or SilentReporter()
-    gpu = gpu_by_name(target)
+    gpu = with_memory(gpu_by_name(target), memory)
     precision = precision_by_name(dtype)
     check_destination(out)
     imported = import_onnx(path)
@@ -133,6 +135,7 @@ def _lower(
     from tvm_build.layout import assign_layouts
     from tvm_build.lower import lower
     from tvm_build.recognize import recognize
+    from tvm_build.storage import assign_memory
     from tvm_build.upstream import lower_upstream
 
     # 1. Names for what the network does, nothing joined yet: the multiply-adds are those of the file.
@@ -147,7 +150,9 @@ def _lower(
     network = fuse(network, gpu, precision)
     # 3. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network, precision)
-    # 4. Kernels.
+    # 4. Images where they pay.
+    network = assign_memory(network, gpu, precision)
+    # 5. Kernels.
     return lower(network, gpu, reporter, precision), _macs(network)
 
 

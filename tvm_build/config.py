@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from structadmm.errors import UserError
-from tvm_build.gpu import GPUS, gpu_by_name
+from tvm_build.gpu import GPUS, Memory, gpu_by_name
 from tvm_build.precision import DType
 
 
@@ -18,6 +18,8 @@ class BuildConfig(BaseModel):
         target: the GPU that kernels are chosen for, or "auto": `opencl-cpu` for the local device.
         dtype: of weights and activations in the kernels: all float32, all half ("float16"), or stored as half and
             computed with in float32 ("float16_float32").
+        memory: where activations and weights lie: in images where the cost model says that they pay ("auto", for a GPU;
+            buffers on a CPU), in buffers, or in images wherever they fit.
         schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison.
     """
 
@@ -25,6 +27,7 @@ class BuildConfig(BaseModel):
 
     target: str = "auto"
     dtype: DType = "float32"
+    memory: Memory = "auto"
     schedules: Literal["structadmm", "upstream"] = "structadmm"
 
     @field_validator("target")

@@ -1,16 +1,20 @@
 """What a kernel should cost on a GPU it was never run on; every time from here is *predicted*.
 
-The model is a roofline per launch. A kernel takes its launch overhead, a quarter of the sum of these three, and
+The model is a roofline per launch. A kernel takes its launch overhead, a quarter of the sum of these four, and
 three quarters of the longest of them:
 
 - its arithmetic, with the work wasted in tiles that reach over the edge, at the share of the peak that convolutions
   reach (`Gpu.efficiency`);
-- its loads and stores of 128 bits through the cache, each work-item's counted by itself. Work-items of a wave that read
-  the same weight may share one transaction; nothing public says whether they do, so nothing is taken off for it;
+- its loads and stores of 128 bits in buffers, which go through the last cache, each work-item's counted by itself.
+  Work-items of a wave that read the same weight may share one transaction; nothing public says whether they do, so
+  nothing is taken off for it. A load with a predicate, where a window reaches over the edge, counts as one and a half,
+  which is what folding the padding into the loads cost in TVM's former Adreno schedules;
+- its reads of images, which have a cache and a path of their own, and need no predicate. Weights in constant memory,
+  which only schedules that fit into it have, cost nothing;
 - the bytes that must come from memory at least once.
 
-The first two are stretched where the launch has too few waves to keep every core busy or needs so many registers that
-few waves fit: `fill` is the share of the waves needed to hide latency that are there.
+All but the last are stretched where the launch has too few waves to keep every core busy or needs so many registers
+that few waves fit: `fill` is the share of the waves needed to hide latency that are there.
 
 CPUs are different enough for an arithmetic of their own: vector instructions per work-item with the width's cost, the
 latency of a multiply-add where there are fewer accumulators than it takes to hide it, and a cost per work-group.
@@ -31,6 +35,7 @@ from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.kernels.stored import Memory
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -42,6 +47,7 @@ from tvm_build.ops import (
     Pool2d,
     Unpack,
     blocks,
+    memory_of,
 )
 from tvm_build.precision import FLOAT32, Precision
 
@@ -56,6 +62,7 @@ _CPU_GROUP_US = 0.03
 _CPU_GHZ = 3.4
 _SPLIT_BARRIER_US = 2.0
 _ADDRESS_REGISTERS = 3
+_PREDICATED_LOAD = 1.5
 # Share of the shorter parts that does not hide behind the longest one.
 _EXPOSED = 0.25
 
@@ -66,8 +73,9 @@ class KernelCost:
 
     Attributes:
         flops: executed, including what tiles waste over the edges; a multiply-add is two.
-        load_bytes: read through caches by all work-items, each counted by itself.
-        wide_share: share of `load_bytes` in accesses of at least four numbers: 128 bits, or 64 in half.
+        load_bytes: read from and written to buffers by all work-items, each counted by itself.
+        image_bytes: read from images, in the same way.
+        wide_share: share of both in accesses of at least four numbers: 128 bits, or 64 in half.
         local_bytes: written to and read from local memory.
         memory_bytes: what must come from or go to memory at least once.
         macs_per_load: multiply-adds of scalars per load of four numbers.
@@ -76,11 +84,12 @@ class KernelCost:
         waves: of the whole launch.
         fill: share of the waves needed to hide latency that are there, at most 1.
         predicted_us: the launch, its overhead included.
-        bound_by: "launch", "arithmetic", "loads" or "memory": the largest part.
+        bound_by: "launch", "arithmetic", "loads", "images" or "memory": the largest part.
     """
 
     flops: int
     load_bytes: int
+    image_bytes: int
     wide_share: float
     local_bytes: int
     memory_bytes: int
@@ -97,7 +106,9 @@ class KernelCost:
 class _Work:
     """What one work-item does, and how many there are.
 
-    `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
+    `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images. What
+    comes from constant memory is not counted. `spreads` are scalars copied into all lanes, `inputs_held` registers live
+    beside the accumulators on a CPU.
     """
 
     items: int
@@ -113,6 +124,8 @@ class _Work:
     registers: int
     local_bytes: int
     memory_bytes: int
+    texels: float = 0.0
+    predicated: float = 0.0
     item_bytes: int = 4
     half_arithmetic: bool = False
 
@@ -156,35 +169,43 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     groups = grid.groups[0] * grid.groups[1]
     group_items = grid.local[0] * grid.local[1] * grid.local[2]
     accumulators = schedule.rows * schedule.pixels * schedule.vectors
-    macs = loads = narrow = 0.0
+    macs = narrow = predicated = 0.0
+    # Reads of weights, inputs and the rest by where they lie.
+    reads: dict[Memory, float] = {"buffer": 0.0, "image": 0.0, "constant": 0.0}
     inputs_held = weight_bytes = input_bytes = 0
     for source in (op, op.shortcut):
         if source is None:
             continue
         kh, kw = source.kernel
+        place = memory_of(source, "input0")
+        edges = _edges(source, schedule) if place == "buffer" else 0.0
         shared = {p * source.stride[1] + kx * source.dilation[1] for p in range(schedule.pixels) for kx in range(kw)}
         if source.columns is not None:
             columns = list_entries(source, schedule.gather).columns
             steps, width = columns.shape[0], columns.shape[1]
             macs += steps * width * accumulators
-            loads += steps * width * schedule.vectors
+            weight_reads = steps * width * schedule.vectors
             read = steps * schedule.rows * schedule.pixels
-            narrow += (read if schedule.gather == "lanes" else 0) + steps / 4
-            loads += 0 if schedule.gather == "lanes" else read
+            narrow += (read if schedule.gather == "lanes" else 0) + (steps / 4 if schedule.tables == "buffer" else 0)
+            input_reads = 0 if schedule.gather == "lanes" else read
             inputs_held = max(inputs_held, 2)
             weights = steps * width
         elif is_depthwise(source):
             macs += kh * kw * accumulators
-            loads += kh * (kw + schedule.rows * len(shared))
+            weight_reads, input_reads = kh * kw, kh * schedule.rows * len(shared)
             inputs_held = max(inputs_held, len(shared))
             weights = kh * kw
         else:
             _, block_count = input_blocks(source, schedule)
             depth = min(4, source.in_channels) if block_count == 1 else 4
             macs += block_count * depth * kh * kw * accumulators
-            loads += block_count * kh * (kw * depth * schedule.vectors + schedule.rows * len(shared))
+            weight_reads = block_count * kh * kw * depth * schedule.vectors
+            input_reads = block_count * kh * schedule.rows * len(shared)
             inputs_held = max(inputs_held, schedule.rows * len(shared))
             weights = block_count * depth * kh * kw
+        reads[schedule.weights] += weight_reads
+        reads[place] += input_reads
+        predicated += input_reads * edges
         weight_bytes += weights * schedule.tile_channels * tiling.channel_tiles * 4
         input_bytes += source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 16
     per_vector = schedule.lanes // 4
@@ -192,12 +213,18 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     local_bytes = 0
     if schedule.split > 1:
         local_bytes = 2 * groups * group_items * accumulators * per_vector * 16
-    outputs = accumulators * per_vector * (3 if op.has_residual else 2)
+    outputs = accumulators * per_vector
+    # The bias, the store and a residual.
+    reads["buffer"] += 2 * outputs
+    if op.has_residual:
+        reads[memory_of(op, "residual")] += outputs
     return _Work(
         items=groups * group_items,
         groups=groups,
         vector_macs=macs / schedule.split,
-        loads=(loads + outputs) / schedule.split,
+        loads=reads["buffer"] / schedule.split,
+        texels=reads["image"] / schedule.split,
+        predicated=predicated / schedule.split,
         narrow_loads=narrow / schedule.split,
         lanes=schedule.lanes,
         accumulators=accumulators,
@@ -208,6 +235,18 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         local_bytes=local_bytes,
         memory_bytes=weight_bytes + input_bytes + out_bytes * (2 if op.has_residual else 1),
     )
+
+
+def _edges(op: Conv2d, schedule: ConvSchedule) -> float:
+    """Share of a tile's input reads that must ask whether they are inside of the image."""
+    top, left, bottom, right = op.padding
+    if schedule.rows > 1 and top + bottom > 0:
+        return 1.0
+    if op.columns is not None:
+        # Each tap reads on its own: only those beside the centre reach over the edge, in the outer pixels.
+        return min(1.0, (left + right) / (op.kernel[1] * schedule.pixels))
+    shared = (schedule.pixels - 1) * op.stride[1] + (op.kernel[1] - 1) * op.dilation[1] + 1
+    return min(1.0, (left + right) / shared)
 
 
 def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
@@ -223,7 +262,8 @@ def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
         items=items,
         groups=groups,
         vector_macs=steps * 4,
-        loads=steps * 5 + pooling,
+        loads=(0 if schedule.weights == "image" else steps * 4) + (0 if op.images else steps + pooling),
+        texels=(steps * 4 if schedule.weights == "image" else 0) + (steps + pooling if op.images else 0),
         narrow_loads=0.0,
         lanes=schedule.lanes,
         accumulators=1,
@@ -260,11 +300,13 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
     local = split if isinstance(schedule, MeanSchedule) else schedule.local
     items = outputs * split
     narrow = reads if isinstance(op, Pack | Unpack) else 0
+    in_images = (reads - narrow if narrow == 0 else int(isinstance(op, Unpack))) * _share_of_images(op)
     return _Work(
         items=items,
         groups=ceil_div(items, local),
         vector_macs=reads / split,
-        loads=(reads - narrow) / split + 1,
+        loads=(reads - narrow - in_images) / split + 1,
+        texels=in_images / split,
         narrow_loads=narrow,
         lanes=4,
         accumulators=1,
@@ -277,6 +319,18 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
     )
 
 
+def _share_of_images(op: Operator) -> float:
+    """Share of an operator's inputs that lie in images."""
+    match op:
+        case ConcatChannels():
+            inputs = len(op.channels)
+        case Elementwise():
+            inputs = 1 if op.operator == "copy" else 2
+        case _:
+            inputs = 1
+    return sum(role.startswith("input") for role in op.images) / inputs
+
+
 def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     waves = work.groups * ceil_div(work.items // work.groups, gpu.wave)
     resident = min(1.0, gpu.vec4_registers / work.registers)
@@ -286,11 +340,13 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     flops = 2 * work.vector_macs * work.lanes * padded
     # A narrow load takes the slot of a wide one.
     vector_bytes = 4 * work.item_bytes
-    load_bytes = (work.loads * (work.lanes // 4) + work.narrow_loads) * vector_bytes * padded + work.local_bytes
+    loads = (work.loads + work.predicated * (_PREDICATED_LOAD - 1)) * (work.lanes // 4) + work.narrow_loads
+    load_bytes = loads * vector_bytes * padded + work.local_bytes
     peak = gpu.gflops_fp16 if work.half_arithmetic else gpu.gflops_fp32
     parts = {
         "arithmetic": flops / (peak * gpu.efficiency * 1e3) / fill,
         "loads": load_bytes / (gpu.l2_gb_s * 1e3) / fill,
+        "images": work.texels * vector_bytes * padded / (gpu.texture_gb_s * 1e3) / fill,
         "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3),
     }
     barrier = _SPLIT_BARRIER_US if work.local_bytes else 0.0
@@ -311,6 +367,7 @@ def _cpu(work: _Work, gpu: Gpu) -> KernelCost:
     parts = {
         "arithmetic": rounds * (cycles / (_CPU_GHZ * 1e3) + _CPU_GROUP_US) + streamed / (gpu.l2_gb_s * 1e3),
         "loads": work.local_bytes / (gpu.l2_gb_s * 1e3),
+        "images": work.texels * 16 * work.items / (gpu.texture_gb_s * 1e3),
         "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3) if work.memory_bytes > gpu.l2_bytes else 0.0,
     }
     return _cost(work, gpu, waves=work.items, fill=1.0, parts=parts, barrier_us=0.0)
@@ -319,11 +376,14 @@ def _cpu(work: _Work, gpu: Gpu) -> KernelCost:
 def _cost(work: _Work, gpu: Gpu, *, waves: int, fill: float, parts: dict[str, float], barrier_us: float) -> KernelCost:
     longest = max(parts, key=lambda name: parts[name])
     longest_us = parts[longest]
-    loads = work.loads * (work.lanes // 4) + work.narrow_loads
+    vectors = work.loads * (work.lanes // 4)
+    texels = work.texels * (work.lanes // 4)
+    loads = vectors + texels + work.narrow_loads
     return KernelCost(
         flops=int(2 * work.vector_macs * work.lanes * work.items),
-        load_bytes=int((work.loads * (work.lanes // 4) * 4 + work.narrow_loads) * work.item_bytes * work.items),
-        wide_share=work.loads * 16 / (work.loads * 16 + work.narrow_loads * 4) if loads else 1.0,
+        load_bytes=int((vectors * 4 + work.narrow_loads) * work.item_bytes * work.items),
+        image_bytes=int(texels * 4 * work.item_bytes * work.items),
+        wide_share=(vectors + texels) * 4 / ((vectors + texels) * 4 + work.narrow_loads) if loads else 1.0,
         local_bytes=work.local_bytes,
         memory_bytes=work.memory_bytes,
         macs_per_load=work.vector_macs * work.lanes / loads if loads else 0.0,

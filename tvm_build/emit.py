@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from structadmm.errors import InvariantError
+from tvm_build.kernels.body import MEMORY_ATTRIBUTE
 
 _TARGET = "qcom/adreno-opencl"
 _AXES = ("x", "y", "z")
@@ -71,7 +72,7 @@ def emit_opencl(func: Any) -> OpenClKernel:
     source = str(codegen_build(device, target).inspect_source())
     return OpenClKernel(
         name=str(lowered.attrs["global_symbol"]),
-        source=_repair(source),
+        source=_with_memory(_repair(source), dict(func.attrs.get(MEMORY_ATTRIBUTE, {}))),
         arguments=tuple(parameter.removesuffix("_ptr") for parameter in parameters),
         global_size=global_size,
         local_size=local_size,
@@ -111,6 +112,49 @@ def _repair(source: str) -> str:
     """Make TVM's OpenCL C valid (lane constructors) and short (spread scalars, forward declarations)."""
     lines = [line for line in source.splitlines() if not (line.startswith("__kernel") and line.endswith(";"))]
     return "\n".join(_spread_once(_LANES_CALL.sub(r"(\1)(", line)) for line in lines).strip() + "\n"
+
+
+def _with_memory(source: str, placed: dict[str, str]) -> str:
+    """Turn pointers into images and `__constant` pointers: TVM knows global memory alone.
+
+    Args:
+        source: one kernel in which images are pointers that only `texel` and its like are called with.
+        placed: "constant" or "image" by a parameter's name.
+    """
+    if not placed:
+        return source
+    head, body = source.split("{", 1)
+    # A preprocessor line may hold a brace, the kernel's head does not.
+    if "__kernel" not in head:
+        raise InvariantError("expected a kernel whose first brace opens its body")
+    for name, memory in placed.items():
+        pointer = re.compile(rf"__global (\w+)\* restrict {name}_ptr\b")
+        if memory == "image":
+            written = re.search(rf"\bset_texel(_half)?\({name}_ptr,", body) is not None
+            head, found = pointer.subn(f"__{'write' if written else 'read'}_only image2d_t {name}_ptr", head)
+        else:
+            head, found = pointer.subn(rf"__constant \1* restrict {name}_ptr", head)
+        if found != 1:
+            raise InvariantError(f"expected one pointer {name}_ptr, got {found}")
+    prelude = _TEXELS if "image" in placed.values() else ""
+    prelude += _HALF_TEXELS if "texel_half(" in body else ""
+    return prelude + head + "{" + body
+
+
+# Guarded, for a program has many kernels. Coordinates outside of the image give zeros.
+_TEXELS = """\
+#ifndef texel
+__constant sampler_t zero_outside = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_CLAMP | CLK_FILTER_NEAREST;
+#define texel(image, x, y) read_imagef(image, zero_outside, (int2)(x, y))
+#define set_texel(image, x, y, value) write_imagef(image, (int2)(x, y), value)
+#endif
+"""
+_HALF_TEXELS = """\
+#ifndef texel_half
+#define texel_half(image, x, y) read_imageh(image, zero_outside, (int2)(x, y))
+#define set_texel_half(image, x, y, value) write_imageh(image, (int2)(x, y), value)
+#endif
+"""
 
 
 def _spread_once(line: str) -> str:

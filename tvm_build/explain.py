@@ -22,18 +22,22 @@ class ExplainedLaunch:
         layer: the source network's name for it.
         kernel: the OpenCL kernel's name.
         schedule: how it is tiled, in words.
+        memory: what of it lies in images and constant memory, in words.
+        fallbacks: what does not for its size, with the reason.
         flops: that it must do at the least.
         bytes: that must move at the least.
         macs_per_load: multiply-adds per load of four numbers (128 bits, or 64 in half).
         registers: 128-bit registers of one work-item, estimated.
         waves: of the launch.
-        bound_by: "launch", "arithmetic", "loads" or "memory": the largest part of the prediction.
+        bound_by: "launch", "arithmetic", "loads", "images" or "memory": the largest part.
         predicted_us: microseconds, launch overhead included.
     """
 
     layer: str
     kernel: str
     schedule: str
+    memory: str
+    fallbacks: tuple[str, ...]
     flops: int
     bytes: int
     macs_per_load: float | None
@@ -118,6 +122,8 @@ def _explained(launch: KernelLaunch) -> ExplainedLaunch:
         layer=launch.layer,
         kernel=launch.kernel.name,
         schedule=describe(launch.schedule),
+        memory=launch.memory,
+        fallbacks=launch.fallbacks,
         flops=launch.flops,
         bytes=launch.bytes,
         macs_per_load=None if cost is None else cost.macs_per_load,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from structadmm.errors import UserError
+
+Memory = Literal["auto", "buffer", "image"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Gpu:
         latency_waves: waves a core needs to hide memory latency.
         local_bytes: local memory of a work-group.
         max_work_group: work-items of a work-group that every kernel may have.
+        image_max: texels of an image's width and height that every driver of this GPU takes.
+        constant_bytes: constants of a kernel up to this size are held beside the arithmetic, and cost no load.
+        memory: where C4 tensors and weights may lie: "auto" for images where the cost model says that they pay,
+            "buffer" for buffers alone, "image" for images wherever they fit.
         launch_us: time between two dependent launches on an in-order queue.
         efficiency: share of the peak that good convolution kernels reach; fitted, or taken from the literature.
         uncertainty: factor within which a prediction is believed: a predicted time t means [t / u, t * u].
@@ -46,10 +53,13 @@ class Gpu:
     latency_waves: int
     local_bytes: int
     max_work_group: int
+    image_max: int
+    constant_bytes: int
     launch_us: float
     efficiency: float
     uncertainty: float
     source: str
+    memory: Memory = "auto"
 
 
 def _adreno(
@@ -61,7 +71,8 @@ def _adreno(
     GB/s and texture L1 192 GB/s at 585 MHz and 2 cores). Register files are 96 to 144 vec4 for 128 work-items,
     depending on who is asked; 24 leaves four waves with the smaller one. Six waves to hide latency and a fifth of the
     peak are inferred from what other engines reach. Launch overhead is not documented: 20 us is what people report for
-    live enqueues.
+    live enqueues. Images are up to 16384 texels wide and high on all of them. Their small file of constants (4 KB on
+    A6xx, 8 KB from A7xx) is used to seven eighths, as other engines do: the driver keeps the kernel's arguments there.
     """
     scale = clock_mhz / 585 * cores / 2
     return Gpu(
@@ -79,6 +90,8 @@ def _adreno(
         latency_waves=6,
         local_bytes=32 * 1024,
         max_work_group=256,
+        image_max=16384,
+        constant_bytes=0 if model < 600 else 3584 if model < 700 else 7168,
         launch_us=20.0,
         efficiency=0.2,
         uncertainty=3.0,
@@ -133,6 +146,8 @@ _GPUS = (
         latency_waves=1,
         local_bytes=32 * 1024,
         max_work_group=256,
+        image_max=8192,
+        constant_bytes=0,
         launch_us=4.0,
         efficiency=0.5,
         uncertainty=2.0,
@@ -152,3 +167,16 @@ def gpu_by_name(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"expected a target among {', '.join(GPUS)}, got {name!r}: choose one of these with --target")
     return GPUS[name]
+
+
+def with_memory(gpu: Gpu, memory: str) -> Gpu:
+    """`gpu` with another choice of where tensors may lie.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    if memory not in get_args(Memory):
+        raise UserError(
+            f"expected memory {', '.join(get_args(Memory))}, got {memory!r}: choose one of these with --memory"
+        )
+    return replace(gpu, memory=memory)  # type: ignore[arg-type]  # checked above

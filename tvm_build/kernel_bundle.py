@@ -1,28 +1,31 @@
 """Single kernels, each on data of its own, as one bundle: to compare their results and to time them.
 
-Every case is one launch. Its inputs lie among the constants and its output is an output of the bundle, so the cases do
-not depend on each other, and `profile` times them side by side on any device that runs bundles.
+Every case is one launch, and a second one where its output is an image, which a bundle cannot give out. Inputs lie
+among the constants and the output is an output of the bundle, so the cases do not depend on each other, and `profile`
+times them side by side on any device that runs bundles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvm_build.assemble import BUILD_OPTIONS
+from tvm_build.assemble import BUILD_OPTIONS, constant_memory, image_row
 from tvm_build.bundle import Bundle, write_bundle
 from tvm_build.emit import emit_opencl
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import build_kernel
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
     CONSTANT_ALIGNMENT,
     Buffer,
-    Constant,
     Endpoint,
+    Image2d,
     Launch,
     LaunchPlan,
     Memory,
@@ -103,32 +106,17 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, preci
     programs: list[Program] = []
     launches: list[Launch] = []
 
-    def constant(array: Array) -> int:
+    def constant(array: Array, parameter: Parameter) -> MemoryArgument:
         weights.extend(bytes(-len(weights) % CONSTANT_ALIGNMENT))
-        memory.append(Constant(array.nbytes, len(weights)))
+        memory.append(constant_memory(array.nbytes, len(weights), image_row(parameter)))
         weights.extend(np.ascontiguousarray(array).tobytes())
-        return len(memory) - 1
+        return MemoryArgument(len(memory) - 1)
 
-    for case in cases:
-        built = build_kernel(case.op, case.constants, gpu, case.schedule, precision)
+    def launch(built: BuiltKernel, layer: str, memory_of: Callable[[str], MemoryArgument]) -> None:
         kernel = emit_opencl(built.func)
-        shape = output_shape(case.op)
-        dtype = built.scalars["output"]
-        memory.append(Buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize))
-        result = len(memory) - 1
-        outputs.append(Endpoint(result, dtype, shape, f"output{len(outputs)}"))
-        arguments = []
-        for name in kernel.arguments:
-            kind, _, key = built.roles[name].partition(":")
-            if kind == "output":
-                arguments.append(MemoryArgument(result))
-            elif kind == "constant":
-                arguments.append(MemoryArgument(constant(built.constants[key])))
-            else:
-                arguments.append(MemoryArgument(constant(case.inputs[kind].astype(built.scalars[name]))))
         text = kernel.source.encode()
         programs.append(Program(len(source), len(text), BUILD_OPTIONS))
-        source += text
+        source.extend(text)
         launches.append(
             Launch(
                 program=len(programs) - 1,
@@ -137,10 +125,39 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, preci
                 local_size=kernel.local_size,
                 flops=built.flops,
                 bytes=built.bytes,
-                layer=case.name,
-                arguments=tuple(arguments),
+                layer=layer,
+                arguments=tuple(memory_of(name) for name in kernel.arguments),
             )
         )
+
+    for case in cases:
+        built = build_kernel(case.op, case.constants, gpu, case.schedule, precision)
+        shape = output_shape(case.op)
+        dtype = built.scalars["output"]
+        memory.append(Buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize))
+        result = written = MemoryArgument(len(memory) - 1)
+        outputs.append(Endpoint(result.memory, dtype, shape, f"output{len(outputs)}"))
+        row = image_row(built.parameters["output"])
+        if row is not None:
+            memory.append(Image2d(row.width, built.parameters["output"].lines, row.format))
+            written = MemoryArgument(len(memory) - 1)
+
+        def argument(
+            name: str, built: BuiltKernel = built, case: KernelCase = case, written: MemoryArgument = written
+        ) -> MemoryArgument:
+            kind, _, key = built.roles[name].partition(":")
+            if kind == "output":
+                return written
+            array = built.constants[key] if kind == "constant" else case.inputs[kind].astype(built.scalars[name])
+            return constant(array, built.parameters[name])
+
+        launch(built, case.name, argument)
+        if row is not None:
+            # Outputs are buffers.
+            n, b, h, w, _ = shape
+            copy = build_kernel(Elementwise("copy", n, 4 * b, h, w, images=("input0",)), {}, gpu, None, precision)
+            ends = {"input0": written, "output": result}
+            launch(copy, f"{case.name}:copy", lambda name, ends=ends: ends[name])  # type: ignore[misc]
     plan = LaunchPlan(
         target=gpu.name,
         dtype=precision.name,

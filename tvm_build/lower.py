@@ -11,15 +11,19 @@ import numpy as np
 
 from structadmm.errors import InvariantError
 from structadmm.progress import Reporter
+from tvm_build.assemble import image_row
 from tvm_build.cost import estimate
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import build_kernel
+from tvm_build.kernels.space import why_no_weight_image
 from tvm_build.lowered import External, KernelLaunch, LoweredNetwork, deduplicate
+from tvm_build.memory_plan import ImageRow
 from tvm_build.network import Array, Generic, Network, Node, Port, View
 from tvm_build.ops import Operator
 from tvm_build.precision import FLOAT32, Precision
 from tvm_build.relax_lowering import generic_passes, lower_relax
+from tvm_build.storage import roles, where_it_lies, why_no_image
 
 # dlight's rules choose work-groups of up to 256 work-items for this target, a size that every Adreno accepts.
 TVM_TARGET = "qcom/adreno-opencl"
@@ -52,6 +56,8 @@ class _Lowering:
         self.alias: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self.constants: dict[str, Array] = {}
+        self.images: dict[str, ImageRow] = {}
+        self.placed: set[str] = set()
         self.launches: list[KernelLaunch] = []
         self.emitted: dict[tuple[Operator, Any], OpenClKernel] = {}
 
@@ -72,6 +78,7 @@ class _Lowering:
             launches=deduplicate(self.launches),
             inputs=tuple(self._external(port) for port in self.network.inputs),
             outputs=tuple(self._external(port) for port in self.network.outputs),
+            images=self.images,
         )
         lowered.check()
         return lowered
@@ -95,18 +102,15 @@ class _Lowering:
         kernel = self.emitted[key]
         output = node.output
         self.sizes[output] = self.network.tensors[output].size_bytes
-        has_residual = getattr(op, "has_residual", False)
-        plain_inputs = node.inputs[:-1] if has_residual else node.inputs
-        tensors = {f"input{i}": self._home(name) for i, name in enumerate(plain_inputs)}
-        tensors["output"] = output
-        if has_residual:
-            tensors["residual"] = self._home(node.inputs[-1])
+        tensors = {role: self._home(name) for role, name in roles(node).items()}
         cost = estimate(op, built.schedule, self.gpu, self.precision)
         arguments = []
         for parameter in kernel.arguments:
             role = built.roles[parameter]
             kind, _, constant = role.partition(":")
-            arguments.append(self._constant(built.constants[constant]) if kind == "constant" else tensors[role])
+            name = self._constant(built.constants[constant]) if kind == "constant" else tensors[role]
+            self._place(name, image_row(built.parameters[parameter]), node)
+            arguments.append(name)
         self.launches.append(
             KernelLaunch(
                 kernel=kernel,
@@ -118,8 +122,31 @@ class _Lowering:
                 predicted_us=cost.predicted_us,
                 schedule=built.schedule,
                 cost=cost,
+                memory=where_it_lies(op, built.schedule),
+                fallbacks=self._fallbacks(node, built.schedule),
             )
         )
+
+    def _fallbacks(self, node: Node, schedule: Any) -> tuple[str, ...]:
+        """What of a node would lie in images if it were smaller."""
+        if self.gpu.memory == "buffer" or (self.gpu.memory == "auto" and self.gpu.kind == "cpu"):
+            return ()
+        found = []
+        for role, name in roles(node).items():
+            tensor = self.network.tensors[name]
+            reason = why_no_image(tensor, self.gpu) if tensor.layout == "c4" else None
+            if reason is not None:
+                found.append(f"{role} in a buffer: {reason}")
+        reason = why_no_weight_image(node.op, schedule, self.gpu)
+        return (*found, *(() if reason is None else (f"weights in a buffer: {reason}",)))
+
+    def _place(self, name: str, row: ImageRow | None, node: Node) -> None:
+        """Note that an argument lies in an image, or does not: all that touch a tensor must agree."""
+        if name in self.placed and self.images.get(name) != row:
+            raise InvariantError(f"{node.layer}: {name} lies in rows of {self.images.get(name)}, expected {row}")
+        self.placed.add(name)
+        if row is not None:
+            self.images[name] = row
 
     def _constant(self, array: Array) -> str:
         name = f"k{len(self.constants)}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from structadmm.errors import InvariantError
 from tvm_build.cost import KernelCost
 from tvm_build.emit import OpenClKernel
+from tvm_build.memory_plan import ImageRow
 from tvm_build.network import Array
 
 
@@ -27,6 +28,8 @@ class KernelLaunch:
         predicted_us: microseconds that the cost model expects, launch overhead included.
         schedule: what one of our kernels was built with; None for TVM's.
         cost: what the cost model counts for one of our kernels.
+        memory: what of it lies elsewhere than in buffers, in words.
+        fallbacks: what would lie in an image if it were smaller, each with its reason.
     """
 
     kernel: OpenClKernel
@@ -38,6 +41,8 @@ class KernelLaunch:
     predicted_us: float = 0.0
     schedule: Any = None
     cost: KernelCost | None = None
+    memory: str = ""
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class LoweredNetwork:
         launches: what runs, in order.
         inputs: the network's inputs.
         outputs: the network's outputs.
+        images: what a row is of those tensors and constants that lie in images.
     """
 
     sizes: Mapping[str, int]
@@ -67,6 +73,7 @@ class LoweredNetwork:
     launches: tuple[KernelLaunch, ...]
     inputs: tuple[External, ...]
     outputs: tuple[External, ...]
+    images: Mapping[str, ImageRow] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise InvariantError unless every argument exists and every tensor is written before it is read."""

@@ -4,11 +4,15 @@ Activations of 4-D tensors live in channel blocks of four ("C4"): `[N, ceil(C / 
 channel `c` being lane `c % 4` of block `c // 4`. Lanes beyond the last channel are written as finite numbers and meet
 zero weights wherever they are read, so no channel count is a special case. Everything else (2-D tensors, operators
 without a schedule of ours) is plain row-major.
+
+C4 tensors lie in buffers or in images. `images` of an operator names those in images by role, sorted: "input0",
+"input1", ..., "output", "residual".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["none", "relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu"]
@@ -45,6 +49,7 @@ class Conv2d:
     has_residual: bool = False
     columns: tuple[int, ...] | None = None
     shortcut: Conv2d | None = None
+    images: tuple[str, ...] = ()
 
     @property
     def out_height(self) -> int:
@@ -87,6 +92,7 @@ class Pool2d:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int] = (1, 1)
     count_include_pad: bool = False
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Dense:
     """`activation(x @ w.T + bias)`.
 
     `x` is plain `[N, K]`, or with `input_is_c4` C4 `[N, K / 4, H, W]`, averaged over its `pooled_pixels` = H * W. With
-    `pooled_pixels` = 1, K is every number of a C4 tensor in the order of memory.
+    `pooled_pixels` = 1, K is every number of a C4 tensor in the order of memory. `input_width` is the length of a row
+    of that tensor; only images care.
     """
 
     batch: int
@@ -103,6 +110,8 @@ class Dense:
     activation: Activation = "none"
     pooled_pixels: int = 1
     input_is_c4: bool = False
+    input_width: int = 1
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class GlobalAverage:
     channels: int
     height: int
     width: int
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,7 @@ class Elementwise:
     width: int
     activation: Activation = "none"
     broadcast_pixels: bool = False
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,7 @@ class Pack:
     channels: int
     height: int
     width: int
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,7 @@ class Unpack:
     channels: int
     height: int
     width: int
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,21 @@ class ConcatChannels:
     channels: tuple[int, ...]
     height: int
     width: int
+    images: tuple[str, ...] = ()
 
 
 Operator = Conv2d | Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels
+
+
+def memory_of(op: Operator, role: str) -> Literal["buffer", "image"]:
+    """Where an operator's tensor lies."""
+    return "image" if role in op.images else "buffer"
+
+
+def with_images(op: Operator, roles: Iterable[str]) -> Operator:
+    """`op` with the C4 tensors of these roles in images and all others in buffers."""
+    images = tuple(sorted(roles))
+    if isinstance(op, Conv2d) and op.shortcut is not None:
+        shortcut = replace(op.shortcut, images=("input0",) if "input1" in images else ())
+        return replace(op, images=images, shortcut=shortcut)
+    return replace(op, images=images)

@@ -41,6 +41,7 @@ def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Report
             target=config.resolved_target,
             dtype=config.dtype,
             schedules=config.schedules,
+            memory=config.memory,
             sample=sample,
             reporter=reporter,
         )
@@ -50,7 +51,12 @@ def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Report
             f"{summary.weight_bytes / 1e6:.2f} MB weights, predicted {summary.predicted_ms:.2f} ms on "
             f"{config.resolved_target}, compiled in {summary.compile_s:.1f} s"
         )
-    settings = {"target": config.resolved_target, "dtype": config.dtype, "schedules": config.schedules}
+    settings = {
+        "target": config.resolved_target,
+        "dtype": config.dtype,
+        "memory": config.memory,
+        "schedules": config.schedules,
+    }
     write_json(out / "build.json", {"schema": BUILD_SCHEMA, "settings": settings, "networks": networks})
 
 

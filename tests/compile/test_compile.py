@@ -104,7 +104,12 @@ def test_the_stage_compiles_both_networks_alike(network: Path, tmp_path: Path) -
     out.mkdir()
     run_build(BuildConfig(), export, out, SilentReporter())
     record = json.loads((out / "build.json").read_text())
-    assert record["settings"] == {"target": "opencl-cpu", "dtype": "float32", "schedules": "structadmm"}
+    assert record["settings"] == {
+        "target": "opencl-cpu",
+        "dtype": "float32",
+        "memory": "auto",
+        "schedules": "structadmm",
+    }
     assert set(record["networks"]) == {"baseline", "pruned"}
     for name, summary in record["networks"].items():
         bundle = read_bundle(out / summary["bundle"])

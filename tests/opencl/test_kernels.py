@@ -17,10 +17,21 @@ from device.errors import DeviceError
 from device.local_target import LocalTarget, find_local_devices
 from device.runner_client import Runner
 from tests.kernel_references import ACTIVATIONS, make_case
-from tvm_build.gpu import gpu_by_name
+from tvm_build.gpu import gpu_by_name, with_memory
 from tvm_build.kernel_bundle import write_kernel_bundle
 from tvm_build.kernels import candidates
-from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Operator,
+    Pack,
+    Pool2d,
+    Unpack,
+    with_images,
+)
 from tvm_build.precision import FLOAT32, PRECISIONS, Precision
 
 # float32 sums of up to a few thousand products of unit variance, in any order, stay within 1e-5 of float64 relative to
@@ -125,10 +136,13 @@ def test_random_convolutions_match_float64_with_random_schedules(runner: Runner,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    @given(convolutions(), st.integers(0, 10_000))
-    def collect(op: Conv2d, choice: int) -> None:
-        schedules = candidates(op, gpu_by_name(target))
-        cases.append((op, schedules[choice % len(schedules)]))
+    @given(convolutions(), st.sets(st.sampled_from(["input0", "output", "residual"])), st.integers(0, 10_000))
+    def collect(op: Conv2d, images: set[str], choice: int) -> None:
+        # On a CPU, images must be asked for; on an Adreno, weights in images are among the candidates.
+        gpu = with_memory(gpu_by_name(target), "image" if target == "opencl-cpu" and images else "auto")
+        stored = with_images(op, images if op.has_residual else images - {"residual"})
+        schedules = candidates(stored, gpu)
+        cases.append((stored, schedules[choice % len(schedules)]))
 
     collect()
     assert len(cases) >= RANDOM_CASES // 2

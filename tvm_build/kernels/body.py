@@ -17,8 +17,19 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 
+from tvm_build.kernels.stored import Line, Parameter, Stored, run
+
 Expr = Any
 """A TIR expression; TVM ships no type information."""
+
+MEMORY_ATTRIBUTE = "structadmm.memory"
+"""Attribute of a kernel's function: "constant" or "image" by the name of a parameter."""
+
+# What `emit.py` defines for kernels with images. The names are all that the TIR knows of them.
+_READ_FLOAT, _READ_HALF = "texel", "texel_half"
+_WRITE_FLOAT, _WRITE_HALF = "set_texel", "set_texel_half"
+# So far above the image that no offset added to it leads back.
+_NO_LINE = -(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -47,21 +58,58 @@ class Body:
         register.set(zero(dtype))
         return register
 
-    def shared(self, elements: int, dtype: str) -> Any:
+    def shared(self, elements: int, dtype: str) -> Stored:
         """Local memory of the work-group."""
-        return T.alloc_buffer((elements,), dtype, scope="shared", layout=None)
+        return Stored(T.alloc_buffer((elements,), dtype, scope="shared", layout=None), run(elements, dtype))
 
     def let(self, value: Expr) -> Expr:
         """Bind `value` to a name, so that it is computed once."""
         return T.bind(value)
 
-    def load(self, buffer: Any, index: Expr, dtype: str) -> Expr:
-        """`buffer[index]` in the type `dtype`, which may be another than the buffer's."""
-        return converted(buffer[index], str(buffer.dtype), dtype)
+    def line(self, source: Stored, number: Expr, exists: Expr | None = None) -> Line:
+        """The start of line `number`, computed once.
 
-    def store(self, buffer: Any, index: Expr, value: Expr) -> None:
-        """`buffer[index] = value`, converted to the buffer's type."""
-        T.buffer_store(buffer, converted(value, str(value.ty.dtype), str(buffer.dtype)), [index])
+        Where `exists` does not hold, an image's line is one that reads as zero, and so do some lines further on; a
+        pointer's is not affected.
+        """
+        if not source.is_image:
+            return Line(source, self.let(number * source.parameter.width))
+        return Line(source, 0, self.let(number if exists is None else tirx.Select(exists, number, _NO_LINE)))
+
+    def ahead(self, line: Line, x: Expr, lines: Expr = 0) -> Line:
+        """The place `x` vectors and some lines ahead, computed once."""
+        if line.stored.is_image:
+            y = line.y if _is_zero(lines) else self.let(line.y + lines)
+            return Line(line.stored, self.let(line.start + x), y)
+        steps = x if _is_zero(lines) else x + lines * line.stored.parameter.width
+        return Line(line.stored, self.let(line.start + steps))
+
+    def load(self, source: Stored | Line, index: Expr, dtype: str, ok: Expr | None = None) -> Expr:
+        """A vector of `source` in the type `dtype`, which may be another than the one it is stored as.
+
+        Args:
+            source: a parameter, `index` then counting through all its lines, or a place in one.
+            index: which vector.
+            dtype: of the result.
+            ok: where this does not hold, the result is zero. Images ignore it: what lies beside a line reads as zero,
+                and what lies above or below is for `line` to exclude.
+        """
+        stored = source.stored if isinstance(source, Line) else source
+        if stored.is_image:
+            # An image of halves gives floats for the asking, and no conversion is written.
+            read = _READ_HALF if dtype == "float16x4" else _READ_FLOAT
+            return T.call_extern(dtype, read, stored.handle.data, *_texel(source, index))
+        return load_if(ok, converted(stored.handle[_element(source, index)], stored.dtype, dtype), dtype)
+
+    def store(self, target: Stored | Line, index: Expr, value: Expr) -> None:
+        """Store `value`, converted to the type that `target` is stored as; `target` and `index` as for `load`."""
+        stored = target.stored if isinstance(target, Line) else target
+        have = str(value.ty.dtype)
+        if stored.is_image:
+            write = _WRITE_HALF if have == "float16x4" else _WRITE_FLOAT
+            T.evaluate(T.call_extern("void", write, stored.handle.data, *_texel(target, index), value))
+        else:
+            T.buffer_store(stored.handle, converted(value, have, stored.dtype), [_element(target, index)])
 
     def barrier(self) -> None:
         """Wait for the work-group; what it wrote to local memory is then visible to all of it."""
@@ -91,26 +139,28 @@ class Grid:
 
 def build_func(
     name: str,
-    parameters: dict[str, tuple[int, str]],
+    parameters: dict[str, Parameter],
     grid: Grid,
-    write: Callable[[Body, dict[str, Any], tuple[Expr, ...], tuple[Expr, ...]], None],
+    write: Callable[[Body, dict[str, Stored], tuple[Expr, ...], tuple[Expr, ...]], None],
 ) -> Any:
     """A kernel as a `tirx.PrimFunc`.
 
     Args:
         name: the function's name.
-        parameters: (elements, dtype) of each `__global` pointer, by name.
+        parameters: of the kernel, by name. Those that are no plain buffers are told in the function's attribute
+            `MEMORY_ATTRIBUTE`, for TIR sees pointers alone.
         grid: how it is launched.
-        write: writes the body; gets the parameters' buffers by name, the group's indices, and the work-item's indices
+        write: writes the body; gets the parameters by name, the group's indices, and the work-item's indices
             within the group.
     """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "global_symbol": name})
+            placed = {key: parameter.memory for key, parameter in parameters.items() if parameter.memory != "buffer"}
+            T.func_attr({"tirx.noalias": True, "global_symbol": name, MEMORY_ATTRIBUTE: placed})
             buffers = {
-                key: T.arg(key, T.buffer((elements,), dtype, layout=None))
-                for key, (elements, dtype) in parameters.items()
+                key: Stored(T.arg(key, T.buffer((parameter.elements,), parameter.dtype, layout=None)), parameter)
+                for key, parameter in parameters.items()
             }
             with ExitStack() as axes:
                 group = tuple(
@@ -123,6 +173,21 @@ def build_func(
                 )
                 write(Body(), buffers, group, item)
         return builder.get()
+
+
+def _element(source: Stored | Line, index: Expr) -> Expr:
+    return source.start + index if isinstance(source, Line) else index
+
+
+def _texel(source: Stored | Line, index: Expr) -> tuple[Expr, Expr]:
+    if isinstance(source, Line):
+        return source.start + index, source.y
+    width = source.parameter.width
+    return tirx.floormod(index, width), tirx.floordiv(index, width)
+
+
+def _is_zero(value: Expr) -> bool:
+    return isinstance(value, int) and value == 0
 
 
 def lanes_of(dtype: str) -> int:

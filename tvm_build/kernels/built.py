@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from tvm_build.kernels.stored import Parameter
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class BuiltKernel:
     """A kernel, its packed constants and what it must do at the least.
 
     Attributes:
-        func: the `tirx.PrimFunc`; its `global_symbol` is the kernel's name and each parameter is a flat buffer.
-        scalars: type of the numbers behind each parameter: "float32", "float16" or "int32".
+        func: the `tirx.PrimFunc`; its `global_symbol` is the kernel's name.
+        parameters: where each parameter lies, and what it holds.
         roles: what each parameter is: "input0", "input1", ..., "residual", "output" or "constant:NAME".
         constants: by NAME, packed as the kernel reads them, C-contiguous.
         flops: floating-point operations, a multiply-add counted as two.
@@ -24,14 +25,14 @@ class BuiltKernel:
     """
 
     func: Any
-    scalars: dict[str, str]
+    parameters: dict[str, Parameter]
     roles: dict[str, str]
     flops: int
     bytes: int
     schedule: Any
     constants: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
-
-def scalars_of(parameters: Mapping[str, tuple[int, str]]) -> dict[str, str]:
-    """`BuiltKernel.scalars` for (elements, dtype) of each parameter."""
-    return {name: dtype.partition("x")[0] for name, (_, dtype) in parameters.items()}
+    @property
+    def scalars(self) -> dict[str, str]:
+        """Type of the numbers behind each parameter: "float32", "float16" or "int32"."""
+        return {name: parameter.scalar for name, parameter in self.parameters.items()}

@@ -15,18 +15,28 @@ mild sparsity. With `gather="lanes"` each kept column reads one scalar per pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from tvm import tirx
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, both, lane, load_if
+from tvm_build.kernels.body import Body, Expr, both, lane
 from tvm_build.kernels.conv_tile import Accumulators, multiply_add
-from tvm_build.kernels.conv_tiling import Array, Place, Tiling, input_pixel, input_row, share
-from tvm_build.ops import Conv2d, blocks
+from tvm_build.kernels.conv_tiling import (
+    Array,
+    Place,
+    Tiling,
+    input_pixel,
+    input_row,
+    read_weights,
+    share,
+    weight_loads,
+)
+from tvm_build.kernels.stored import Line, Stored, c4
+from tvm_build.ops import Conv2d, blocks, memory_of
 
 _UNROLLED_TAPS = 25
 
@@ -36,7 +46,8 @@ class Entries:
     """The reduction's steps, sorted by tap.
 
     Attributes:
-        offsets: [steps] where a step reads, relative to channel 0: in floats for lanes, in vectors for blocks.
+        offsets: [steps] where a step reads, relative to channel 0: in floats for lanes, in vectors for blocks, in lines
+            for blocks of an image.
         columns: [steps, 1 or 4] original columns, -1 where none is kept.
         tap_start: [taps + 1] first step of each tap.
     """
@@ -52,7 +63,7 @@ def list_entries(op: Conv2d, gather: Literal["lanes", "blocks"]) -> Entries:
     if op.columns is None:
         raise InvariantError("a column-sparse reduction needs the list of kept columns, got none")
     taps = op.kernel[0] * op.kernel[1]
-    plane = op.in_height * op.in_width
+    plane = op.in_height if "input0" in op.images else op.in_height * op.in_width
     steps: dict[tuple[int, int], dict[int, int]] = {}
     for column in op.columns:
         channel, tap = divmod(column, taps)
@@ -77,10 +88,13 @@ class SparseReduction:
         self.prefix = prefix
         self.entries = list_entries(tiling.op, tiling.schedule.gather)
         self.by_lane = tiling.schedule.gather == "lanes"
-        lanes = 1 if self.by_lane else 4
-        self.input_dtype = tiling.precision.stored(lanes)
-        self.value_dtype = tiling.precision.computed(lanes)
-        kh, kw = tiling.op.kernel
+        op, memory = tiling.op, memory_of(tiling.op, "input0")
+        if self.by_lane and memory == "image":
+            raise InvariantError("an image gives whole blocks of four channels: gather them by blocks")
+        vectors = c4((op.batch, op.in_channels, op.in_height, op.in_width), tiling.precision.stored(4), memory)
+        self.input = replace(vectors, width=vectors.width * 4, dtype=vectors.scalar) if self.by_lane else vectors
+        self.value_dtype = tiling.precision.computed(1 if self.by_lane else 4)
+        kh, kw = op.kernel
         self.unrolled = kh * kw <= _UNROLLED_TAPS
         self.constants: dict[str, Array] = {
             f"{prefix}weight": self._pack(weight),
@@ -89,7 +103,7 @@ class SparseReduction:
         if not self.unrolled:
             self.constants[f"{prefix}tap_start"] = self.entries.tap_start
 
-    def write(self, body: Body, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+    def write(self, body: Body, place: Place, buffers: dict[str, Stored], accumulators: Accumulators) -> None:
         """Loop over the steps of each tap that are this work-item's share."""
         op, schedule = self.tiling.op, self.tiling.schedule
         kh, kw = op.kernel
@@ -115,7 +129,7 @@ class SparseReduction:
         self,
         body: Body,
         place: Place,
-        buffers: dict[str, Any],
+        buffers: dict[str, Stored],
         accumulators: Accumulators,
         *,
         tap: tuple[Expr, Expr],
@@ -123,34 +137,32 @@ class SparseReduction:
     ) -> None:
         op, schedule = self.tiling.op, self.tiling.schedule
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
-        accumulator = self.tiling.accumulator
         width = self.entries.columns.shape[1]
+        line = body.line(weight, place.channel_tile)
         rows = [input_row(self.tiling, place, row, tap[0]) for row in range(schedule.rows)]
         # One row's predicate skips the tap; with several rows it goes with the loads.
         skip = rows[0][1] if schedule.rows == 1 else None
         with body.when(skip):
-            addresses: dict[tuple[int, int], tuple[Expr, Expr | None]] = {}
-            for row, (iy, row_ok) in enumerate(rows):
+            places: dict[tuple[int, int], tuple[Line, Expr | None]] = {}
+            for row, (iy, inside) in enumerate(rows):
+                row_ok = None if schedule.rows == 1 else inside
+                start = body.line(source, place.image * blocks(op.in_channels) * op.in_height + iy, row_ok)
                 for pixel in range(schedule.pixels):
                     ix, pixel_ok = input_pixel(self.tiling, place, pixel, tap[1])
-                    line = place.image * blocks(op.in_channels) * op.in_height + iy
-                    address = body.let((line * op.in_width + ix) * (4 if self.by_lane else 1))
-                    ok = both(None if schedule.rows == 1 else row_ok, pixel_ok)
-                    addresses[row, pixel] = (address, None if ok is None else body.let(ok))
+                    ok = both(row_ok, pixel_ok)
+                    places[row, pixel] = (
+                        body.ahead(start, ix * (4 if self.by_lane else 1)),
+                        None if ok is None or source.is_image else body.let(ok),
+                    )
             with body.loop(*steps) as step:
                 offset = body.let(buffers[f"{self.prefix}offset"][step])
-                first = (place.channel_tile * len(self.entries.offsets) + step) * (width * schedule.vectors)
-                first = body.let(first)
-                ws = [
-                    [body.let(body.load(weight, first + (i * schedule.vectors + v), accumulator)) for i in range(width)]
-                    for v in range(schedule.vectors)
-                ]
-                for (row, pixel), (address, ok) in addresses.items():
-                    value = body.load(source, address + offset, self.value_dtype)
-                    x = body.let(load_if(ok, value, self.value_dtype))
+                weights = body.ahead(line, step * (width * weight_loads(self.tiling)))
+                ws = [read_weights(body, weights, i, self.tiling) for i in range(width)]
+                for (row, pixel), (start, ok) in places.items():
+                    x = body.let(body.load(start.beyond(offset), 0, self.value_dtype, ok))
                     xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
                     for v in range(schedule.vectors):
-                        multiply_add(accumulators[row, pixel, v], xs, ws[v], schedule)
+                        multiply_add(accumulators[row, pixel, v], xs, [w[v] for w in ws], schedule)
 
     def _pack(self, weight: Array) -> Array:
         """[channel tiles, steps, 1 or 4, vectors, lanes]."""

@@ -14,19 +14,19 @@ put their accumulators in local memory, and share the work of adding them up and
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, build_func, lanes_of
-from tvm_build.kernels.built import BuiltKernel, scalars_of
+from tvm_build.kernels.body import Body, Expr, build_func, bytes_of
+from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.column_sparse import SparseReduction
 from tvm_build.kernels.conv_tile import finish_tile, start_tile
-from tvm_build.kernels.conv_tiling import Array, ConvSchedule, Tiling, place_tile
+from tvm_build.kernels.conv_tiling import Array, ConvSchedule, Tiling, place_tile, weight_lanes
 from tvm_build.kernels.dense_reduction import DenseReduction
 from tvm_build.kernels.depthwise import DepthwiseReduction, is_depthwise
-from tvm_build.ops import Conv2d, blocks
+from tvm_build.kernels.stored import Parameter, Stored, c4, run
+from tvm_build.ops import Conv2d, memory_of
 from tvm_build.precision import FLOAT32, Precision, as_type
 
 Reduction = DenseReduction | SparseReduction | DepthwiseReduction
@@ -34,7 +34,9 @@ Reduction = DenseReduction | SparseReduction | DepthwiseReduction
 
 def flatten_pixels(op: Conv2d) -> Conv2d:
     """A 1x1 convolution that visits every pixel, as one over a single row: tiles then straddle the image's rows."""
+    # A row of an image is a row of pixels.
     plain = op.kernel == (1, 1) and op.stride == (1, 1) and not any(op.padding) and op.shortcut is None
+    plain = plain and not op.images
     return replace(op, in_height=1, in_width=op.in_height * op.in_width) if plain else op
 
 
@@ -59,29 +61,24 @@ def build_conv2d(
     padded_bias = np.zeros(tiling.channel_tiles * schedule.tile_channels, np.float32)
     padded_bias[: op.out_channels] = bias
     constants: dict[str, Array] = {"bias": as_type(padded_bias.reshape(-1, 4), precision.arithmetic)}
-    parameters: dict[str, tuple[int, str]] = {}
-    roles: dict[str, str] = {}
-    floats = {"output": op.batch * blocks(op.out_channels) * op.out_height * op.out_width * 4}
+    output_shape = (op.batch, op.out_channels, op.out_height, op.out_width)
+    parameters = {"output": c4(output_shape, precision.stored(4), memory_of(op, "output"))}
+    roles = {"output": "output"}
+    if op.has_residual:
+        parameters["residual"] = c4(output_shape, precision.stored(4), memory_of(op, "residual"))
+        roles["residual"] = "residual"
     for number, reduction in enumerate(reductions):
-        source = reduction.tiling.op
         name = "input" if number == 0 else "shortcut_input"
-        floats[name] = source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 4
-        parameters[name] = (floats[name] // lanes_of(reduction.input_dtype), reduction.input_dtype)
+        parameters[name] = reduction.input
         roles[name] = f"input{number}"
         for key, array in reduction.constants.items():
             constants[key] = array if array.dtype == np.int32 else precision.pack(array)
+    size = sum(parameter.elements * bytes_of(parameter.dtype) for parameter in parameters.values())
     for name, array in constants.items():
-        lanes = 1 if array.dtype == np.int32 else array.shape[-1]
-        parameters[name] = (array.size // lanes, "int32" if array.dtype == np.int32 else f"{array.dtype}x{lanes}")
+        parameters[name] = _constant_parameter(name, array, tiling)
         roles[name] = f"constant:{name}"
-    if op.has_residual:
-        floats["residual"] = floats["output"]
-    for name in ("residual", "output"):
-        if name in floats:
-            parameters[name] = (floats[name] // 4, precision.stored(4))
-            roles[name] = name
 
-    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+    def write(body: Body, buffers: dict[str, Stored], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         place = place_tile(body, tiling, group, item)
         accumulators = start_tile(body, tiling)
         for reduction in reductions:
@@ -90,13 +87,25 @@ def build_conv2d(
 
     return BuiltKernel(
         func=build_func(_name(op), parameters, tiling.grid, write),
-        scalars=scalars_of(parameters),
+        parameters=parameters,
         roles=roles,
         constants=constants,
         flops=2 * op.macs,
-        bytes=precision.item_bytes * sum(floats.values()) + sum(array.nbytes for array in constants.values()),
+        bytes=size + sum(array.nbytes for array in constants.values()),
         schedule=schedule,
     )
+
+
+def _constant_parameter(name: str, array: Array, tiling: Tiling) -> Parameter:
+    """Tables are runs of integers, weights have a line for each tile of output channels."""
+    schedule = tiling.schedule
+    if array.dtype == np.int32:
+        return run(array.size, "int32", schedule.tables)
+    if name == "bias":
+        return run(array.size // 4, f"{array.dtype}x4")
+    lanes = weight_lanes(schedule, tiling.precision)
+    width = array.size // (tiling.channel_tiles * lanes)
+    return Parameter(tiling.channel_tiles, width, f"{array.dtype}x{lanes}", schedule.weights)
 
 
 def _reduction(tiling: Tiling, weight: Array, prefix: str = "") -> Reduction:

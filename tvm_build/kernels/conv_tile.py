@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 
 from tvm_build.kernels.activation import activate
 from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, quarter, spread
 from tvm_build.kernels.conv_tiling import ConvSchedule, Place, Tiling
+from tvm_build.kernels.stored import Stored
 from tvm_build.ops import blocks
 
 Accumulators = dict[tuple[int, int, int], Register]
@@ -41,7 +40,9 @@ def multiply_add(register: Register, xs: list[Expr], ws: list[Expr], schedule: C
         register.set(total)
 
 
-def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+def finish_tile(
+    body: Body, tiling: Tiling, place: Place, buffers: dict[str, Stored], accumulators: Accumulators
+) -> None:
     """Add up a split reduction, then bias, residual, activation and store, four channels at a time.
 
     A split reduction is summed by all its work-items: each adds up, finishes and stores some of the vectors.
@@ -56,7 +57,7 @@ def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any
     def store(row: Expr, pixel: Expr, block: Expr, value: Expr) -> None:
         out_block = body.let(place.channel_tile * tile_blocks + block)
         line = (place.image * out_blocks + out_block) * op.out_height + place.oy + row
-        index = body.let(line * op.out_width + place.ox + pixel)
+        x = place.ox + pixel
         ragged_row = op.out_height % schedule.rows != 0 and not _is_zero(row)
         ragged_pixel = op.out_width % schedule.pixels != 0 and not _is_zero(pixel)
         limits = both(
@@ -68,8 +69,9 @@ def finish_tile(body: Body, tiling: Tiling, place: Place, buffers: dict[str, Any
         with body.when(limits):
             result = value + buffers["bias"][out_block]
             if op.has_residual:
-                result = result + body.load(buffers["residual"], index, dtype)
-            body.store(buffers["output"], index, activate(body, result, op.activation, dtype))
+                result = result + body.load(body.line(buffers["residual"], line), x, dtype)
+            result = body.let(activate(body, result, op.activation, dtype))
+            body.store(body.line(buffers["output"], line), x, result)
 
     if schedule.split == 1:
         for (row, pixel, vector), register in accumulators.items():

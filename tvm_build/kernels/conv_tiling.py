@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from tvm import tirx
 
-from tvm_build.kernels.body import Body, Expr, Grid, both, ceil_div, const
+from tvm_build.kernels.body import Body, Expr, Grid, both, ceil_div, const, quarter
+from tvm_build.kernels.stored import Line, Memory
 from tvm_build.ops import Conv2d
 from tvm_build.precision import FLOAT32, Precision
 
@@ -29,7 +30,10 @@ class ConvSchedule:
         local_channels: work-items of a group along the tiles of the channels.
         form: "sum": `acc += x0*w0 + x1*w1 + x2*w2 + x3*w3`; "chain": `acc = acc + x0*w0 + ...`, a multiply-add each.
         unroll_rows: write the kernel's rows out; otherwise they are a loop. Column-sparse kernels loop over taps.
-        gather: how a column-sparse kernel reads: "blocks" of four channels, or single "lanes".
+        gather: how a column-sparse kernel reads: "blocks" of four channels, or single "lanes". Not "lanes" of an image.
+        weights: where the weights lie. Images hold vectors of four lanes. Constant memory is fast only where all
+            work-items of a wave read the same address, so with `local_channels` 1 and `split` 1.
+        tables: where offsets lie.
     """
 
     pixels: int = 4
@@ -42,6 +46,8 @@ class ConvSchedule:
     form: Literal["sum", "chain"] = "chain"
     unroll_rows: bool = True
     gather: Literal["blocks", "lanes"] = "blocks"
+    weights: Memory = "buffer"
+    tables: Memory = "buffer"
 
     @property
     def tile_channels(self) -> int:
@@ -89,6 +95,27 @@ class Tiling:
         channels = min(self.schedule.local_channels, self.channel_tiles)
         groups = (ceil_div(self.count, local), ceil_div(self.channel_tiles, channels), 1)
         return Grid(groups, (local, channels, self.schedule.split))
+
+
+def weight_lanes(schedule: ConvSchedule, precision: Precision) -> int:
+    """Numbers per access to the weights: of half, two vectors of four together are 128 bits."""
+    pairs = precision.storage == "float16" and schedule.lanes == 4 and schedule.vectors % 2 == 0
+    return 8 if pairs and schedule.weights != "image" else schedule.lanes
+
+
+def weight_loads(tiling: Tiling) -> int:
+    """Loads for the weight vectors of one reduction step."""
+    return tiling.schedule.tile_channels // weight_lanes(tiling.schedule, tiling.precision)
+
+
+def read_weights(body: Body, weights: Line, step: Expr, tiling: Tiling) -> list[Expr]:
+    """The weight vectors of reduction step `step`, counted from `weights`, in the type of an accumulator."""
+    lanes, count = weight_lanes(tiling.schedule, tiling.precision), weight_loads(tiling)
+    dtype = tiling.precision.computed(lanes)
+    loads = [body.let(body.load(weights, step * count + n, dtype)) for n in range(count)]
+    if lanes == tiling.schedule.lanes:
+        return loads
+    return [body.let(quarter(load, dtype, half)) for load in loads for half in range(2)]
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from tvm_build.kernels.body import (
     const,
     gathered,
     lane,
-    load_if,
     quarter,
     spread,
 )
-from tvm_build.kernels.built import BuiltKernel, scalars_of
+from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.pool import sum_pixels
-from tvm_build.ops import Dense, blocks
+from tvm_build.kernels.stored import Memory, Parameter, Stored, run
+from tvm_build.ops import Dense, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision
 
 Array = np.ndarray[Any, Any]
@@ -45,11 +45,13 @@ class DenseSchedule:
         lanes: output features per work-item: 4, or 8 and 16 for CPUs with wide registers.
         tiles: tiles of `lanes` features per work-group.
         split: work-items that share one tile's reduction.
+        weights: where the weights lie. Images hold vectors of four lanes.
     """
 
     lanes: int = 4
     tiles: int = 8
     split: int = 8
+    weights: Memory = "buffer"
 
 
 def build_dense(
@@ -76,11 +78,10 @@ def build_dense(
     # [in block, 4, tile, lane]: work-items of neighbouring tiles read neighbouring vectors.
     by_block = padded.reshape(feature_tiles, lanes, in_blocks, 4).transpose(2, 3, 0, 1)
     packed = np.ascontiguousarray(precision.pack(by_block))
-    input_type = precision.stored(4) if op.input_is_c4 else "float32x4"
     bias_packed = np.zeros(feature_tiles * lanes, np.float32)
     bias_packed[: op.out_features] = bias
 
-    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+    def write(body: Body, buffers: dict[str, Stored], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         image, part = group[1], item[1]
         tile = body.let(group[0] * tiles + item[0])
         ragged = feature_tiles % tiles != 0
@@ -105,7 +106,7 @@ def build_dense(
             scalars = []
             for i in range(4):
                 exists = block * 4 + i < op.in_features if i >= op.in_features % 4 else None
-                scalars.append(body.let(load_if(exists, buffers["input"][first + i], "float32")))
+                scalars.append(body.let(body.load(buffers["input"], first + i, "float32", exists)))
             return gathered(scalars)
 
         accumulator = body.register(vector)
@@ -115,7 +116,7 @@ def build_dense(
             x = body.let(input_block(block))
             total = accumulator.value
             for i in range(4):
-                w = body.load(buffers["weight"], (block * 4 + i) * feature_tiles + source_tile, vector)
+                w = body.load(body.line(buffers["weight"], block * 4 + i), source_tile, vector)
                 total = total + spread(lane(x, i), lanes) * w
             accumulator.set(total)
 
@@ -144,28 +145,25 @@ def build_dense(
                         with body.when(feature + i < op.out_features):
                             body.store(buffers["output"], image * op.out_features + feature + i, lane(value, i))
 
-    pixels = op.pooled_pixels if op.input_is_c4 else 1
-    if whole_blocks:
-        input_parameter = (op.batch * in_blocks * pixels, input_type)
+    vectors = op.batch * in_blocks * (op.pooled_pixels if op.input_is_c4 else 1)
+    if op.input_is_c4:
+        source = Parameter(vectors // op.input_width, op.input_width, precision.stored(4), memory_of(op, "input0"))
     else:
-        input_parameter = (op.batch * op.in_features, "float32")
-    if whole_output:
-        output_parameter = (op.batch * op.out_features // 4, "float32x4")
-    else:
-        output_parameter = (op.batch * op.out_features, "float32")
+        source = run(vectors, "float32x4") if whole_blocks else run(op.batch * op.in_features, "float32")
+    outputs = op.batch * op.out_features
     parameters = {
-        "input": input_parameter,
-        "weight": (packed.size // lanes, precision.stored(lanes)),
-        "bias": (feature_tiles, vector),
-        "output": output_parameter,
+        "input": source,
+        "weight": Parameter(in_blocks * 4, feature_tiles, precision.stored(lanes), schedule.weights),
+        "bias": run(feature_tiles, vector),
+        "output": run(outputs // 4, "float32x4") if whole_output else run(outputs, "float32"),
     }
     func = build_func("dense", parameters, grid, write)
     macs = op.batch * op.in_features * op.out_features
-    input_bytes = op.batch * op.in_features * pixels * bytes_of(input_type) // 4
-    pooling = op.batch * op.in_features * pixels if pooled else 0
+    input_bytes = source.elements * bytes_of(source.dtype)
+    pooling = op.batch * op.in_features * op.pooled_pixels if pooled else 0
     return BuiltKernel(
         func=func,
-        scalars=scalars_of(parameters),
+        parameters=parameters,
         roles={"input": "input0", "weight": "constant:weight", "bias": "constant:bias", "output": "output"},
         constants={"weight": packed, "bias": bias_packed.reshape(-1, lanes)},
         flops=2 * macs + pooling,

@@ -11,15 +11,24 @@ groups are zero; so a group need not start at a multiple of four channels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import tirx
 
-from tvm_build.kernels.body import Body, Expr, lane, load_if
+from tvm_build.kernels.body import Body, Expr, both, lane
 from tvm_build.kernels.conv_tile import Accumulators, multiply_add
-from tvm_build.kernels.conv_tiling import Array, ConvSchedule, Place, Tiling, input_pixel, input_row, share
-from tvm_build.ops import Conv2d, blocks
+from tvm_build.kernels.conv_tiling import (
+    Array,
+    ConvSchedule,
+    Place,
+    Tiling,
+    input_pixel,
+    input_row,
+    read_weights,
+    share,
+    weight_loads,
+)
+from tvm_build.kernels.stored import Stored, c4
+from tvm_build.ops import Conv2d, blocks, memory_of
 
 
 class DenseReduction:
@@ -28,7 +37,9 @@ class DenseReduction:
     def __init__(self, tiling: Tiling, weight: Array, prefix: str = "") -> None:
         self.tiling = tiling
         self.prefix = prefix
-        self.input_dtype = tiling.precision.stored(4)
+        op = tiling.op
+        shape = (op.batch, op.in_channels, op.in_height, op.in_width)
+        self.input = c4(shape, tiling.precision.stored(4), memory_of(op, "input0"))
         self.first_block, self.block_count = input_blocks(tiling.op, tiling.schedule)
         # A single block, such as an image's three channels, has its missing lanes left out, not multiplied by zero.
         self.depth = min(4, tiling.op.in_channels) if self.block_count == 1 else 4
@@ -38,7 +49,7 @@ class DenseReduction:
         if self.table:
             self.constants[f"{prefix}first_block"] = np.asarray(self.first_block, np.int32)
 
-    def write(self, body: Body, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+    def write(self, body: Body, place: Place, buffers: dict[str, Stored], accumulators: Accumulators) -> None:
         """Loop over this work-item's share of (input block) or (input block, kernel row)."""
         op, schedule = self.tiling.op, self.tiling.schedule
         base = place.image * blocks(op.in_channels)
@@ -59,7 +70,7 @@ class DenseReduction:
         self,
         body: Body,
         place: Place,
-        buffers: dict[str, Any],
+        buffers: dict[str, Stored],
         accumulators: Accumulators,
         *,
         base: Expr,
@@ -67,28 +78,22 @@ class DenseReduction:
         ky: Expr,
     ) -> None:
         op, schedule = self.tiling.op, self.tiling.schedule
-        vector, accumulator = self.tiling.precision.computed(4), self.tiling.accumulator
+        vector = self.tiling.precision.computed(4)
         kh, kw = op.kernel
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
-        step = self.depth * schedule.vectors
-
-        def read_weight(index: int) -> Expr:
-            return body.let(body.load(weight, weights + index, accumulator))
-
-        weights = body.let(((place.channel_tile * self.block_count + block) * kh + ky) * (kw * step))
+        line = body.line(weight, place.channel_tile)
+        weights = body.ahead(line, (block * kh + ky) * (kw * self.depth * weight_loads(self.tiling)))
 
         def read_row(row: int, iy: Expr, row_ok: Expr | None) -> dict[int, Expr]:
             """The pixels that any tap needs for this row of the tile, by their distance from the first one."""
-            start = body.let(((base + block) * op.in_height + iy) * op.in_width)
+            start = body.line(source, (base + block) * op.in_height + iy, row_ok)
             pixels: dict[int, Expr] = {}
             for pixel in range(schedule.pixels):
                 for kx in range(kw):
                     distance = pixel * op.stride[1] + kx * op.dilation[1]
                     if distance not in pixels:
                         ix, ok = input_pixel(self.tiling, place, pixel, kx)
-                        if row_ok is not None:
-                            ok = row_ok if ok is None else tirx.all(row_ok, ok)
-                        pixels[distance] = body.let(load_if(ok, body.load(source, start + ix, vector), vector))
+                        pixels[distance] = body.let(body.load(start, ix, vector, both(row_ok, ok)))
             return pixels
 
         rows = [input_row(self.tiling, place, row, ky) for row in range(schedule.rows)]
@@ -100,13 +105,10 @@ class DenseReduction:
                 for row, (iy, ok) in enumerate(rows)
             ]
             for kx in range(kw):
-                ws = [
-                    [read_weight(kx * step + i * schedule.vectors + v) for i in range(self.depth)]
-                    for v in range(schedule.vectors)
-                ]
+                ws = [read_weights(body, weights, kx * self.depth + i, self.tiling) for i in range(self.depth)]
                 for (row, pixel, v), register in accumulators.items():
                     x = read[row][pixel * op.stride[1] + kx * op.dilation[1]]
-                    multiply_add(register, [lane(x, i) for i in range(self.depth)], ws[v], schedule)
+                    multiply_add(register, [lane(x, i) for i in range(self.depth)], [w[v] for w in ws], schedule)
 
 
 def input_blocks(op: Conv2d, schedule: ConvSchedule) -> tuple[list[int], int]:

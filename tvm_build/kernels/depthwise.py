@@ -6,15 +6,14 @@ kernel over four pixels reads six vectors for each input row, not twelve.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, load_if
+from tvm_build.kernels.body import Body, Expr
 from tvm_build.kernels.conv_tile import Accumulators
 from tvm_build.kernels.conv_tiling import Array, Place, Tiling, input_pixel, input_row
-from tvm_build.ops import Conv2d, blocks
+from tvm_build.kernels.stored import Stored, c4
+from tvm_build.ops import Conv2d, blocks, memory_of
 
 
 def is_depthwise(op: Conv2d) -> bool:
@@ -29,35 +28,36 @@ class DepthwiseReduction:
         if tiling.schedule.tile_channels != 4 or tiling.schedule.split != 1:
             raise InvariantError(f"a depthwise tile has 4 channels and split 1, got {tiling.schedule}")
         self.tiling = tiling
-        self.input_dtype = tiling.precision.stored(4)
-        kh, kw = tiling.op.kernel
+        op = tiling.op
+        shape = (op.batch, op.in_channels, op.in_height, op.in_width)
+        self.input = c4(shape, tiling.precision.stored(4), memory_of(op, "input0"))
+        kh, kw = op.kernel
         packed = np.zeros((tiling.channel_tiles * 4, kh, kw), np.float32)
         packed[: tiling.op.out_channels] = weight[:, 0]
         by_block = packed.reshape(-1, 4, kh, kw).transpose(0, 2, 3, 1)
         self.constants: dict[str, Array] = {"weight": np.ascontiguousarray(by_block)}
 
-    def write(self, body: Body, place: Place, buffers: dict[str, Any], accumulators: Accumulators) -> None:
+    def write(self, body: Body, place: Place, buffers: dict[str, Stored], accumulators: Accumulators) -> None:
         """Loop over the kernel's rows, or write them out."""
         op, schedule = self.tiling.op, self.tiling.schedule
         vector = self.tiling.precision.computed(4)
         kh, kw = op.kernel
 
         def kernel_row(ky: Expr) -> None:
-            first = (place.channel_tile * kh + ky) * kw
-            ws = [body.let(body.load(buffers["weight"], first + kx, vector)) for kx in range(kw)]
+            weights = body.ahead(body.line(buffers["weight"], place.channel_tile), ky * kw)
+            ws = [body.let(body.load(weights, kx, vector)) for kx in range(kw)]
             for row in range(schedule.rows):
                 iy, row_ok = input_row(self.tiling, place, row, ky)
                 with body.when(row_ok):
                     block = place.image * blocks(op.in_channels) + place.channel_tile
-                    start = body.let((block * op.in_height + iy) * op.in_width)
+                    start = body.line(buffers["input"], block * op.in_height + iy)
                     pixels: dict[int, Expr] = {}
                     for pixel in range(schedule.pixels):
                         for kx in range(kw):
                             distance = pixel * op.stride[1] + kx * op.dilation[1]
                             if distance not in pixels:
                                 ix, ok = input_pixel(self.tiling, place, pixel, kx)
-                                value = body.load(buffers["input"], start + ix, vector)
-                                pixels[distance] = body.let(load_if(ok, value, vector))
+                                pixels[distance] = body.let(body.load(start, ix, vector, ok))
                     for pixel in range(schedule.pixels):
                         total = accumulators[row, pixel, 0].value
                         for kx in range(kw):

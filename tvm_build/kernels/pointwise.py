@@ -19,10 +19,10 @@ from tvm_build.kernels.body import (
     const,
     gathered,
     lane,
-    load_if,
 )
-from tvm_build.kernels.built import BuiltKernel, scalars_of
-from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.stored import Parameter, Stored, c4, run
+from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision
 
 
@@ -35,7 +35,7 @@ class FlatSchedule:
 
 def flat_kernel(
     name: str,
-    parameters: dict[str, tuple[int, str]],
+    parameters: dict[str, Parameter],
     write: Any,
     *,
     items: int,
@@ -49,17 +49,15 @@ def flat_kernel(
     local = min(schedule.local, items)
     grid = Grid((ceil_div(items, local),), (local,))
 
-    def guarded(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+    def guarded(body: Body, buffers: dict[str, Stored], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         index = body.let(group[0] * local + item[0])
         with body.when(index < items if items % local else None):
             write(body, buffers, index)
 
-    size = sum(elements * bytes_of(dtype) for elements, dtype in parameters.values())
+    size = sum(parameter.elements * bytes_of(parameter.dtype) for parameter in parameters.values())
     func = build_func(name, parameters, grid, guarded)
     roles = {key: "input0" if key == "input" else key for key in parameters}
-    return BuiltKernel(
-        func=func, scalars=scalars_of(parameters), roles=roles, flops=flops, bytes=size, schedule=schedule
-    )
+    return BuiltKernel(func=func, parameters=parameters, roles=roles, flops=flops, bytes=size, schedule=schedule)
 
 
 def build_elementwise(op: Elementwise, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
@@ -67,11 +65,13 @@ def build_elementwise(op: Elementwise, schedule: FlatSchedule, precision: Precis
     plane = op.height * op.width
     items = op.batch * blocks(op.channels) * plane
     stored, dtype = precision.stored(4), precision.computed(4)
-    parameters = {"input0": (items, stored)}
+    shape = (op.batch, op.channels, op.height, op.width)
+    parameters = {"input0": c4(shape, stored, memory_of(op, "input0"))}
     if op.operator != "copy":
-        parameters["input1"] = (items // plane if op.broadcast_pixels else items, stored)
+        other_shape = (op.batch, op.channels, 1, 1) if op.broadcast_pixels else shape
+        parameters["input1"] = c4(other_shape, stored, memory_of(op, "input1"))
 
-    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
         value = body.let(body.load(buffers["input0"], index, dtype))
         if op.operator != "copy":
             position = tirx.floordiv(index, plane) if op.broadcast_pixels else index
@@ -79,7 +79,7 @@ def build_elementwise(op: Elementwise, schedule: FlatSchedule, precision: Precis
             value = {"add": value + other, "sub": value - other, "mul": value * other}[op.operator]
         body.store(buffers["output"], index, activate(body, value, op.activation, dtype))
 
-    parameters["output"] = (items, stored)
+    parameters["output"] = c4(shape, stored, memory_of(op, "output"))
     return flat_kernel("elementwise", parameters, write, items=items, schedule=schedule, flops=4 * items)
 
 
@@ -89,7 +89,7 @@ def build_pack(op: Pack, schedule: FlatSchedule, precision: Precision = FLOAT32)
     channel_blocks = blocks(op.channels)
     items = op.batch * channel_blocks * plane
 
-    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
         block_row = body.let(tirx.floordiv(index, plane))
         image = tirx.floordiv(block_row, channel_blocks)
         block = body.let(tirx.floormod(block_row, channel_blocks))
@@ -97,10 +97,12 @@ def build_pack(op: Pack, schedule: FlatSchedule, precision: Precision = FLOAT32)
         values = []
         for i in range(4):
             exists = block * 4 + i < op.channels if op.channels % 4 and i >= op.channels % 4 else None
-            values.append(body.let(load_if(exists, buffers["input"][first + i * plane], "float32")))
+            values.append(body.let(body.load(buffers["input"], first + i * plane, "float32", exists)))
         body.store(buffers["output"], index, gathered(values))
 
-    parameters = {"input": (op.batch * op.channels * plane, "float32"), "output": (items, precision.stored(4))}
+    shape = (op.batch, op.channels, op.height, op.width)
+    packed = c4(shape, precision.stored(4), memory_of(op, "output"))
+    parameters = {"input": run(op.batch * op.channels * plane, "float32"), "output": packed}
     return flat_kernel("pack", parameters, write, items=items, schedule=schedule)
 
 
@@ -110,7 +112,7 @@ def build_unpack(op: Unpack, schedule: FlatSchedule, precision: Precision = FLOA
     channel_blocks = blocks(op.channels)
     items = op.batch * channel_blocks * plane
 
-    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
         block_row = body.let(tirx.floordiv(index, plane))
         image = tirx.floordiv(block_row, channel_blocks)
         block = body.let(tirx.floormod(block_row, channel_blocks))
@@ -121,7 +123,9 @@ def build_unpack(op: Unpack, schedule: FlatSchedule, precision: Precision = FLOA
             with body.when(exists):
                 body.store(buffers["output"], first + i * plane, lane(value, i))
 
-    parameters = {"input": (items, precision.stored(4)), "output": (op.batch * op.channels * plane, "float32")}
+    shape = (op.batch, op.channels, op.height, op.width)
+    packed = c4(shape, precision.stored(4), memory_of(op, "input0"))
+    parameters = {"input": packed, "output": run(op.batch * op.channels * plane, "float32")}
     return flat_kernel("unpack", parameters, write, items=items, schedule=schedule)
 
 
@@ -152,14 +156,15 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule, precision: Precisio
         else:
             runs.append((block, block + 1, filled))
 
-    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
         block_row = body.let(tirx.floordiv(index, plane))
         image = body.let(tirx.floordiv(block_row, out_blocks))
         block = body.let(tirx.floormod(block_row, out_blocks))
         pixel = body.let(tirx.floormod(index, plane))
 
-        def at(number: int, input_block: Expr) -> Expr:
-            return buffers[f"input{number}"][(image * blocks(op.channels[number]) + input_block) * plane + pixel]
+        def at(number: int, input_block: Expr, exists: Expr | None = None) -> Expr:
+            vector_index = (image * blocks(op.channels[number]) + input_block) * plane + pixel
+            return body.let(body.load(buffers[f"input{number}"], vector_index, vector, exists))
 
         for first, end, filled in runs:
             inside = both(block >= first if first else None, block < end if end < out_blocks else None)
@@ -169,24 +174,25 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule, precision: Precisio
                     for c in range(first * 4, first * 4 + 4):
                         number = source(min(c, total - 1))
                         local = c - offsets[number]
-                        values.append(
-                            lane(body.let(at(number, local // 4)), local % 4) if c < total else const(0, scalar)
-                        )
+                        values.append(lane(at(number, local // 4), local % 4) if c < total else const(0, scalar))
                     body.store(buffers["output"], index, gathered(values))
                     continue
                 shift = (-offsets[filled]) % 4
                 start = body.let(block + (-offsets[filled]) // 4)
-                low = body.let(at(filled, start))
+                low = at(filled, start)
                 if shift == 0:
                     body.store(buffers["output"], index, low)
                     continue
                 # The last block may need no second vector; its lanes are then beyond the last channel.
                 limit = blocks(op.channels[filled])
                 exists = start + 1 < limit if (end - 1) + (-offsets[filled]) // 4 + 1 >= limit else None
-                high = body.let(load_if(exists, at(filled, start + 1), vector))
+                high = at(filled, start + 1, exists)
                 lanes = [lane(low, i) for i in range(shift, 4)] + [lane(high, i) for i in range(shift)]
                 body.store(buffers["output"], index, gathered(lanes))
 
-    parameters = {f"input{i}": (op.batch * blocks(c) * plane, vector) for i, c in enumerate(op.channels)}
-    parameters["output"] = (items, vector)
+    parameters = {
+        f"input{i}": c4((op.batch, c, op.height, op.width), vector, memory_of(op, f"input{i}"))
+        for i, c in enumerate(op.channels)
+    }
+    parameters["output"] = c4((op.batch, total, op.height, op.width), vector, memory_of(op, "output"))
     return flat_kernel("concat", parameters, write, items=items, schedule=schedule)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from tvm_build.kernels.body import Body, Expr, Grid, Register, both, build_func, const, spread
-from tvm_build.kernels.built import BuiltKernel, scalars_of
+from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.conv_tiling import inside
 from tvm_build.kernels.pointwise import FlatSchedule, flat_kernel
-from tvm_build.ops import GlobalAverage, Pool2d, blocks
+from tvm_build.kernels.stored import Stored, c4
+from tvm_build.ops import GlobalAverage, Pool2d, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision
 
 _UNROLLED_TAPS = 25
@@ -32,7 +32,7 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule, precision: Precision = FLOA
     An average divides by the number of taps inside the image, or inside image and padding with `count_include_pad`:
     with a rounded-up output size the last window may reach beyond the padding, where it never counts.
     """
-    in_plane, out_plane = op.in_height * op.in_width, op.out_height * op.out_width
+    out_plane = op.out_height * op.out_width
     items = op.batch * blocks(op.channels) * out_plane
     kh, kw = op.kernel
     top, left, bottom, right = op.padding
@@ -40,9 +40,9 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule, precision: Precision = FLOA
     dtype = precision.stored(4) if op.kind == "max" else "float32x4"
     unrolled = kh * kw <= _UNROLLED_TAPS
 
-    def write(body: Body, buffers: dict[str, Any], index: Expr) -> None:
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
         pixel = body.let(tirx.floormod(index, out_plane))
-        base = body.let(tirx.floordiv(index, out_plane) * in_plane)
+        base = body.let(tirx.floordiv(index, out_plane) * op.in_height)
         y = body.let(tirx.floordiv(pixel, op.out_width) * op.stride[0] - top)
         x = body.let(tirx.floormod(pixel, op.out_width) * op.stride[1] - left)
         highest_y = (op.out_height - 1) * op.stride[0] - top
@@ -58,7 +58,7 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule, precision: Precision = FLOA
                 _tap_inside(ix, kx, (kw, op.dilation[1]), (-left, highest_x), op.in_width),
             )
             with body.when(ok):
-                value = body.load(buffers["input"], base + iy * op.in_width + ix, dtype)
+                value = body.let(body.load(body.line(buffers["input"], base + iy), ix, dtype))
                 total.set(tirx.Max(total.value, value) if op.kind == "max" else total.value + value)
 
         if unrolled:
@@ -80,9 +80,11 @@ def build_pool2d(op: Pool2d, schedule: FlatSchedule, precision: Precision = FLOA
             result = result / spread(count, 4)
         body.store(buffers["output"], index, result)
 
+    in_shape = (op.batch, op.channels, op.in_height, op.in_width)
+    out_shape = (op.batch, op.channels, op.out_height, op.out_width)
     parameters = {
-        "input": (op.batch * blocks(op.channels) * in_plane, precision.stored(4)),
-        "output": (items, precision.stored(4)),
+        "input": c4(in_shape, precision.stored(4), memory_of(op, "input0")),
+        "output": c4(out_shape, precision.stored(4), memory_of(op, "output")),
     }
     flops = 4 * items * kh * kw
     return flat_kernel(f"{op.kind}_pool", parameters, write, items=items, schedule=schedule, flops=flops)
@@ -115,7 +117,7 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule, precision: P
     count = op.batch * blocks(op.channels)
     split = min(schedule.split, plane)
 
-    def write(body: Body, buffers: dict[str, Any], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
+    def write(body: Body, buffers: dict[str, Stored], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         total = sum_pixels(body, buffers["input"], (group[0] * plane, plane), (item[0], split))
         if split == 1:
             body.store(buffers["output"], group[0], total.value * const(1 / plane, "float32x4"))
@@ -129,11 +131,15 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule, precision: P
                 result = result + partial[part]
             body.store(buffers["output"], group[0], result * const(1 / plane, "float32x4"))
 
-    parameters = {"input": (count * plane, precision.stored(4)), "output": (count, precision.stored(4))}
+    shape = (op.batch, op.channels, op.height, op.width)
+    parameters = {
+        "input": c4(shape, precision.stored(4), memory_of(op, "input0")),
+        "output": c4((op.batch, op.channels, 1, 1), precision.stored(4), memory_of(op, "output")),
+    }
     func = build_func("global_average", parameters, Grid((count,), (split,)), write)
     return BuiltKernel(
         func=func,
-        scalars=scalars_of(parameters),
+        parameters=parameters,
         roles={"input": "input0", "output": "output"},
         flops=4 * count * plane,
         bytes=4 * precision.item_bytes * count * (plane + 1),
@@ -141,12 +147,12 @@ def build_global_average(op: GlobalAverage, schedule: MeanSchedule, precision: P
     )
 
 
-def sum_pixels(body: Body, source: Any, pixels: tuple[Expr, int], part: tuple[Expr, int]) -> Register:
+def sum_pixels(body: Body, source: Stored, pixels: tuple[Expr, int], part: tuple[Expr, int]) -> Register:
     """Sum of `source` in float32 over this work-item's share of the pixels.
 
     Args:
         body: the kernel.
-        source: buffer of vectors of four.
+        source: vectors of four.
         pixels: the first one's index, and how many follow each other.
         part: number of the share, and of shares; share k of n has pixels k, k + n, k + 2n, ...
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from tvm_build.gpu import Gpu
@@ -10,12 +11,14 @@ from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
 from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, blocks
 
 _UNROLLED_PRODUCTS = 160
+_WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
 # Pixels, rows, vectors; what other engines use on Adreno, then wider ones for layers with many channels.
 _ADRENO_TILES = ((4, 1, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (4, 1, 1), (1, 1, 1), (4, 1, 4), (2, 2, 4))
 
@@ -24,7 +27,7 @@ def schedules(op: Operator, gpu: Gpu) -> list[Any]:
     """Candidates for `op`, the likeliest first."""
     match op:
         case Conv2d():
-            return _cpu_conv(op) if gpu.kind == "cpu" else _adreno_conv(op, gpu)
+            return _cpu_conv(op, gpu) if gpu.kind == "cpu" else _adreno_conv(op, gpu)
         case Dense():
             return _dense(op, gpu)
         case GlobalAverage():
@@ -41,12 +44,14 @@ def _finish(op: Conv2d, **fields: Any) -> ConvSchedule:
     return ConvSchedule(**fields, unroll_rows=taps * tile <= _UNROLLED_PRODUCTS)
 
 
-def _cpu_conv(op: Conv2d) -> list[ConvSchedule]:
+def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
     """Few, fat work-items: a group of one, so that drivers do not spread vectors over work-items."""
     flat = flatten_pixels(op)
     widths = {p for p in range(4, 9) if flat.out_width % p == 0} | {min(4, flat.out_width), min(8, flat.out_width)}
     if is_depthwise(op):
-        return [_finish(op, pixels=p, lanes=4, local=1) for p in sorted(widths, reverse=True)]
+        return [
+            s for p in sorted(widths, reverse=True) for s in _placed(op, _finish(op, pixels=p, lanes=4, local=1), gpu)
+        ]
     found = []
     for gather in _gathers(op):
         for lanes in (16, 8, 4):
@@ -58,8 +63,34 @@ def _cpu_conv(op: Conv2d) -> list[ConvSchedule]:
                         if rows > flat.out_height or not 4 <= pixels * rows * vectors <= 16:
                             continue
                         shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "lanes": lanes}
-                        found.append(_finish(op, **shape, local=1, gather=gather))
+                        found += _placed(op, _finish(op, **shape, local=1, gather=gather), gpu)
     return found or [_finish(op, pixels=1, lanes=16, local=1)]
+
+
+def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
+    """`schedule` with its weights in every memory that they may lie in on `gpu`."""
+    if op.columns is not None and schedule.gather == "lanes" and "input0" in op.images:
+        return []
+    sources = [op] if op.shortcut is None else [op, op.shortcut]
+    steps = [weight_steps(source, schedule) for source in sources]
+    tables = sum(
+        4 * len(list_entries(source, schedule.gather).offsets) for source in sources if source.columns is not None
+    )
+    fast_tables = 0 < tables <= gpu.constant_bytes
+    if fast_tables:
+        schedule = replace(schedule, tables="constant")
+    found = []
+    fits = schedule.lanes == 4 and why_no_weight_image(op, schedule, gpu) is None
+    if gpu.memory != "buffer" and fits and (gpu.kind == "adreno" or gpu.memory == "image"):
+        found.append(replace(schedule, weights="image"))
+    if gpu.memory != "image" or not found:
+        found.append(schedule)
+    # Half is judged as float32: which of both it will be is not known here.
+    size = 16 * sum(steps) * ceil_div(op.out_channels, 4)
+    uniform = schedule.split == 1 and schedule.local_channels == 1
+    if uniform and size + (tables if fast_tables else 0) <= gpu.constant_bytes:
+        found.append(replace(schedule, weights="constant"))
+    return found
 
 
 def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
@@ -67,7 +98,7 @@ def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
     flat = flatten_pixels(op)
     if is_depthwise(op):
         tiles = [(p, r) for p, r in ((2, 2), (4, 1), (2, 1), (1, 1)) if p <= flat.out_width and r <= flat.out_height]
-        return [_finish(op, pixels=p, rows=r, local=gpu.wave) for p, r in tiles]
+        return [s for p, r in tiles for s in _placed(op, _finish(op, pixels=p, rows=r, local=gpu.wave), gpu)]
     found = []
     for gather in _gathers(op):
         steps = _steps(flat, gather)
@@ -90,8 +121,34 @@ def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
                 if local == 0:
                     continue
                 shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "local_channels": local_channels}
-                found.append(_finish(op, **shape, split=split, local=local, gather=gather))
+                found += _placed(op, _finish(op, **shape, split=split, local=local, gather=gather), gpu)
     return found
+
+
+def why_no_weight_image(op: Any, schedule: Any, gpu: Gpu) -> str | None:
+    """Why the weights of a launch cannot lie in an image, or None if they can, or there are none."""
+    if isinstance(op, Conv2d):
+        sources = [op] if op.shortcut is None else [op, op.shortcut]
+        width = max(weight_steps(source, schedule) for source in sources) * schedule.vectors
+        height = ceil_div(op.out_channels, schedule.tile_channels)
+    elif isinstance(op, Dense):
+        width, height = ceil_div(op.out_features, 4), 4 * blocks(op.in_features)
+    else:
+        return None
+    if max(width, height) <= gpu.image_max:
+        return None
+    return f"{width} x {height} texels, {gpu.name} takes {gpu.image_max}"
+
+
+def weight_steps(op: Conv2d, schedule: ConvSchedule) -> int:
+    """Weight vectors per accumulator of a pixel: the length of a tile's line of weights, in reduction steps."""
+    if op.columns is not None:
+        return int(list_entries(op, schedule.gather).columns.size)
+    taps = op.kernel[0] * op.kernel[1]
+    if is_depthwise(op):
+        return taps
+    count = input_blocks(op, schedule)[1]
+    return count * taps * (min(4, op.in_channels) if count == 1 else 4)
 
 
 def _power_of_two(limit: int) -> int:
@@ -115,6 +172,14 @@ def _steps(op: Conv2d, gather: Literal["blocks", "lanes"]) -> int:
 def _dense(op: Dense, gpu: Gpu) -> list[DenseSchedule]:
     """On a CPU one work-item per tile; on a GPU a reduction split that fills two waves."""
     if gpu.kind == "cpu":
-        lanes = 16 if op.out_features > 8 else 8 if op.out_features > 4 else 4
-        return [DenseSchedule(lanes=lanes, tiles=1, split=1)]
-    return [DenseSchedule(lanes=4, tiles=tiles, split=split) for tiles, split in ((8, 32), (4, 32), (2, 32), (8, 8))]
+        lanes = 4 if gpu.memory == "image" else 16 if op.out_features > 8 else 8 if op.out_features > 4 else 4
+        found = [DenseSchedule(lanes=lanes, tiles=1, split=1)]
+    else:
+        shapes = ((8, 32), (4, 32), (2, 32), (8, 8))
+        found = [DenseSchedule(lanes=4, tiles=tiles, split=split) for tiles, split in shapes]
+    fits = found[0].lanes == 4 and why_no_weight_image(op, found[0], gpu) is None
+    if gpu.memory == "image" and fits:
+        return [replace(schedule, weights="image") for schedule in found]
+    if gpu.kind == "cpu" or gpu.memory == "buffer" or not fits:
+        return found
+    return [replace(schedule, weights=memory) for schedule in found for memory in _WEIGHTS]
