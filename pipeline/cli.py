@@ -17,8 +17,10 @@ import typer
 
 import pipeline.bundle_commands
 import pipeline.machine_commands
+import pipeline.network_commands
 import pipeline.rpc_commands
 import pipeline.stage_commands
+import pipeline.tune_commands
 import structadmm
 from structadmm.errors import StructadmmError
 
@@ -54,7 +56,9 @@ def _options(
 pipeline.stage_commands.register(app)
 pipeline.bundle_commands.register(app)
 pipeline.machine_commands.register(app)
+pipeline.network_commands.register(app)
 pipeline.rpc_commands.register(app)
+pipeline.tune_commands.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,95 @@
+"""Make a reference network of a finished run.
+
+    python -m pipeline.publish RUN results/reference/networks/NAME --title "ResNet-18 on CIFAR-10, 54x" [--note TEXT]
+
+The pruned ONNX file is evaluated once more, and what it classifies rightly is what its description says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from pipeline.evaluate import data_digest, evaluate_onnx
+from pipeline.progress import console_reporter
+from pipeline.reference_networks import NETWORK, ONNX, DenseModel, EvaluatedOn, ReferenceNetwork, open_folder
+from results.records import Accuracy, read_result
+from structadmm.errors import InvariantError
+from structadmm.files import atomic_path, read_json, sha256_file, write_json
+from structadmm.progress import Reporter
+
+FILES = {
+    "config.toml": "config.toml",
+    "export/pruned.onnx": ONNX,
+    "export/shrunk.safetensors": "shrunk.safetensors",
+    "export/shrunk.json": "shrunk.json",
+    "train/history.jsonl": "history.jsonl",
+    "report/result.json": "result.json",
+    "report/report.html": "report.html",
+}
+MAX_POINTS_APART = 0.05
+"""Training counts in its own precision, ONNX Runtime in float32: an image or two of ten thousand may fall otherwise."""
+
+
+def publish(run: Path, out: Path, *, title: str, note: str, reporter: Reporter) -> ReferenceNetwork:
+    """Write the folder `out` from a run directory; a folder that is there is replaced file by file.
+
+    Raises:
+        UserError: the run is not finished, or its data set is not there.
+        InvariantError: the ONNX file does not reach the accuracy of the run.
+    """
+    from train.config import DataConfig
+    from train.data import load_dataset
+
+    result = read_result(run / "report" / "result.json")
+    pruning = read_json(run / "train" / "pruning.json", schema=1)
+    data = load_dataset(DataConfig(**pruning["data"]["config"]))
+    answers = evaluate_onnx(run / "export" / ONNX, data, reporter)
+    if abs(answers.percent - result.accuracy.pruned) > MAX_POINTS_APART:
+        raise InvariantError(
+            f"{run / 'export' / ONNX} reaches {answers.percent:.2f} %, the run says {result.accuracy.pruned:.2f} %"
+        )
+    network = ReferenceNetwork(
+        title=title,
+        model=DenseModel(entry=pruning["model"]["entry"], kwargs=pruning["model"]["kwargs"]),
+        input_shape=tuple(pruning["input_shape"]),
+        data=EvaluatedOn(name=data.name, images=len(data.test_labels), sha256=data_digest(data), note=note),
+        accuracy=Accuracy(
+            dense=result.accuracy.dense, pruned=answers.percent, test_samples=result.accuracy.test_samples
+        ),
+        correct=answers.correct,
+        conv_params=result.conv_params,
+        params=result.params,
+        macs=result.macs,
+        checks=result.checks,
+        tolerances=result.tolerances,
+        onnx_sha256=sha256_file(run / "export" / ONNX),
+        commit=str(result.environment["commit"]),
+    )
+    for source, name in FILES.items():
+        with atomic_path(out / name) as temporary:
+            shutil.copyfile(run / source, temporary)
+    write_json(out / NETWORK, network.model_dump(mode="json", by_alias=True))
+    return open_folder(out).network
+
+
+def main() -> None:
+    """Publish and say what."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--note", default="", help="about the test images")
+    arguments = parser.parse_args()
+    network = publish(
+        arguments.run, arguments.out, title=arguments.title, note=arguments.note, reporter=console_reporter()
+    )
+    print(
+        f"{arguments.out}: {network.correct} of {network.data.images} images right, "
+        f"{network.conv_params.ratio:.2f}x fewer CONV parameters"
+    )
+
+
+if __name__ == "__main__":
+    main()

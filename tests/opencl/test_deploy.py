@@ -1,0 +1,71 @@
+"""A reference network against its dense self on a real OpenCL device, and its accuracy there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from device.local_target import choose_local_device, find_local_devices
+from pipeline.cli import run_command_line
+from pipeline.deploy import Settings, deploy
+from pipeline.reference_networks import NETWORK, find_network, list_networks
+from structadmm.errors import InvariantError
+from structadmm.progress import SilentReporter
+
+FOLDER = next(folder for folder in list_networks() if folder.network.data.name == "digits")
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("deployed")
+    assert run_command_line(["deploy", FOLDER.name, "--runs", "20", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_network_is_measured_against_its_dense_self_without_training(deployed: Path) -> None:
+    result = json.loads((deployed / "result.json").read_text())
+    device = choose_local_device("", find_local_devices())
+    assert result["environment"]["device"]["option"] == "local"
+    assert device.info.name in result["latency_ms"]["device"]
+    assert result["latency_ms"]["kind"] == "host"
+    assert result["latency_ms"]["baseline"]["samples"] == 20
+    assert result["conv_params"]["ratio"] == FOLDER.network.conv_params.ratio
+    assert result["accuracy"]["pruned"] == FOLDER.network.accuracy.pruned
+    # Found on this device, for both networks; the rest is what the export found.
+    assert 0 < result["checks"]["onnx_vs_device"] <= result["tolerances"]["onnx_vs_device"]
+    assert result["checks"]["shrunk_vs_onnx"] == FOLDER.network.checks.shrunk_vs_onnx
+    # Fifteen times less work, on whatever busy machine.
+    assert result["latency_ms"]["speedup"]["median"] > 1.0
+
+
+def test_the_compiled_network_classifies_as_many_images_rightly_as_it_states(
+    deployed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["evaluate", str(deployed / "pruned.clbundle"), "--data", "digits", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    [on_device] = value["results"]
+    assert (on_device["correct"], on_device["images"]) == (FOLDER.network.correct, FOLDER.network.data.images)
+    assert value["data"]["sha256"] == FOLDER.network.data.sha256
+
+
+def test_an_onnx_file_is_compiled_and_both_ways_answer_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["evaluate", str(FOLDER.onnx), "--data", "digits", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert [result["correct"] for result in value["results"]] == [FOLDER.network.correct] * 2
+    assert value["differing"] == 0
+    assert value["target"] == "opencl-cpu"
+
+
+def test_a_dense_network_that_is_not_the_one_that_was_pruned_is_not_compared(tmp_path: Path) -> None:
+    from device.config import MeasureConfig
+
+    shutil.copytree(FOLDER.path, tmp_path / "other")
+    values = json.loads((tmp_path / "other" / NETWORK).read_text())
+    values["model"] = {"entry": "cifar_resnet20", "kwargs": {"width": 4, "num_classes": 10, "in_channels": 1}}
+    (tmp_path / "other" / NETWORK).write_text(json.dumps(values))
+    settings = Settings("local", "auto", "float32", MeasureConfig())
+    with pytest.raises(InvariantError, match="its model is another one now"):
+        deploy(find_network(str(tmp_path / "other")), settings, tmp_path / "out", SilentReporter())

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluate import data_digest, evaluate_onnx
+from pipeline.reference_networks import NETWORK, ONNX, Folder, find_network, list_networks, networks_dir
+from results.records import read_result
+from structadmm.errors import UserError
+from structadmm.progress import SilentReporter
+from train.config import DataConfig
+from train.data import load_dataset
+
+ROOT = Path(__file__).parents[3]
+NETWORKS = list_networks()
+# A network of images that have to be downloaded is evaluated by hand, as its page says.
+EMBEDDED = [folder for folder in NETWORKS if folder.network.data.name == "digits"]
+
+
+def by_name(folder: Folder) -> str:
+    return folder.name
+
+
+@pytest.mark.parametrize("folder", NETWORKS, ids=by_name)
+def test_a_networks_description_agrees_with_the_result_beside_it(folder: Folder) -> None:
+    network, result = folder.network, read_result(folder.path / "result.json")
+    assert (network.conv_params, network.params, network.macs) == (result.conv_params, result.params, result.macs)
+    assert network.accuracy.dense == result.accuracy.dense
+    assert network.accuracy.test_samples == network.data.images
+    assert network.accuracy.pruned == 100.0 * network.correct / network.data.images
+    assert abs(network.accuracy.pruned - result.accuracy.pruned) <= 0.05  # ONNX Runtime against training's precision
+    assert network.checks == result.checks
+
+
+@pytest.mark.parametrize("folder", NETWORKS, ids=by_name)
+def test_every_file_of_a_network_is_small_enough_for_a_repository(folder: Folder) -> None:
+    sizes = {path.name: path.stat().st_size for path in folder.path.iterdir()}
+    assert {NETWORK, ONNX, "config.toml", "history.jsonl", "result.json", "report.html"} <= set(sizes)
+    assert max(sizes.values()) < 2_000_000, sizes
+
+
+@pytest.mark.parametrize("folder", EMBEDDED, ids=by_name)
+def test_a_network_reaches_the_count_that_it_states_on_the_images_that_it_names(folder: Folder) -> None:
+    data = load_dataset(DataConfig(name=folder.network.data.name))
+    assert data_digest(data) == folder.network.data.sha256
+    assert evaluate_onnx(folder.onnx, data, SilentReporter()).correct == folder.network.correct
+
+
+def test_there_is_a_network_that_needs_no_download() -> None:
+    assert EMBEDDED
+
+
+def test_the_package_takes_every_network_along() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    for folder in NETWORKS:
+        assert folder.path.parent == networks_dir() == ROOT / "results" / "reference" / "networks"
+    for name in (NETWORK, ONNX):
+        assert f'"reference/networks/*/{name}"' in text
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(EMBEDDED[0].path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_folder_of_ones_own_is_found_by_its_path(copy: Path) -> None:
+    assert find_network(str(copy)).network == EMBEDDED[0].network
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=f"no reference network 'resnet': choose .*{EMBEDDED[0].name}"):
+        find_network("resnet")
+
+
+def test_a_changed_network_is_refused(copy: Path) -> None:
+    content = bytearray((copy / ONNX).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / ONNX).write_bytes(content)
+    with pytest.raises(UserError, match=f"{ONNX} is not the file that {NETWORK} describes"):
+        find_network(str(copy))
+    (copy / ONNX).unlink()
+    with pytest.raises(UserError, match=f"holds no {ONNX}"):
+        find_network(str(copy))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"correct": 0},
+        {"input_shape": [3]},
+        {"onnx_sha256": "0"},
+        {"accuracy": {"dense": 101, "pruned": 1, "test_samples": 1}},
+        {"macs": {"dense": 4, "pruned": 2, "ratio": 3}},
+        {"surprise": 1},
+    ],
+)
+def test_a_description_that_says_something_else_is_refused_in_one_line(copy: Path, change: dict[str, Any]) -> None:
+    values = json.loads((copy / NETWORK).read_text())
+    (copy / NETWORK).write_text(json.dumps(values | change))
+    with pytest.raises(UserError) as caught:
+        find_network(str(copy))
+    assert "\n" not in str(caught.value)
+    assert NETWORK in str(caught.value)
