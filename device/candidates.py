@@ -90,10 +90,18 @@ class LocalMeasurer:
         return 1
 
     def measure(self, bundles: Iterable[Path]) -> Iterator[tuple[int, CandidateOutcome]]:
-        """Try the bundles in order."""
+        """Try the bundles in order.
+
+        Raises:
+            TargetOfflineError: the target went away and has not come back.
+        """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
-            yield index, try_candidate(self._runner, bundle, self._trial, key)
+            outcome = try_candidate(self._runner, bundle, self._trial, key)
+            yield index, outcome
+            if outcome.status == "lost":
+                # A device that is still away is the session's end, not the next candidate's fault.
+                self._runner.info()
 
     def close(self) -> None:
         """Close the target."""

@@ -67,6 +67,12 @@ def compile_model(
     memory: Annotated[
         str, typer.Option("--memory", help="auto (images where they pay), buffer, or image (wherever they fit).")
     ] = "auto",
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", metavar="DB", help="A tuning database to take schedules from.")
+    ] = None,
+    tuned_device: Annotated[
+        str | None, typer.Option("--tuned-device", help="Part of a device's name, if the database has several.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what the cost model predicts for each launch, and why.")
     ] = False,
@@ -87,10 +93,13 @@ def compile_model(
         dtype=dtype,
         schedules=schedules,  # type: ignore[arg-type]  # checked above
         memory=memory,
+        tuned=tuned,
+        tuned_device=tuned_device,
         reporter=reporter,
     )
     if as_json:
         record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(summary).items()}
+        record["tuned"] = None if summary.tuned is None else summary.tuned.record()
         record["explanation"] = asdict(summary.explanation) | {"kind": "predicted"}
         if not explain:
             del record["explanation"]
@@ -98,6 +107,8 @@ def compile_model(
         return
     if explain:
         _print_explanation(summary.explanation)
+    if summary.tuned is not None:
+        typer.echo(f"{out}: {summary.tuned}")
     typer.echo(
         f"{out}: {summary.launches} launches of {summary.kernels} kernels, {summary.macs:,} MACs, "
         f"{summary.weight_bytes / 1e6:.2f} MB of weights, {summary.activation_bytes / 1e6:.2f} MB of activations; "
@@ -112,7 +123,7 @@ def _print_explanation(explanation: Explanation) -> None:
     table = Table()
     for heading in ("layer", "kernel", "schedule", "not in buffers"):
         table.add_column(heading, overflow="fold")
-    for heading in ("MFLOP", "kB", "MACs/load", "registers", "waves", "bound by", "predicted us"):
+    for heading in ("MFLOP", "kB", "MACs/load", "registers", "waves", "bound by", "predicted us", "tuned us"):
         table.add_column(heading, justify="right")
     for launch in explanation.launches:
         table.add_row(
@@ -127,6 +138,7 @@ def _print_explanation(explanation: Explanation) -> None:
             "" if launch.waves is None else str(launch.waves),
             launch.bound_by or "",
             f"{launch.predicted_us:.1f}",
+            "" if launch.measured_us is None else f"{launch.measured_us:.1f}",
         )
     console = Console(highlight=False)
     console.print(table)

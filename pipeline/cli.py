@@ -20,6 +20,7 @@ import pipeline.machine_commands
 import pipeline.network_commands
 import pipeline.rpc_commands
 import pipeline.stage_commands
+import pipeline.tune_commands
 import structadmm
 from structadmm.errors import StructadmmError
 
@@ -57,6 +58,7 @@ pipeline.bundle_commands.register(app)
 pipeline.machine_commands.register(app)
 pipeline.network_commands.register(app)
 pipeline.rpc_commands.register(app)
+pipeline.tune_commands.register(app)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from pipeline.run_config import RunConfig
 from pipeline.run_directory import RunDirectory
+from structadmm.errors import UserError
+from structadmm.files import sha256_file
 from structadmm.progress import Reporter
 
 
@@ -51,6 +53,9 @@ class Stage:
             "upstream": {name: context.directory.content(name) for name in self.upstream},
             "versions": {name: importlib.metadata.version(name) for name in self.packages},
         }
+        if self.name == "build":
+            path = _tuning_database(context)
+            inputs["tuning_database"] = None if path is None else sha256_file(path)
         if self.name == "measure":
             inputs["device"] = context.device
         if self.name == "report":
@@ -73,7 +78,20 @@ def _export(context: StageContext, out: Path) -> None:
 def _build(context: StageContext, out: Path) -> None:
     from tvm_build.stage import run_build
 
-    run_build(context.config.build, context.directory.stage_dir("export"), out, context.reporter)
+    shipped = _tuning_database(context) if context.config.build.tuned == "auto" else None
+    run_build(context.config.build, context.directory.stage_dir("export"), out, context.reporter, shipped)
+
+
+def _tuning_database(context: StageContext) -> Path | None:
+    """The file that `build.tuned` means for this device, None if there is none."""
+    tuned = context.config.build.tuned
+    if tuned != "auto":
+        if tuned is not None and not tuned.is_file():
+            raise UserError(f"build.tuned: there is no tuning database {tuned}: make it with `structadmm tune`")
+        return tuned
+    from pipeline.shipped_tuning import shipped_database
+
+    return shipped_database(context.device, context.config.build.resolved_target)
 
 
 def _measure(context: StageContext, out: Path) -> None:

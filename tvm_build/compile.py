@@ -23,6 +23,7 @@ from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import LoweredNetwork
 from tvm_build.precision import FLOAT32, Precision, precision_by_name
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
+from tvm_build.tuning.tuned import TunedSchedules, TunedUse, load_tuned
 
 Schedules = Literal["structadmm", "upstream"]
 
@@ -43,6 +44,7 @@ class CompileSummary:
         predicted_ms: by the cost model for the target; a prediction.
         compile_s: seconds from file to bundle.
         explanation: the prediction launch by launch.
+        tuned: which layers have schedules from a tuning database; None if none was given.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class CompileSummary:
     predicted_ms: float
     compile_s: float
     explanation: Explanation
+    tuned: TunedUse | None = None
 
 
 def compile_onnx(
@@ -67,6 +70,8 @@ def compile_onnx(
     schedules: Schedules = "structadmm",
     memory: str = "auto",
     sample: Mapping[str, NDArray[Any]] | None = None,
+    tuned: Path | None = None,
+    tuned_device: str | None = None,
     reporter: Reporter | None = None,
 ) -> CompileSummary:
     """Compile an ONNX network to an OpenCL bundle. The same file gives the same bytes.
@@ -80,20 +85,29 @@ def compile_onnx(
         schedules: our kernels, or TVM's own Adreno pipeline for comparison.
         memory: where C4 tensors and weights of our kernels may lie, one of `tvm_build.gpu.Memory`.
         sample: an input by name to ship with the bundle; seeded noise if None.
+        tuned: a tuning database; layers that it does not have get the cost model's choice.
+        tuned_device: part of the name of the device whose trials count, if the database has several.
         reporter: where progress is shown.
 
     Raises:
-        UserError: the file is not a network that can be compiled, or an option is unknown.
+        UserError: the file is not a network that can be compiled, an option is unknown, or the database is not for
+            this target.
     """
     started = time.perf_counter()
     reporter = reporter or SilentReporter()
     gpu = with_memory(gpu_by_name(target), memory)
     precision = precision_by_name(dtype)
     check_destination(out)
+    chosen = None
+    if tuned is not None:
+        if schedules != "structadmm":
+            raise UserError(f"a tuning database has schedules of our kernels, got schedules {schedules}: leave one out")
+        chosen = load_tuned(tuned, target=target, dtype=dtype, device=tuned_device)
     imported = import_onnx(path)
     shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
     inputs = sample_inputs(shapes, sample)
-    lowered, macs = _lower(imported, gpu, precision, schedules, reporter)
+    lowered, macs = _lower(imported, gpu, precision, schedules, reporter, chosen)
+    use = None if chosen is None else chosen.use_by(lowered.launches)
     for external in lowered.outputs:
         if external.dtype != "float32":
             raise UserError(
@@ -103,7 +117,7 @@ def compile_onnx(
     outputs = expected_outputs(path, inputs)
     outputs = [value.reshape(end.shape) for value, end in zip(outputs, assembly.plan.outputs, strict=True)]
     plan = with_samples(assembly.plan, tuple(tolerance(value, dtype) for value in outputs))
-    manifest = _manifest(path, out, lowered, assembly, imported, gpu, dtype, schedules, macs)
+    manifest = _manifest(path, out, lowered, assembly, imported, gpu, dtype, schedules, macs, use)
     write_bundle(
         out,
         plan=plan,
@@ -125,11 +139,17 @@ def compile_onnx(
         predicted_ms=_predicted_ms(lowered),
         compile_s=time.perf_counter() - started,
         explanation=explain(lowered.launches, gpu),
+        tuned=use,
     )
 
 
 def _lower(
-    imported: ImportedNetwork, gpu: Gpu, precision: Precision, schedules: str, reporter: Reporter
+    imported: ImportedNetwork,
+    gpu: Gpu,
+    precision: Precision,
+    schedules: str,
+    reporter: Reporter,
+    tuned: TunedSchedules | None,
 ) -> tuple[LoweredNetwork, int]:
     from tvm_build.fuse import fuse
     from tvm_build.layout import assign_layouts
@@ -147,13 +167,13 @@ def _lower(
     if schedules != "structadmm":
         raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
     # 2. One operator per launch.
-    network = fuse(network, gpu, precision)
+    network = fuse(network, gpu, precision, tuned)
     # 3. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network, precision)
     # 4. Images where they pay.
     network = assign_memory(network, gpu, precision)
     # 5. Kernels.
-    return lower(network, gpu, reporter, precision), _macs(network)
+    return lower(network, gpu, reporter, precision, tuned), _macs(network)
 
 
 def _macs(network: Any) -> int:
@@ -182,6 +202,7 @@ def _manifest(
     dtype: str,
     schedules: str,
     macs: int,
+    use: TunedUse | None,
 ) -> dict[str, Any]:
     plan = assembly.plan
     ends = {
@@ -202,6 +223,7 @@ def _manifest(
         "activation_bytes": assembly.activation_bytes,
         "weight_bytes": len(assembly.weights),
         "predicted_ms": {"device": gpu.name, "median": _predicted_ms(lowered), "kind": "predicted"},
+        "tuned": None if use is None else use.record(),
         "layers": [
             {"layer": launch.layer, "kernel": launch.kernel, "flops": launch.flops, "bytes": launch.bytes}
             for launch in plan.launches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -20,6 +21,8 @@ class BuildConfig(BaseModel):
             computed with in float32 ("float16_float32").
         memory: where activations and weights lie: in images where the cost model says that they pay ("auto", for a GPU;
             buffers on a CPU), in buffers, or in images wherever they fit.
+        tuned: a tuning database (docs/tuning.md), or "auto": for the local device, the one that comes with this project
+            if it was tuned on the same device and driver. Layers that it does not have get the cost model's choice.
         schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison.
     """
 
@@ -28,6 +31,7 @@ class BuildConfig(BaseModel):
     target: str = "auto"
     dtype: DType = "float32"
     memory: Memory = "auto"
+    tuned: Path | Literal["auto"] | None = None
     schedules: Literal["structadmm", "upstream"] = "structadmm"
 
     @field_validator("target")

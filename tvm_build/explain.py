@@ -31,6 +31,7 @@ class ExplainedLaunch:
         waves: of the launch.
         bound_by: "launch", "arithmetic", "loads", "images" or "memory": the largest part.
         predicted_us: microseconds, launch overhead included.
+        measured_us: microseconds of the kernel on the tuning database's device, if its schedule is from there.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class ExplainedLaunch:
     waves: int | None
     bound_by: str | None
     predicted_us: float
+    measured_us: float | None
 
 
 @dataclass(frozen=True)
@@ -131,4 +133,5 @@ def _explained(launch: KernelLaunch) -> ExplainedLaunch:
         waves=None if cost is None else cost.waves,
         bound_by=None if cost is None else cost.bound_by,
         predicted_us=launch.predicted_us,
+        measured_us=launch.measured_us,
     )

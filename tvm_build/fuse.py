@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,26 +31,30 @@ from tvm_build.network import (
 from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d, blocks
 from tvm_build.precision import FLOAT32, Precision
 
+if TYPE_CHECKING:
+    from tvm_build.tuning.tuned import TunedSchedules
+
 # A compacted reduction must be predicted to save this share of the time: gathers are hard to predict.
 MIN_SAVING = 0.1
 
 Rule = Callable[[Network, int], "Network | None"]
 
 
-def fuse(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> Network:
+def fuse(network: Network, gpu: Gpu, precision: Precision = FLOAT32, tuned: TunedSchedules | None = None) -> Network:
     """Join every convolution with what surrounds it, and the other operators as far as their kernels allow.
 
     Args:
         network: as recognized.
         gpu: decides whether leaving out zero columns pays.
         precision: of the kernels; what they cost depends on it.
+        tuned: what was measured, which goes before what the cost model predicts.
 
     Ensures: no `ChannelAffine`, `ZeroPad` or `Activate` remains; what no kernel takes is `Generic`.
     """
     for rules in _PHASES:
         network = _until_settled(network, rules)
     settled = (_settle(node, network) for node in network.nodes)
-    compacted = (_without_zero_columns(node, gpu, precision) for node in settled)
+    compacted = (_without_zero_columns(node, gpu, precision, tuned) for node in settled)
     network = network.with_nodes(compacted).without_dead_nodes()
     network.check()
     return network
@@ -263,15 +268,33 @@ def _lone_pad(network: Network, index: int) -> Network | None:
     return _replace(network, index, replace(node, op=Generic())) if isinstance(node.op, ZeroPad) else None
 
 
-def _without_zero_columns(node: Node, gpu: Gpu, precision: Precision) -> Node:
+def _without_zero_columns(node: Node, gpu: Gpu, precision: Precision, tuned: TunedSchedules | None) -> Node:
     """A convolution whose weight is zero in the same columns of every filter reduces over the others only, if it pays.
 
     A reduction over a list of columns gathers single channels where the dense one reads vectors of four, so few zero
-    columns cost more than they save: the cost model decides, for a convolution and its shortcut separately.
+    columns cost more than they save: what was measured decides, else the cost model, for a convolution and its shortcut
+    separately.
     """
     if not isinstance(node.op, Conv2d):
         return node
     op = node.op
+    options = column_options(node)
+    if len(options) == 1:
+        return node
+    measured = tuned.measured_us(options) if tuned is not None else None
+    if measured is not None:
+        return replace(node, op=min(options, key=measured.__getitem__))
+    cost = {option: predict_us(option, default_schedule(option, gpu, precision), gpu, precision) for option in options}
+    best = min(options, key=cost.__getitem__)
+    return replace(node, op=best) if cost[best] <= (1 - MIN_SAVING) * cost[op] else node
+
+
+def column_options(node: Node) -> list[Conv2d]:
+    """The ways to compute a convolution: all columns (first), or the kept ones only, of itself and of its shortcut."""
+    assert isinstance(node.op, Conv2d)
+    op = replace(node.op, columns=None)
+    if op.shortcut is not None:
+        op = replace(op, shortcut=replace(op.shortcut, columns=None))
     compact = _kept_columns(op, node.constants["weight"])
     options = [op] if compact is None else [op, replace(op, columns=compact)]
     if op.shortcut is not None:
@@ -279,11 +302,7 @@ def _without_zero_columns(node: Node, gpu: Gpu, precision: Precision) -> Node:
         if kept is not None:
             shortcut = replace(op.shortcut, columns=kept)
             options += [replace(option, shortcut=shortcut) for option in options]
-    if len(options) == 1:
-        return node
-    cost = {option: predict_us(option, default_schedule(option, gpu, precision), gpu, precision) for option in options}
-    best = min(options, key=cost.__getitem__)
-    return replace(node, op=best) if cost[best] <= (1 - MIN_SAVING) * cost[op] else node
+    return options
 
 
 def _kept_columns(op: Conv2d, weight: Array) -> tuple[int, ...] | None:

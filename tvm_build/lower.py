@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from tvm_build.precision import FLOAT32, Precision
 from tvm_build.relax_lowering import generic_passes, lower_relax
 from tvm_build.storage import roles, where_it_lies, why_no_image
 
+if TYPE_CHECKING:
+    from tvm_build.tuning.tuned import TunedSchedules
+
 # dlight's rules choose work-groups of up to 256 work-items for this target, a size that every Adreno accepts.
 TVM_TARGET = "qcom/adreno-opencl"
 
@@ -37,22 +40,31 @@ def tvm_target() -> Any:
     return tvm.target.Target(TVM_TARGET, host="llvm")
 
 
-def lower(network: Network, gpu: Gpu, reporter: Reporter, precision: Precision = FLOAT32) -> LoweredNetwork:
+def lower(
+    network: Network,
+    gpu: Gpu,
+    reporter: Reporter,
+    precision: Precision = FLOAT32,
+    tuned: TunedSchedules | None = None,
+) -> LoweredNetwork:
     """Build every node's kernel; TVM's are float32 whatever `precision` says.
+
+    A layer that `tuned` knows gets the schedule that was fastest there, any other the cost model's choice.
 
     Raises:
         UserError: a weight is too large for half, or TVM cannot lower an operator for which there is no kernel of ours.
     """
-    return _Lowering(network, gpu, precision).run(reporter)
+    return _Lowering(network, gpu, precision, tuned).run(reporter)
 
 
 class _Lowering:
     """Collects launches, tensor sizes and constants; views are resolved to the tensor whose memory they share."""
 
-    def __init__(self, network: Network, gpu: Gpu, precision: Precision) -> None:
+    def __init__(self, network: Network, gpu: Gpu, precision: Precision, tuned: TunedSchedules | None) -> None:
         self.network = network
         self.gpu = gpu
         self.precision = precision
+        self.tuned = tuned
         self.alias: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self.constants: dict[str, Array] = {}
@@ -95,7 +107,9 @@ class _Lowering:
     def _kernel(self, node: Node) -> None:
         assert not isinstance(node.op, Generic | View)
         op: Any = node.op
-        built = build_kernel(op, node.constants, self.gpu, precision=self.precision)
+        found = self.tuned.find(op) if self.tuned is not None else None
+        schedule = None if found is None else found.schedule
+        built = build_kernel(op, node.constants, self.gpu, schedule, self.precision)
         key = (op, built.schedule)
         if key not in self.emitted:
             self.emitted[key] = emit_opencl(built.func)
@@ -122,6 +136,7 @@ class _Lowering:
                 predicted_us=cost.predicted_us,
                 schedule=built.schedule,
                 cost=cost,
+                measured_us=None if found is None else found.measured_us,
                 memory=where_it_lies(op, built.schedule),
                 fallbacks=self._fallbacks(node, built.schedule),
             )

@@ -28,6 +28,7 @@ class KernelLaunch:
         predicted_us: microseconds that the cost model expects, launch overhead included.
         schedule: what one of our kernels was built with; None for TVM's.
         cost: what the cost model counts for one of our kernels.
+        measured_us: what the tuning database says that it takes, if its schedule is from there.
         memory: what of it lies elsewhere than in buffers, in words.
         fallbacks: what would lie in an image if it were smaller, each with its reason.
     """
@@ -41,6 +42,7 @@ class KernelLaunch:
     predicted_us: float = 0.0
     schedule: Any = None
     cost: KernelCost | None = None
+    measured_us: float | None = None
     memory: str = ""
     fallbacks: tuple[str, ...] = ()
 

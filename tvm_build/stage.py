@@ -14,7 +14,9 @@ NETWORKS = ("baseline", "pruned")
 BUILD_SCHEMA = 1
 
 
-def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Reporter) -> None:
+def run_build(
+    config: BuildConfig, export_dir: Path, out: Path, reporter: Reporter, shipped: Path | None = None
+) -> None:
     """Compile `baseline.onnx` and `pruned.onnx` to bundles with the same settings, and write `build.json`.
 
     Args:
@@ -22,11 +24,13 @@ def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Report
         export_dir: holds both networks and `samples.npz`, whose first images become the bundles' sample.
         out: receives `baseline.clbundle/`, `pruned.clbundle/` and `build.json`.
         reporter: where progress is shown.
+        shipped: the tuning database that `tuned = "auto"` means here, if there is one.
 
     Raises:
         UserError: a file is missing, or a network cannot be compiled.
     """
     networks: dict[str, Any] = {}
+    tuned = shipped if config.tuned == "auto" else config.tuned
     for name in NETWORKS:
         path = export_dir / f"{name}.onnx"
         inputs = network_inputs(path)
@@ -43,6 +47,7 @@ def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Report
             schedules=config.schedules,
             memory=config.memory,
             sample=sample,
+            tuned=tuned,
             reporter=reporter,
         )
         networks[name] = _record(summary)
@@ -51,6 +56,8 @@ def run_build(config: BuildConfig, export_dir: Path, out: Path, reporter: Report
             f"{summary.weight_bytes / 1e6:.2f} MB weights, predicted {summary.predicted_ms:.2f} ms on "
             f"{config.resolved_target}, compiled in {summary.compile_s:.1f} s"
         )
+        if summary.tuned is not None:
+            reporter.say(f"{name}: {summary.tuned}")
     settings = {
         "target": config.resolved_target,
         "dtype": config.dtype,
@@ -72,4 +79,5 @@ def _record(summary: CompileSummary) -> dict[str, Any]:
         "weight_bytes": summary.weight_bytes,
         "predicted_ms": summary.predicted_ms,
         "compile_s": round(summary.compile_s, 3),
+        "tuned": None if summary.tuned is None else summary.tuned.record(),
     }

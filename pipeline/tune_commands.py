@@ -1,0 +1,298 @@
+"""`structadmm tune` and what goes with it: `tuned show`, `tuned merge`, `layer-costs`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from structadmm.errors import UserError
+
+if TYPE_CHECKING:
+    from structadmm.progress import Reporter
+    from tvm_build.tuning.measurer import DeviceFacts, Measurer
+    from tvm_build.tuning.session import SessionResult
+
+Network = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx|RUN", help="A network, or a run directory with both of its networks.")
+]
+Device = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them; not with --tracker.")]
+Target = Annotated[str | None, typer.Option("--target", help="The GPU to tune for; by default what the device is.")]
+DType = Annotated[str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+TRIALS_PER_LAYER = 64
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(tune)
+    app.command("layer-costs")(layer_costs)
+    tuned = typer.Typer(no_args_is_help=True)
+    tuned.callback(help="Look into tuning databases, and join them.")(lambda: None)
+    tuned.command()(show)
+    tuned.command()(merge)
+    app.add_typer(tuned, name="tuned")
+
+
+def tune(
+    model: Network,
+    *,
+    out: Annotated[Path, typer.Option("--out", help="The database, DB.jsonl; continued if it is there.")],
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="In all sessions together; 64 for each distinct layer by default."),
+    ] = None,
+    device: Device = "local",
+    tracker: Annotated[
+        str | None, typer.Option("--tracker", metavar="HOST:PORT", help="Use all devices of a key at this RPC tracker.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The devices' key at the tracker.")] = None,
+    target: Target = None,
+    dtype: DType = "float32",
+    runs: Annotated[int, typer.Option("--runs", min=1, max=1000, help="Timed runs of each candidate.")] = 40,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="After which a candidate is killed.")] = 60.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the search's chances.")] = 0,
+    as_json: JsonOutput = False,
+) -> None:
+    """Find fast schedules for a network's layers by measuring candidates. Ctrl-C keeps everything."""
+    from device.candidates import Trial
+    from pipeline.progress import console_reporter
+    from structadmm.progress import SilentReporter
+    from tvm_build.precision import precision_by_name
+    from tvm_build.tuning.session import run_session
+    from tvm_build.tuning.tasks import extract_tasks, fused_network
+
+    reporter: Reporter = SilentReporter() if as_json else console_reporter()
+    precision = precision_by_name(dtype)
+    networks = _networks(model)
+    trial = Trial(runs=runs, timeout_s=timeout_s)
+    with _measurer(device, tracker, key, trial, reporter) as measurer:
+        facts = measurer.device_facts()
+        gpu = _gpu(facts, target)
+        if dtype != "float32" and not facts.fp16:
+            raise UserError(f"{facts.gpu} does not compute in half precision: tune with --dtype float32")
+        tasks = extract_tasks([fused_network(path, gpu, precision) for path in networks], gpu, precision)
+        if not tasks:
+            raise UserError(f"{model} has no layer whose schedule can be tuned: compile it without a database")
+        wanted = TRIALS_PER_LAYER * len(tasks) if trials is None else trials
+        reporter.say(f"{len(tasks)} distinct layers, {wanted} trials, on {facts.key} ({facts.kind})")
+        result = run_session(
+            tasks,
+            out,
+            measurer,
+            gpu=gpu,
+            precision=precision,
+            trials=wanted,
+            reporter=reporter,
+            seed=seed,
+        )
+    if as_json:
+        typer.echo(json.dumps(_session_json(result), indent=2))
+    else:
+        _print_session(result, out)
+
+
+def show(
+    database: Annotated[Path, typer.Argument(metavar="DB", help="A tuning database.")],
+    as_json: JsonOutput = False,
+) -> None:
+    """Show what a database holds: devices, layers, the best schedule of each."""
+    from tvm_build.tuning.summary import summarize
+
+    rows = summarize(database)
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "layers": rows}, indent=2))
+        return
+    _print_table(
+        ("device", "dtype", "layer", "trials", "failed", "best ms", "schedule"),
+        [
+            (
+                row["device"],
+                row["dtype"],
+                row["layer"],
+                str(row["trials"]),
+                str(row["failed"]),
+                "" if row["best_ms"] is None else f"{row['best_ms']:.4f}",
+                row["schedule"],
+            )
+            for row in rows
+        ],
+        left={"device", "dtype", "layer", "schedule"},
+    )
+
+
+def merge(
+    databases: Annotated[list[Path], typer.Argument(metavar="DB DB ...", help="Tuning databases.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Where to write; may be one of them.")],
+) -> None:
+    """Join databases: each trial once, the fastest result where several have it."""
+    from tvm_build.tuning.database import merge_databases
+
+    count = merge_databases(databases, out)
+    typer.echo(f"{out}: {count} trials of {len(databases)} databases")
+
+
+def layer_costs(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|RUN", help="The dense network, or a run of it.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="The table, as [train] takes it for a latency target.")],
+    device: Device = "local",
+    target: Target = None,
+    dtype: DType = "float32",
+    tuned: Annotated[Path | None, typer.Option("--tuned", help="A tuning database to take schedules from.")] = None,
+    points: Annotated[int, typer.Option("--points", min=2, max=8, help="Grid points along filters and inputs.")] = 4,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=1000, help="Timed runs of each point.")] = 20,
+) -> None:
+    """Measure what each layer costs as a function of its kept filters, inputs and columns."""
+    from device.candidates import facts_of_target
+    from device.runner_client import Runner
+    from device.target import open_target
+    from pipeline.progress import console_reporter
+    from structadmm.files import write_json
+    from tvm_build.compile import compile_onnx
+    from tvm_build.import_onnx import import_onnx
+    from tvm_build.precision import precision_by_name
+    from tvm_build.recognize import recognize
+    from tvm_build.tuning.layer_costs import costs_table, layer_grids
+    from tvm_build.tuning.tuned import load_tuned
+
+    reporter = console_reporter()
+    opened = open_target(device, reporter)
+    try:
+        runner = Runner(opened, use_program_cache=False)
+        facts = facts_of_target(runner)
+        gpu = _gpu(facts, target)
+        precision = precision_by_name(dtype)
+        chosen = None if tuned is None else load_tuned(tuned, target=gpu.name, dtype=dtype)
+        path = _networks(model)[0]
+        grids = layer_grids(recognize(import_onnx(path)), points)
+        source = f"{facts.gpu}, driver {facts.driver}, {dtype} ({facts.kind} figures)"
+
+        def profile(bundle: Path) -> list[float]:
+            return [launch.min_ms for launch in runner.profile(bundle, runs=runs).launches]
+
+        with tempfile.TemporaryDirectory(prefix="structadmm-costs-") as scratch:
+            bundle = Path(scratch) / "whole.clbundle"
+            compile_onnx(path, bundle, target=gpu.name, dtype=dtype, tuned=tuned)
+            launch_ms = runner.bench([bundle], runs=2, launch_runs=runs).bundles[0].launch_ms
+        assert launch_ms is not None  # there were launch runs
+        table = costs_table(
+            grids, gpu, precision, chosen, profile, whole_ms=launch_ms.min, source=source, reporter=reporter
+        )
+    finally:
+        opened.close()
+    write_json(out, table)
+    typer.echo(f"{out}: {len(table['layers'])} layers measured on {source}")
+
+
+@contextmanager
+def _measurer(device: str, tracker: str | None, key: str | None, trial: Any, reporter: Reporter) -> Iterator[Measurer]:
+    """The devices of a tracker, or one of this machine's own."""
+    if (tracker is None) != (key is None):
+        raise UserError("--tracker and --key go together: give both, or neither for --device")
+    measurer: Measurer
+    if tracker is not None and key is not None:
+        from device.rpc.address import parse_address
+        from device.rpc.measurer import RpcMeasurer
+
+        if device != "local":
+            raise UserError(f"--device {device} and --tracker {tracker}: give one of them")
+        measurer = RpcMeasurer(parse_address(tracker), key, trial=trial, reporter=reporter)
+    else:
+        from device.candidates import LocalMeasurer
+        from device.target import open_target
+
+        measurer = LocalMeasurer(open_target(device, reporter), trial)
+    try:
+        yield measurer
+    finally:
+        measurer.close()
+
+
+def _networks(model: Path) -> list[Path]:
+    """The ONNX files that a user means."""
+    if model.is_dir():
+        found = [model / "export" / f"{name}.onnx" for name in ("baseline", "pruned")]
+        if missing := [path for path in found if not path.is_file()]:
+            raise UserError(f"{missing[0]} does not exist: `structadmm export {model}` writes it")
+        return found
+    return [model]
+
+
+def _gpu(facts: DeviceFacts, target: str | None) -> Any:
+    from tvm_build.gpu import gpu_by_name
+
+    name = target or facts.target
+    if name is None:
+        raise UserError(f"cannot tell which GPU {facts.gpu!r} is: name it with --target")
+    return gpu_by_name(name)
+
+
+def _session_json(result: SessionResult) -> dict[str, Any]:
+    from tvm_build.tuning.schedules import describe_schedule
+
+    return {
+        "schema": 1,
+        "device": result.device.model_dump(mode="json"),
+        "known_trials": result.known_trials,
+        "new_trials": result.new_trials,
+        "statuses": result.statuses,
+        "default_ms": result.default_ms,
+        "curve_ms": list(result.curve_ms),
+        "layers": [
+            {
+                "layers": list(task.task.layers),
+                "trials": task.trials,
+                "default_ms": task.default_ms,
+                "best_ms": task.best_ms,
+                "schedule": None if task.best is None else describe_schedule(task.best),
+            }
+            for task in result.tasks
+        ],
+    }
+
+
+def _print_session(result: SessionResult, out: Path) -> None:
+    from tvm_build.explain import describe
+
+    kind = result.device.kind
+    _print_table(
+        ("layers", "trials", f"untuned ms ({kind})", f"best ms ({kind})", "ratio", "schedule"),
+        [
+            (
+                ", ".join(task.task.layers[:2]) + (f" and {task.task.count - 2} more" if task.task.count > 2 else ""),
+                str(task.trials),
+                "" if task.default_ms is None else f"{task.default_ms:.4f}",
+                "" if task.best_ms is None else f"{task.best_ms:.4f}",
+                "" if task.default_ms is None or task.best_ms is None else f"{task.default_ms / task.best_ms:.2f}",
+                "" if task.best is None else describe(task.best),
+            )
+            for task in result.tasks
+        ],
+        left={"layers", "schedule"},
+    )
+    failed = {status: count for status, count in result.statuses.items() if status != "ok"}
+    failures = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(failed.items()))
+    typer.echo(
+        f"{out}: {result.new_trials} new trials, {result.known_trials} from earlier sessions"
+        + (f"; of the new ones {failures}" if failures else "")
+    )
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: set[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)

@@ -1,0 +1,219 @@
+"""One candidate kernel as a bundle that proves it: right result, nothing written elsewhere, and a time.
+
+The output lies between two guards, as wide as itself within limits. A first launch fills all three with a NaN of a
+pattern of its own; the candidate, whose output pointer is moved past the first guard, runs; a last launch copies the
+output to where `check` compares it with float64's result and counts the guard's words that have changed, which must be
+none. What the candidate did not write is still NaN and fails the comparison, too. Stores beyond the guards, megabytes
+away from the output, are the driver's to notice. An output in an image needs no guards: OpenCL drops stores beyond it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from structadmm.errors import InvariantError
+from tvm_build.assemble import BUILD_OPTIONS, constant_memory, image_row
+from tvm_build.bundle import write_bundle
+from tvm_build.emit import OpenClKernel
+from tvm_build.kernels.built import BuiltKernel
+from tvm_build.kernels.stored import Parameter
+from tvm_build.launch_plan import (
+    CONSTANT_ALIGNMENT,
+    Buffer,
+    Endpoint,
+    Image2d,
+    Launch,
+    LaunchPlan,
+    Memory,
+    MemoryArgument,
+    Program,
+    SampleInput,
+    SampleOutput,
+)
+from tvm_build.precision import Precision
+from tvm_build.reference import RELATIVE_TOLERANCE
+from tvm_build.tuning.expected import Array, TaskData
+from tvm_build.tuning.measurer import TIMED_LAYER
+
+MIN_GUARD_BYTES = 64 * 1024
+MAX_GUARD_BYTES = 1024 * 1024
+_PAGE = 4096
+# A NaN in float32, and in float16 both halves are.
+_PATTERN = 0x7FC1FE5A
+_COUNTERS = 64
+_GROUP = 64
+
+
+def write_candidate_bundle(
+    path: Path, built: BuiltKernel, kernel: OpenClKernel, data: TaskData, target: str, precision: Precision
+) -> None:
+    """Write the bundle `path` for one candidate.
+
+    Args:
+        path: must end in `.clbundle`.
+        built: the kernel and its packed constants.
+        kernel: its OpenCL C.
+        data: inputs and the expected result.
+        target: the GPU it was built for.
+        precision: of the kernel.
+    """
+    memory: list[Memory] = [Buffer(16)]
+    weights = bytearray()
+
+    def add(item: Memory) -> MemoryArgument:
+        memory.append(item)
+        return MemoryArgument(len(memory) - 1)
+
+    def constant(array: Array, parameter: Parameter) -> MemoryArgument:
+        weights.extend(bytes(-len(weights) % CONSTANT_ALIGNMENT))
+        offset = len(weights)
+        weights.extend(np.ascontiguousarray(array).tobytes())
+        return add(constant_memory(array.nbytes, offset, image_row(parameter)))
+
+    (output,) = (name for name, role in built.roles.items() if role == "output")
+    result = add(Buffer(data.expected.size * 4))
+    strays = add(Buffer(_COUNTERS * 4))
+    row = image_row(built.parameters[output])
+    if row is not None:
+        written = add(Image2d(row.width, built.parameters[output].lines, row.format))
+        source = f"{kernel.source}\n{_image_proof(row.width, data)}"
+        before: list[Launch] = []
+        after = [_proof_launch("proof_result", data.expected.size, written, result)]
+    else:
+        dtype = built.scalars[output]
+        output_bytes = data.expected.size * np.dtype(dtype).itemsize
+        guard = guard_bytes(output_bytes)
+        # The proof works on whole 32-bit words; an odd number of halves ends inside one.
+        words = -(-output_bytes // 4)
+        written = add(Buffer(2 * guard + 4 * words))
+        source = f"{guarded(kernel, output, guard)}\n{_guard_proof(dtype, guard, words, data)}"
+        before = [_proof_launch("proof_fill", 2 * guard // 4 + words, written)]
+        after = [
+            _proof_launch("proof_result", data.expected.size, written, result),
+            _proof_launch("proof_strays", _COUNTERS, written, strays),
+        ]
+    arguments = []
+    for name in kernel.arguments:
+        kind, _, key = built.roles[name].partition(":")
+        if kind == "output":
+            arguments.append(written)
+            continue
+        array = built.constants[key] if kind == "constant" else data.inputs[kind].astype(built.scalars[name])
+        arguments.append(constant(array, built.parameters[name]))
+    candidate = Launch(
+        0, kernel.name, kernel.global_size, kernel.local_size, built.flops, built.bytes, TIMED_LAYER, tuple(arguments)
+    )
+
+    expected = data.expected.astype(np.float32)
+    tolerance = RELATIVE_TOLERANCE[precision.name] * max(float(np.abs(expected).max()), 1e-3)
+    plan = LaunchPlan(
+        target=target,
+        dtype=precision.name,
+        memory=tuple(memory),
+        # The format wants an input; nothing reads it.
+        inputs=(Endpoint(0, "float32", (4,), "unused"),),
+        outputs=(
+            Endpoint(result.memory, "float32", data.expected.shape, "result"),
+            *((Endpoint(strays.memory, "float32", (_COUNTERS,), "written_outside"),) if before else ()),
+        ),
+        sample_inputs=(SampleInput(0, "input_0.npy"),),
+        sample_outputs=(
+            SampleOutput(0, "output_0.npy", float(f"{tolerance:.3g}")),
+            *((SampleOutput(1, "output_1.npy", 0.0),) if before else ()),
+        ),
+        programs=(Program(0, len(source.encode()), BUILD_OPTIONS),),
+        launches=(*before, candidate, *after),
+    )
+    write_bundle(
+        path,
+        plan=plan,
+        kernels=source.encode(),
+        weights=bytes(weights),
+        manifest={"schema": 1, "name": path.stem, "target": target, "dtype": precision.name},
+        inputs=[np.zeros(4, np.float32)],
+        outputs=[expected, np.zeros(_COUNTERS, np.float32)] if before else [expected],
+    )
+
+
+def _proof_launch(name: str, items: int, *given: MemoryArgument) -> Launch:
+    return Launch(0, name, (-(-items // _GROUP) * _GROUP,), (_GROUP,), 0, 0, "proof", given)
+
+
+def guard_bytes(output_bytes: int) -> int:
+    """Size of each guard: as wide as the output, within limits, in whole pages."""
+    return min(max(-(-output_bytes // _PAGE) * _PAGE, MIN_GUARD_BYTES), MAX_GUARD_BYTES)
+
+
+def guarded(kernel: OpenClKernel, output: str, guard: int) -> str:
+    """The kernel's source with its output pointer moved past the first guard.
+
+    Raises:
+        InvariantError: the source has no such parameter, or `guard` is no multiple of its elements.
+    """
+    found = list(
+        re.finditer(rf"__global (\w+?)(\d*)\s*\*\s*(?:restrict\s+)?{re.escape(output)}_ptr\s*[,)]", kernel.source)
+    )
+    if len(found) != 1:
+        raise InvariantError(f"{kernel.name} must have one parameter {output}_ptr, got {len(found)}")
+    scalar_bytes = {"float": 4, "half": 2}.get(found[0][1])
+    if scalar_bytes is None:
+        raise InvariantError(f"{kernel.name} writes {found[0][1]}, expected float or half")
+    step = scalar_bytes * int(found[0][2] or 1)
+    if guard % step:
+        raise InvariantError(f"a guard of {guard} bytes is no multiple of {step}")
+    body = kernel.source.index("{", found[0].end()) + 1
+    return f"{kernel.source[:body]}\n  {output}_ptr += {guard // step};{kernel.source[body:]}"
+
+
+def _value(data: TaskData) -> str:
+    """Element `i` of the result, `value`, with the lanes of C4 that no channel has zeroed."""
+    if data.channels is None:
+        return "value"
+    # Those lanes may hold any finite number: times zero, what is not finite stays NaN.
+    _, channel_blocks, height, width, lanes = data.expected.shape
+    channel = f"(i / {height * width * lanes} % {channel_blocks}) * {lanes} + i % {lanes}"
+    return f"{channel} < {data.channels} ? value : value * 0.0f"
+
+
+def _image_proof(width: int, data: TaskData) -> str:
+    return f"""
+__constant sampler_t proof_sampler = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_CLAMP | CLK_FILTER_NEAREST;
+__kernel void proof_result(__read_only image2d_t image, __global float *result) {{
+  int i = (int)get_global_id(0);
+  if (i >= {data.expected.size}) return;
+  float4 texel_read = read_imagef(image, proof_sampler, (int2)(i / 4 % {width}, i / 4 / {width}));
+  float value = i % 4 == 0 ? texel_read.x : i % 4 == 1 ? texel_read.y : i % 4 == 2 ? texel_read.z : texel_read.w;
+  result[i] = {_value(data)};
+}}
+"""
+
+
+def _guard_proof(dtype: str, guard: int, words: int, data: TaskData) -> str:
+    load = (
+        "vload_half(i, (__global const half *)(arena + FRONT))" if dtype == "float16" else "as_float(arena[FRONT + i])"
+    )
+    return f"""
+#define FRONT {guard // 4}
+__kernel void proof_fill(__global uint *arena) {{
+  int i = (int)get_global_id(0);
+  if (i < {2 * guard // 4 + words}) arena[i] = 0x{_PATTERN:x}u;
+}}
+__kernel void proof_result(__global const uint *arena, __global float *result) {{
+  int i = (int)get_global_id(0);
+  if (i >= {data.expected.size}) return;
+  float value = {load};
+  result[i] = {_value(data)};
+}}
+__kernel void proof_strays(__global const uint *arena, __global float *strays) {{
+  int first = (int)get_global_id(0), changed = 0;
+  if (first >= {_COUNTERS}) return;
+  for (int i = first; i < FRONT; i += {_COUNTERS}) {{
+    changed += arena[i] != 0x{_PATTERN:x}u;
+    changed += arena[FRONT + {words} + i] != 0x{_PATTERN:x}u;
+  }}
+  strays[first] = (float)changed;
+}}
+"""

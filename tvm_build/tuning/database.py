@@ -1,0 +1,207 @@
+"""The tuning database: JSON lines, one for each trial, appended and synced as trials end. docs/tuning.md describes it.
+
+Every line stands for itself, so databases merge line by line, and a process that dies at any moment loses the trials in
+flight: a line that was cut off at the end of the file is none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from structadmm.errors import UserError
+from structadmm.files import write_bytes
+from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
+from tvm_build.tuning.schedules import schedule_line
+from tvm_build.tuning.task_key import task_line
+
+SCHEMA = 1
+
+
+class TrialRecord(BaseModel):
+    """One line.
+
+    Attributes:
+        schema_: 1 (`schema` in the file).
+        device: where it ran.
+        target: the GPU that kernels were built for.
+        dtype: what they store and compute in.
+        task: the operator, as `describe_operator` gives it.
+        schedule: what was tried, as `describe_schedule` gives it.
+        status: what became of it.
+        times: of an "ok" one.
+        message: of any other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    device: DeviceFacts
+    target: str
+    dtype: str
+    task: dict[str, Any]
+    schedule: dict[str, Any]
+    status: Literal["ok", "wrong", "build_failed", "crashed", "timed_out"]
+    times: CandidateTimes | None = None
+    message: str = ""
+
+    @property
+    def task_key(self) -> str:
+        """Canonical line of the task."""
+        return task_line(self.task)
+
+    @property
+    def identity(self) -> tuple[str, str, str, str, str]:
+        """What is tried once: device, target, dtype, task and schedule."""
+        return self.device.key, self.target, self.dtype, self.task_key, schedule_line(self.schedule)
+
+    @property
+    def cost_ms(self) -> float | None:
+        """What candidates are compared by: the fastest run, since everything that disturbs makes one slower."""
+        return self.times.min_ms if self.status == "ok" and self.times is not None else None
+
+    def line(self) -> bytes:
+        """The record as it is written."""
+        return (self.model_dump_json(by_alias=True, exclude_defaults=False) + "\n").encode()
+
+
+def record_of(
+    outcome: CandidateOutcome,
+    *,
+    device: DeviceFacts,
+    target: str,
+    dtype: str,
+    task: dict[str, Any],
+    schedule: dict[str, Any],
+) -> TrialRecord:
+    """The record of an outcome that is not "lost"."""
+    assert outcome.status != "lost"
+    return TrialRecord(
+        device=device,
+        target=target,
+        dtype=dtype,
+        task=task,
+        schedule=schedule,
+        status=outcome.status,
+        times=outcome.times,
+        message=outcome.message,
+    )
+
+
+def read_database(path: Path) -> list[TrialRecord]:
+    """All records, in the order in which they were written.
+
+    Raises:
+        UserError: there is no such file, or a line other than a torn last one is no record.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such tuning database: make one with `structadmm tune --out`") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a tuning database") from None
+    lines = data.split(b"\n")
+    # What follows the last line's end is empty, or what a process that died had written of its last record.
+    complete = lines[:-1]
+    return [_read_line(path, number, line) for number, line in enumerate(complete, start=1) if line.strip()]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> TrialRecord:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}: line {number} is no tuning record ({line[:40]!r}): remove the line, or give another database"
+        )
+    if value.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: line {number} has schema {value.get('schema')!r}, this version reads {SCHEMA}: tune again"
+        )
+    try:
+        record = TrialRecord.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: line {number}: {place}: {first['msg']}: remove the line") from None
+    if (record.times is None) == (record.status == "ok"):
+        raise UserError(f"{path}: line {number}: status {record.status!r} contradicts its times: remove the line")
+    return record
+
+
+def merge_databases(paths: Iterable[Path], out: Path) -> int:
+    """Write the records of all databases into one, each trial once, and return their number.
+
+    A trial that is in several keeps its fastest result; where none is "ok", the last one.
+
+    Raises:
+        UserError: a database is absent or malformed; nothing is written then.
+    """
+    merged: dict[tuple[str, ...], TrialRecord] = {}
+    for path in paths:
+        for record in read_database(path):
+            known = merged.get(record.identity)
+            if known is None or _is_better(record, known):
+                merged[record.identity] = record
+    write_bytes(out, b"".join(record.line() for record in merged.values()))
+    return len(merged)
+
+
+def _is_better(record: TrialRecord, known: TrialRecord) -> bool:
+    if known.cost_ms is None:
+        return True
+    return record.cost_ms is not None and record.cost_ms < known.cost_ms
+
+
+class DatabaseWriter:
+    """Appends records; each is on the disk when `append` returns."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def append(self, record: TrialRecord) -> None:
+        """Write one record."""
+        data = record.line()
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        os.fsync(self._descriptor)
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[tuple[list[TrialRecord], DatabaseWriter]]:
+    """The records that are there, and a writer; the file is made if it is absent, and nobody else may write meanwhile.
+
+    Raises:
+        UserError: the file is malformed, cannot be written, or another session writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another session is writing {path}: wait for it, or give another --out") from None
+        records = read_database(path)
+        _drop_torn_line(path, descriptor)
+        yield records, DatabaseWriter(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _drop_torn_line(path: Path, descriptor: int) -> None:
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.ftruncate(descriptor, end)
+        os.fsync(descriptor)

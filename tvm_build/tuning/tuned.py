@@ -1,0 +1,156 @@
+"""A tuning database as the compiler reads it: the best schedule that was measured for each layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from structadmm.errors import UserError
+from tvm_build.kernels import Schedule
+from tvm_build.ops import Operator, with_images
+from tvm_build.tuning.database import TrialRecord, read_database
+from tvm_build.tuning.schedules import read_schedule
+from tvm_build.tuning.task_key import operator_key, task_line
+
+if TYPE_CHECKING:
+    from tvm_build.lowered import KernelLaunch
+
+AnyOperator = TypeVar("AnyOperator", bound=Operator)
+
+
+@dataclass(frozen=True)
+class TunedSchedule:
+    """What was found for one layer.
+
+    Attributes:
+        schedule: the fastest.
+        measured_us: of one launch, on the database's device.
+    """
+
+    schedule: Schedule
+    measured_us: float
+
+
+@dataclass(frozen=True)
+class TunedUse:
+    """What a compilation took from a database.
+
+    Attributes:
+        database: its name.
+        device: where it was tuned.
+        tuned: layers that were built with its schedules.
+        untuned: layers of kernels of ours that it does not have; the cost model chose for them.
+        layers_us: measured microseconds of the tuned ones together.
+    """
+
+    database: str
+    device: str
+    tuned: tuple[str, ...]
+    untuned: tuple[str, ...]
+    layers_us: float
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, for a manifest."""
+        return {
+            "database": self.database,
+            "device": self.device,
+            "tuned": list(self.tuned),
+            "untuned": list(self.untuned),
+        }
+
+    def __str__(self) -> str:
+        """One line."""
+        rest = f"; the cost model chose for {len(self.untuned)} others" if self.untuned else ""
+        return (
+            f"{len(self.tuned)} launches scheduled by {self.database}, measured on {self.device} "
+            f"({self.layers_us / 1e3:.3f} ms together){rest}"
+        )
+
+
+class TunedSchedules:
+    """The schedules of one device and number type.
+
+    Args:
+        records: of one device, target and dtype.
+        source: the database's name, for messages.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord], source: str) -> None:
+        best: dict[str, TrialRecord] = {}
+        for record in records:
+            known = best.get(record.task_key)
+            if record.cost_ms is not None and (known is None or record.cost_ms < (known.cost_ms or 0.0)):
+                best[record.task_key] = record
+        self._best = {key: (read_schedule(record.schedule), record.cost_ms or 0.0) for key, record in best.items()}
+        self._anywhere: dict[str, float] = {}
+        for record in best.values():
+            key = task_line({name: value for name, value in record.task.items() if name != "images"})
+            cost_ms = record.cost_ms or 0.0
+            self._anywhere[key] = min(cost_ms, self._anywhere.get(key, cost_ms))
+        self._source = source
+        self._device = next((record.device.key for record in best.values()), "no device")
+
+    def find(self, op: Operator) -> TunedSchedule | None:
+        """The best schedule of `op`, None if it was not tuned."""
+        found = self._best.get(operator_key(op))
+        return None if found is None else TunedSchedule(found[0], found[1] * 1e3)
+
+    def measured_us(self, options: Sequence[AnyOperator]) -> dict[AnyOperator, float] | None:
+        """Measured microseconds of each option, None unless all of them were measured.
+
+        Where their tensors lie is chosen later: the fastest of what was measured counts.
+        """
+        found = {option: self._anywhere.get(operator_key(with_images(option, ()))) for option in options}
+        times = {option: cost_ms * 1e3 for option, cost_ms in found.items() if cost_ms is not None}
+        return times if len(times) == len(found) else None
+
+    def use_by(self, launches: Iterable[KernelLaunch]) -> TunedUse:
+        """What a lowered network took from here."""
+        ours = [launch for launch in launches if launch.schedule is not None]
+        return TunedUse(
+            database=self._source,
+            device=self._device,
+            tuned=tuple(launch.layer for launch in ours if launch.measured_us is not None),
+            untuned=tuple(launch.layer for launch in ours if launch.measured_us is None),
+            layers_us=sum(launch.measured_us or 0.0 for launch in ours),
+        )
+
+
+def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None) -> TunedSchedules:
+    """The schedules of `path` for a target.
+
+    Args:
+        path: a tuning database.
+        target: the GPU that is compiled for.
+        dtype: what kernels store and compute in.
+        device: part of a device's name or driver family; by default, of devices that `target` stands for, the one with
+            the most tuned layers.
+
+    Raises:
+        UserError: the database is absent or malformed, or holds nothing for this target, type and device.
+    """
+    records = read_database(path)
+    if not records:
+        raise UserError(f"{path} holds no trial yet: let `structadmm tune` run, or leave out the database")
+    right = [record for record in records if record.target == target]
+    if not right:
+        others = ", ".join(sorted({record.target for record in records}))
+        raise UserError(f"{path} was tuned for {others}, expected {target}: tune on that GPU, or change the target")
+    typed = [record for record in right if record.dtype == dtype]
+    if not typed:
+        others = ", ".join(sorted({record.dtype for record in right}))
+        raise UserError(f"{path} was tuned in {others}, expected {dtype}: tune with --dtype {dtype}")
+    if device is not None:
+        keys = sorted({record.device.key for record in typed})
+        typed = [record for record in typed if device.lower() in record.device.key.lower()]
+        if not typed:
+            raise UserError(f"{path} was tuned on {', '.join(keys)}, none of them is {device!r}: name one of these")
+    successes = [record for record in typed if record.cost_ms is not None]
+    if not successes:
+        raise UserError(f"{path} holds no candidate for {target} that works: tune again")
+    layers = Counter(key for key, _ in {(record.device.key, record.task_key) for record in successes})
+    chosen = max(layers, key=lambda key: (layers[key], key))
+    return TunedSchedules((record for record in successes if record.device.key == chosen), path.name)
