@@ -105,11 +105,12 @@ class Bridge:
     def _open_device(self, patience_s: float) -> OpenDevice:
         deadline = time.monotonic() + patience_s
         pause_s = 0.5
+        reporter = _SayingReporter(self)
         while True:
             self._expect(_OPEN_DEVICE_S, "opening the device")
             target: Target | None = None
             try:
-                target = open_target(self._config.device, _SayingReporter(self))
+                target = open_target(self._config.device, reporter)
                 return OpenDevice(target, facts_of_target(Runner(target, use_program_cache=False)))
             except StructadmmError as error:
                 if target is not None:
@@ -286,13 +287,16 @@ class Bridge:
 
 
 class _SayingReporter(SilentReporter):
-    """Tells a person what a phone asks for."""
+    """Tells a person what a phone asks for, and everything once: a phone that is away is tried again and again."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
+        self._said: set[str] = set()
 
     def say(self, line: str) -> None:
-        self._bridge._say(line)
+        if line not in self._said:
+            self._said.add(line)
+            self._bridge._say(line)
 
 
 def main() -> None:

@@ -155,7 +155,10 @@ class _Waiting:
             )
         if now >= self._say_at:
             self._say_at = now + _SAY_EVERY_S
-            self._reporter.say(f"waiting for a device of key {self._key}: {waited_s:.0f} of {self._wait_s:g} s")
+            because = why or "all of them are busy"
+            self._reporter.say(
+                f"waiting for a device of key {self._key}: {waited_s:.0f} of {self._wait_s:g} s ({because})"
+            )
 
 
 class _Crew:

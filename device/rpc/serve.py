@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from structadmm.progress import Reporter
 _START_S = 120.0
 _GRACE_S = 20.0
 _MAX_FAILURES = 5
+_PAUSE_S = 0.25
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -35,15 +35,20 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
     _adopt_orphans()
     failures = 0
     while True:
-        registered = _supervise(config, reporter)
+        registered = supervise(config, reporter)
         failures = 1 if registered else failures + 1
         if failures == _MAX_FAILURES:
             raise UserError(f"the bridge to {config.device} ended {failures} times in a row: try `structadmm doctor`")
-        time.sleep(0.25 * 2**failures)
+        time.sleep(_PAUSE_S * 2**failures)
 
 
-def _supervise(config: ServeConfig, reporter: Reporter) -> bool:
-    """One life of the bridge; returns whether it got as far as being registered."""
+def supervise(config: ServeConfig, reporter: Reporter) -> bool:
+    """One life of the bridge; returns whether it got as far as being registered.
+
+    Raises:
+        UserError: the bridge says that it cannot go on.
+    """
+    others = set(psutil.Process().children())
     registered = False
     doing = "starting"
     bridge = Partner("device.rpc.bridge", max_payload=0)
@@ -71,8 +76,9 @@ def _supervise(config: ServeConfig, reporter: Reporter) -> bool:
         bridge.end(grace_s=_GRACE_S)  # it tidies up on the phone
         raise
     finally:
+        family = _descendants(bridge.process.pid)
         bridge.end()
-        _end_orphans()
+        _kill([*family, *(set(psutil.Process().children(recursive=True)) - others)])
     return registered
 
 
@@ -92,8 +98,16 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_orphans() -> None:
-    for child in psutil.Process(os.getpid()).children(recursive=True):
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return children
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            child.kill()
-            child.wait(timeout=5.0)
+            process.kill()
+            process.wait(timeout=5.0)

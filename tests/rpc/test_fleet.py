@@ -1,0 +1,205 @@
+"""Devices behind a tracker: candidates of all kinds go in, one outcome for each comes out, whatever happens."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device.candidates import CandidateOutcome, Trial
+from device.rpc.address import Address
+from device.rpc.fleet import query_fleet
+from device.rpc.link import Link, LinkError
+from device.rpc.measurer import MAX_ATTEMPTS, RpcMeasurer
+from device.rpc.tracker_client import TrackerClient
+from structadmm.errors import UserError
+from structadmm.progress import SilentReporter
+from tests.emulated_phone import EmulatedPhone
+
+from .conftest import ServeCommand, wait_for, write_candidate
+
+QUICK = Trial(runs=2, warmup_runs=1)
+Serve = Callable[..., ServeCommand]
+
+
+class Listener(SilentReporter):
+    """Keeps what a person would have read, and does something about it."""
+
+    def __init__(self, act: Callable[[str], None] = lambda line: None) -> None:
+        self.lines: list[str] = []
+        self._act = act
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        self._act(line)
+
+
+def in_order(outcomes: Iterator[tuple[int, CandidateOutcome]]) -> list[CandidateOutcome]:
+    """Each position once, or it fails."""
+    pairs = list(outcomes)
+    assert sorted(index for index, _ in pairs) == list(range(len(pairs)))
+    return [outcome for _, outcome in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def test_candidates_that_crash_hang_or_compute_nonsense_are_outcomes_and_the_next_ones_are_measured(
+    shared: ServeCommand, tmp_path: Path
+) -> None:
+    tracker, key = shared.tracker, shared.key
+    measurer = RpcMeasurer(tracker, key, trial=QUICK)
+    kinds = ["crash", "", "nan", "wrong", "build", ""]
+    bundles = [write_candidate(tmp_path, number, bad) for number, bad in enumerate(kinds)]
+    outcomes = in_order(measurer.measure(bundles))
+    assert [o.status for o in outcomes] == ["crashed", "ok", "wrong", "wrong", "build_failed", "ok"]
+    assert all(o.device == measurer.device_facts().key for o in outcomes)
+    assert all((o.times is not None) == (o.status == "ok") for o in outcomes)
+    # On a busy machine others may not end in a second either; the one that never ends says that it was killed.
+    impatient = RpcMeasurer(tracker, key, trial=Trial(runs=2, timeout_s=1.0))
+    hung = in_order(impatient.measure([write_candidate(tmp_path, bad="hang"), bundles[1]]))[0]
+    assert (hung.status, hung.times) == ("timed_out", None)
+    assert [o.status for o in in_order(measurer.measure([bundles[1]]))] == ["ok"]
+
+
+def test_a_killed_server_comes_back_and_does_the_work_of_one_that_does_not(
+    tracker: Address, key: str, serve: Serve, make_phone: Callable[..., EmulatedPhone], tmp_path: Path
+) -> None:
+    here, phone = serve(), serve(f"adb:127.0.0.1:{make_phone().port}")
+    assert len(query_fleet(tracker).of_key(key)) == 2
+
+    def candidates() -> Iterator[Path]:
+        for number in range(3):
+            yield write_candidate(tmp_path, number)
+        before = here.listed()
+        here.bridge().send_signal(signal.SIGKILL)
+        for number in range(3, 6):
+            yield write_candidate(tmp_path, number)
+        wait_for(lambda: here.listed() not in ([], before), "the killed bridge to be back")
+        phone.process.send_signal(signal.SIGKILL)
+        for number in range(6, 9):
+            yield write_candidate(tmp_path, number)
+
+    listener = Listener()
+    measurer = RpcMeasurer(tracker, key, trial=QUICK, reporter=listener)
+    outcomes = in_order(measurer.measure(candidates()))
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 9
+    assert "was killed by signal 9" in here.log()
+    wait_for(lambda: not phone.listed(), "the killed server to be forgotten")
+
+
+def test_a_phone_that_vanishes_is_unregistered_until_it_is_back_and_loses_no_candidate(
+    tracker: Address, key: str, serve: Serve, make_phone: Callable[..., EmulatedPhone], tmp_path: Path
+) -> None:
+    phone = make_phone()
+    port = phone.port
+    server = serve(f"adb:127.0.0.1:{port}")
+
+    def switch_on_again(line: str) -> None:
+        if "went away" in line:
+            wait_for(lambda: not server.listed(), "the phone to be unregistered")
+            make_phone(port)
+
+    listener = Listener(switch_on_again)
+    bundles = [write_candidate(tmp_path, number) for number in range(4)]
+    statuses = {}
+    for index, outcome in RpcMeasurer(tracker, key, trial=QUICK, reporter=listener).measure(bundles):
+        if not statuses:
+            phone.stop()  # while the second is tried, and with the last still to come
+        statuses[index] = outcome.status
+    assert statuses == dict.fromkeys(range(4), "ok")
+    assert any("went away while it tried a candidate" in line for line in listener.lines)
+    assert "unregistered until it is back" in server.log()
+
+
+def test_a_candidate_that_loses_every_device_it_gets_is_lost_and_the_next_one_is_measured(
+    tracker: Address, key: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    good, bad = write_candidate(tmp_path, 0), write_candidate(tmp_path, bad="hang")
+    measure = Link.measure
+
+    def kill_its_server(link: Link, archive: bytes, trial: Trial) -> CandidateOutcome:
+        if b"bad" in archive:
+            server.bridge().kill()
+        return measure(link, archive, trial)
+
+    monkeypatch.setattr(Link, "measure", kill_its_server)
+    outcomes = in_order(RpcMeasurer(tracker, key, trial=QUICK).measure([bad, good]))
+    assert [outcome.status for outcome in outcomes] == ["lost", "ok"]
+    assert server.log().count("signal 9") == MAX_ATTEMPTS
+
+
+def test_a_device_that_another_client_never_gives_back_ends_the_wait_in_one_line(
+    shared: ServeCommand, tmp_path: Path
+) -> None:
+    tracker, key = shared.tracker, shared.key
+    with TrackerClient(tracker) as client:
+        ticket = client.request(key, wait_s=60)
+        assert ticket
+        other = Link(ticket)
+    try:
+        with pytest.raises(UserError, match="all of them are busy") as caught:
+            list(RpcMeasurer(tracker, key, wait_s=1.0).measure([write_candidate(tmp_path)]))
+        assert "\n" not in str(caught.value)
+        assert [server.busy for server in query_fleet(tracker).of_key(key)] == [True]
+    finally:
+        other.close()
+    assert [
+        o.status for o in in_order(RpcMeasurer(tracker, key, trial=QUICK).measure([write_candidate(tmp_path)]))
+    ] == ["ok"]
+
+
+def test_a_caller_who_stops_in_the_middle_gives_the_device_back(shared: ServeCommand, tmp_path: Path) -> None:
+    tracker, key = shared.tracker, shared.key
+    bundles = [write_candidate(tmp_path, number) for number in range(3)]
+    outcomes = RpcMeasurer(tracker, key, trial=QUICK).measure(bundles)
+    assert next(outcomes)[1].status == "ok"
+    outcomes.close()  # type: ignore[attr-defined]  # as Ctrl-C does to a generator
+    wait_for(lambda: [server.busy for server in query_fleet(tracker).of_key(key)] == [False], "the device to be free")
+
+
+def test_what_is_no_candidate_is_refused_in_one_line(shared: ServeCommand, tmp_path: Path) -> None:
+    tracker, key = shared.tracker, shared.key
+    damaged = write_candidate(tmp_path)
+    (damaged / "kernels.cl").write_bytes(b"changed")
+    with pytest.raises(UserError, match="refused a candidate") as caught:
+        list(RpcMeasurer(tracker, key, trial=QUICK).measure([damaged]))
+    assert "\n" not in str(caught.value)
+
+
+def test_tvms_own_client_gets_a_session_and_may_call_these_two_functions_only(
+    shared: ServeCommand,
+) -> None:
+    import numpy as np
+    import tvm
+    from tvm import rpc
+
+    tracker, key = shared.tracker, shared.key
+
+    def attempt(what: Callable[[Any], object]) -> object:
+        return what(rpc.connect_tracker(tracker.host, tracker.port).request(key, session_timeout=60))
+
+    for forbidden in (
+        lambda session: session.upload(bytearray(b"x"), "file"),
+        lambda session: session.get_function("ffi.SystemLib"),
+        lambda session: session.get_function("rpc.LocalSession"),
+        lambda session: tvm.runtime.tensor(np.zeros(4, np.float32), session.cpu(0)),
+        lambda session: session.get_function("structadmm.measure")(5),
+    ):
+        with pytest.raises(Exception, match=r"Channel closes|RPC|connection"):
+            attempt(forbidden)
+    wait_for(lambda: shared.log().count("a client's session is over: it sent") == 5, "five refusals in the log")
+    assert '"facts"' in str(attempt(lambda session: session.get_function("structadmm.facts")()))
+    refusal = attempt(lambda session: session.get_function("structadmm.measure")(b"no archive", "{}"))
+    assert "damaged" in str(refusal)
+
+
+def test_a_server_that_is_gone_is_a_broken_link(tracker: Address, key: str, serve: Serve) -> None:
+    server = serve()
+    with TrackerClient(tracker) as client:
+        ticket = client.request(key, wait_s=60)
+    assert ticket
+    server.end()
+    with pytest.raises(LinkError, match="Connect to"):
+        Link(ticket)
