@@ -51,7 +51,7 @@ class Assembly:
 
 
 def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
-    """Give every tensor and constant its memory object, and join the kernels into one program.
+    """Give every tensor and constant its memory object, and join the kernels into programs.
 
     Raises:
         InvariantError: two live tensors would share memory, or the plan breaks a rule of the format.
@@ -82,10 +82,10 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
             memory.append(constant_memory(len(data), len(weights), row))
             weights += data
         identity[name] = by_content[key]
-    kernels = _kernel_sources(lowered)
+    kernels, programs, program_of = _programs(lowered)
     launches = tuple(
         Launch(
-            program=0,
+            program=program_of[launch.kernel.name],
             kernel=launch.kernel.name,
             global_size=launch.kernel.global_size,
             local_size=launch.kernel.local_size,
@@ -104,7 +104,7 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         outputs=tuple(_endpoint(external, identity) for external in lowered.outputs),
         sample_inputs=(),
         sample_outputs=(),
-        programs=(Program(0, len(kernels), BUILD_OPTIONS),),
+        programs=programs,
         launches=launches,
     )
     plan.check()
@@ -136,9 +136,19 @@ def _endpoint(external: External, identity: dict[str, int]) -> Endpoint:
     return Endpoint(identity[external.tensor], external.dtype, external.shape or (1,), valid_name(external.name))
 
 
-def _kernel_sources(lowered: LoweredNetwork) -> bytes:
-    sources = {launch.kernel.name: launch.kernel.source for launch in lowered.launches}
-    return "\n".join(sources.values()).encode("ascii")
+def _programs(lowered: LoweredNetwork) -> tuple[bytes, tuple[Program, ...], dict[str, int]]:
+    """kernels.cl, its programs, and the program of each kernel: one for all but those that want to be alone."""
+    kernels = {launch.kernel.name: launch.kernel for launch in lowered.launches}
+    together = [kernel for kernel in kernels.values() if not kernel.alone]
+    groups = ([together] if together else []) + [[kernel] for kernel in kernels.values() if kernel.alone]
+    source = bytearray()
+    programs = []
+    for group in groups:
+        text = "\n".join(kernel.source for kernel in group).encode("ascii")
+        programs.append(Program(len(source), len(text), BUILD_OPTIONS))
+        source += text
+    program_of = {kernel.name: number for number, group in enumerate(groups) for kernel in group}
+    return bytes(source), tuple(programs), program_of
 
 
 def with_samples(plan: LaunchPlan, tolerances: tuple[float, ...]) -> LaunchPlan:

@@ -31,6 +31,8 @@ class OpenClKernel:
         arguments: the parameters' names as the TIR function spells them, in OpenCL order.
         global_size: work-items along each axis, at most three.
         local_size: work-items of a group along each axis, as many axes as `global_size`.
+        alone: whether it should be a program of its own: kernels that read constant memory were seen to slow each other
+            down within one program on an Adreno 620.
     """
 
     name: str
@@ -38,6 +40,7 @@ class OpenClKernel:
     arguments: tuple[str, ...]
     global_size: tuple[int, ...]
     local_size: tuple[int, ...]
+    alone: bool = False
 
 
 def emit_opencl(func: Any) -> OpenClKernel:
@@ -70,12 +73,14 @@ def emit_opencl(func: Any) -> OpenClKernel:
     if not all(parameter.endswith("_ptr") for parameter in parameters):
         raise InvariantError(f"{name} must take memory objects only, got the parameters {parameters}")
     source = str(codegen_build(device, target).inspect_source())
+    placed = {str(key): str(value) for key, value in dict(func.attrs.get(MEMORY_ATTRIBUTE, {})).items()}
     return OpenClKernel(
         name=str(lowered.attrs["global_symbol"]),
-        source=_with_memory(_repair(source), dict(func.attrs.get(MEMORY_ATTRIBUTE, {}))),
+        source=_with_memory(_repair(source), placed),
         arguments=tuple(parameter.removesuffix("_ptr") for parameter in parameters),
         global_size=global_size,
         local_size=local_size,
+        alone=any(memory.startswith("constant") for memory in placed.values()),
     )
 
 
@@ -119,7 +124,7 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
 
     Args:
         source: one kernel in which images are pointers that only `texel` and its like are called with.
-        placed: "constant" or "image" by a parameter's name.
+        placed: what `MEMORY_ATTRIBUTE` says of the parameters.
     """
     if not placed:
         return source
@@ -133,7 +138,9 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
             written = re.search(rf"\bset_texel(_half)?\({name}_ptr,", body) is not None
             head, found = pointer.subn(f"__{'write' if written else 'read'}_only image2d_t {name}_ptr", head)
         else:
-            head, found = pointer.subn(rf"__constant \1* restrict {name}_ptr", head)
+            # Qualcomm's compiler keeps near the arithmetic what it knows to be small; others skip the attribute.
+            limit = f"__attribute__((max_constant_size({memory.split()[1]})))"
+            head, found = pointer.subn(rf"__constant \1* restrict {name}_ptr {limit}", head)
         if found != 1:
             raise InvariantError(f"expected one pointer {name}_ptr, got {found}")
     prelude = _TEXELS if "image" in placed.values() else ""

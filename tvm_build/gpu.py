@@ -31,8 +31,8 @@ class Gpu:
         max_work_group: work-items of a work-group that every kernel may have.
         image_max: texels of an image's width and height that every driver of this GPU takes.
         constant_bytes: constants of a kernel up to this size are held beside the arithmetic, and cost no load.
-        memory: where C4 tensors and weights may lie: "auto" for images where the cost model says that they pay,
-            "buffer" for buffers alone, "image" for images wherever they fit.
+        memory: where C4 tensors and weights may lie: "auto" for images and constant memory where they pay, "buffer" for
+            buffers alone, "image" for images wherever they fit.
         launch_us: time between two dependent launches on an in-order queue.
         efficiency: share of the peak that good convolution kernels reach; fitted, or taken from the literature.
         uncertainty: factor within which a prediction is believed: a predicted time t means [t / u, t * u].

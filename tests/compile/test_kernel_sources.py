@@ -12,9 +12,20 @@ from structadmm.errors import InvariantError, UserError
 from tests.kernel_references import make_case
 from tvm_build.cost import estimate, predict_us
 from tvm_build.emit import OpenClKernel, emit_opencl
-from tvm_build.gpu import GPUS, gpu_by_name
+from tvm_build.gpu import GPUS, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
-from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Operator, Pack, Pool2d, Unpack
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Operator,
+    Pack,
+    Pool2d,
+    Unpack,
+    with_images,
+)
 from tvm_build.precision import PRECISIONS
 
 ADRENO = gpu_by_name("adreno-640")
@@ -186,3 +197,49 @@ def test_half_precision_is_predicted_to_be_faster_where_it_moves_or_computes_mor
         whole, half, mixed = (predict_us(op, schedule, ADRENO, precision) for precision in PRECISIONS.values())
         assert whole > half
         assert whole >= mixed >= half
+
+
+def test_images_of_halves_and_pairs_of_them_are_read_as_their_types_say() -> None:
+    op = with_images(CONV, ("input0", "output", "residual"))
+    case, _, _ = make_case(op)
+    schedule = default_schedule(op, ADRENO)
+    for name, reads in (("float32", "texel("), ("float16", "texel_half("), ("float16_float32", "texel(")):
+        source = emit_opencl(build_kernel(op, case.constants, ADRENO, schedule, PRECISIONS[name]).func).source
+        assert "__read_only image2d_t input_ptr" in source
+        assert "__write_only image2d_t output_ptr" in source
+        assert f" {reads}input_ptr, " in source
+    pairs = replace(default_schedule(CONV, with_memory(ADRENO, "buffer")), vectors=2, weights="buffer")
+    source = emit_opencl(build_kernel(CONV, case.constants, ADRENO, pairs, PRECISIONS["float16"]).func).source
+    assert "__global half8* restrict weight_ptr" in source
+
+
+def test_an_image_needs_no_predicate_where_a_buffer_does() -> None:
+    schedule = replace(default_schedule(CONV, with_memory(ADRENO, "buffer")), pixels=2, rows=2)
+    case, _, _ = make_case(CONV)
+    sources = {
+        roles: emit_opencl(build_kernel(with_images(CONV, roles), case.constants, ADRENO, schedule).func).source
+        for roles in ((), ("input0",))
+    }
+    assert sources[()].count("condval") > 0
+    assert sources["input0",].count("condval") == 0
+
+
+def test_what_is_asked_of_memory_is_what_candidates_offer() -> None:
+    small = Conv2d(1, 3, 12, 12, 12, (3, 3), padding=(1, 1, 1, 1))
+    offered = {
+        memory: {schedule.weights for schedule in candidates(small, with_memory(ADRENO, memory))}
+        for memory in ("auto", "buffer", "image")
+    }
+    assert offered == {"auto": {"buffer", "image", "constant"}, "buffer": {"buffer"}, "image": {"image"}}
+    with pytest.raises(UserError, match="expected memory auto, buffer, image, got 'texture'"):
+        with_memory(ADRENO, "texture")
+
+
+def test_a_kernel_that_reads_constant_memory_says_how_much_and_wants_to_be_alone() -> None:
+    op = Conv2d(1, 3, 12, 12, 12, (3, 3), padding=(1, 1, 1, 1))
+    schedule = next(schedule for schedule in candidates(op, ADRENO) if schedule.weights == "constant")
+    case, _, _ = make_case(op)
+    kernel = emit_opencl(build_kernel(op, case.constants, ADRENO, schedule).func)
+    assert kernel.alone
+    size = 3 * 9 * 4 * 4 * schedule.vectors * -(-3 // schedule.vectors)
+    assert f"__constant float4* restrict weight_ptr __attribute__((max_constant_size({size})))" in kernel.source

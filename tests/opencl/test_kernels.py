@@ -171,7 +171,8 @@ def test_a_shortcut_convolution_adds_to_the_same_launch(runner: Runner, target: 
             op = Conv2d(
                 2, 13, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), activation="relu", shortcut=second, columns=columns
             )
-            cases += [(op, schedule) for schedule in candidates(op, gpu_by_name(target))[::20]]
+            schedules = candidates(op, gpu_by_name(target))
+            cases += [(op, schedule) for schedule in schedules[:: len(schedules) // 3]]
     check(runner, tmp_path, cases, target)
 
 
@@ -192,7 +193,66 @@ def test_the_other_operators_match_float64(runner: Runner, target: str, tmp_path
         Dense(2, 18, 5, input_is_c4=True),
     ]
     gpu = gpu_by_name(target)
-    check(runner, tmp_path, [(op, schedule) for op in ops for schedule in candidates(op, gpu)], target)
+    check(runner, tmp_path, [(op, schedule) for op in ops for schedule in candidates(op, gpu)[::3]], target)
+
+
+def test_every_operator_reads_and_writes_images(runner: Runner, tmp_path: Path) -> None:
+    gpu = with_memory(gpu_by_name("adreno-640"), "image")
+    shortcut = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2))
+    conv = Conv2d(2, 13, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    cases: list[tuple[Operator, Any]] = []
+    for op in (
+        replace(conv, shortcut=shortcut),
+        replace(conv, shortcut=shortcut, columns=(0, 5, 9, 17, 40, 41, 42, 44, 100)),
+        replace(conv, kernel=(1, 1), padding=(0, 0, 0, 0), has_residual=True),
+        Conv2d(2, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18),
+        Pool2d("max", 2, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+        Pool2d("avg", 2, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+        GlobalAverage(2, 10, 9, 11),
+        Dense(2, 37, 12, pooled_pixels=12, input_is_c4=True, input_width=4),
+        Dense(2, 20, 9, input_is_c4=True, input_width=5),
+        Elementwise("add", 2, 10, 9, 11, activation="hard_swish"),
+        Elementwise("mul", 2, 10, 9, 11, broadcast_pixels=True),
+        Pack(2, 10, 5, 7),
+        Unpack(2, 10, 5, 7),
+        ConcatChannels(2, (7, 1, 1, 6, 9), 5, 6),
+    ):
+        stored = with_images(op, c4_roles(op))
+        schedules = candidates(stored, gpu)
+        assert all(schedule.weights == "image" for schedule in schedules if hasattr(schedule, "weights"))
+        cases += [(stored, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
+    check(runner, tmp_path, cases, "adreno-640")
+
+
+def c4_roles(op: Operator) -> list[str]:
+    """All tensors of an operator that can lie in an image."""
+    match op:
+        case Pack():
+            return ["output"]
+        case Unpack() | Dense():
+            return ["input0"]
+        case ConcatChannels():
+            return [*(f"input{number}" for number in range(len(op.channels))), "output"]
+        case Elementwise() if op.operator != "copy":
+            return ["input0", "input1", "output"]
+        case Conv2d():
+            optional = ["residual"] if op.has_residual else []
+            return ["input0", *(["input1"] if op.shortcut else []), "output", *optional]
+        case _:
+            return ["input0", "output"]
+
+
+def test_small_weights_and_tables_of_offsets_lie_in_constant_memory(runner: Runner, tmp_path: Path) -> None:
+    gpu = gpu_by_name("adreno-640")
+    dense = Conv2d(1, 3, 12, 12, 12, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    columns = Conv2d(1, 40, 6, 6, 12, (3, 3), padding=(1, 1, 1, 1), columns=tuple(range(0, 360, 12)))
+    depthwise = Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18)
+    cases: list[tuple[Operator, Any]] = []
+    for op in (dense, columns, depthwise):
+        schedules = [schedule for schedule in candidates(op, gpu) if schedule.weights == "constant"]
+        assert schedules, op
+        cases += [(op, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
+    check(runner, tmp_path, cases, "adreno-640")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -252,8 +312,11 @@ def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner,
         ConcatChannels(1, (3, 5, 8), 4, 4),
     ]
     cases = [(op, None) for op in ops]
-    split = next(schedule for schedule in candidates(small, gpu) if schedule.split > 1)
+    split = next(schedule for schedule in candidates(small, gpu) if schedule.split > 1 and schedule.vectors > 1)
     cases += [(small, split), (small, replace(split, split=1))]
+    # Two vectors of halves are one load of 128 bits from a buffer.
+    cases += [(replace(small, columns=tuple(range(36))), replace(split, weights="buffer"))]
+    cases += [(with_images(op, c4_roles(op)), None) for op in ops[2:]]
     if runner.info()[0].fp16:
         check(runner, tmp_path, cases, "adreno-640", precision)
         return

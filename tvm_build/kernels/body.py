@@ -23,7 +23,7 @@ Expr = Any
 """A TIR expression; TVM ships no type information."""
 
 MEMORY_ATTRIBUTE = "structadmm.memory"
-"""Attribute of a kernel's function: "constant" or "image" by the name of a parameter."""
+"""Attribute of a kernel's function: "image", or "constant" and a number of bytes, by the name of a parameter."""
 
 # What `emit.py` defines for kernels with images. The names are all that the TIR knows of them.
 _READ_FLOAT, _READ_HALF = "texel", "texel_half"
@@ -156,8 +156,7 @@ def build_func(
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            placed = {key: parameter.memory for key, parameter in parameters.items() if parameter.memory != "buffer"}
-            T.func_attr({"tirx.noalias": True, "global_symbol": name, MEMORY_ATTRIBUTE: placed})
+            T.func_attr({"tirx.noalias": True, "global_symbol": name, MEMORY_ATTRIBUTE: _placed(parameters)})
             buffers = {
                 key: Stored(T.arg(key, T.buffer((parameter.elements,), parameter.dtype, layout=None)), parameter)
                 for key, parameter in parameters.items()
@@ -173,6 +172,16 @@ def build_func(
                 )
                 write(Body(), buffers, group, item)
         return builder.get()
+
+
+def _placed(parameters: dict[str, Parameter]) -> dict[str, str]:
+    placed = {}
+    for name, parameter in parameters.items():
+        if parameter.memory == "constant":
+            placed[name] = f"constant {parameter.elements * bytes_of(parameter.dtype)}"
+        elif parameter.memory == "image":
+            placed[name] = "image"
+    return placed
 
 
 def _element(source: Stored | Line, index: Expr) -> Expr:

@@ -21,6 +21,8 @@ _UNROLLED_PRODUCTS = 160
 _WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
 # Pixels, rows, vectors; what other engines use on Adreno, then wider ones for layers with many channels.
 _ADRENO_TILES = ((4, 1, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (4, 1, 1), (1, 1, 1), (4, 1, 4), (2, 2, 4))
+# Engines that hold all weights in constants stop at 32 output channels.
+_MOST_VECTORS = 8
 
 
 def schedules(op: Operator, gpu: Gpu) -> list[Any]:
@@ -76,7 +78,8 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
     tables = sum(
         4 * len(list_entries(source, schedule.gather).offsets) for source in sources if source.columns is not None
     )
-    fast_tables = 0 < tables <= gpu.constant_bytes
+    constant_bytes = gpu.constant_bytes if gpu.memory == "auto" else 0
+    fast_tables = 0 < tables <= constant_bytes
     if fast_tables:
         schedule = replace(schedule, tables="constant")
     found = []
@@ -87,9 +90,9 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
         found.append(schedule)
     # Half is judged as float32: which of both it will be is not known here.
     size = 16 * sum(steps) * ceil_div(op.out_channels, 4)
-    uniform = schedule.split == 1 and schedule.local_channels == 1
-    if uniform and size + (tables if fast_tables else 0) <= gpu.constant_bytes:
-        found.append(replace(schedule, weights="constant"))
+    if schedule.split == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
+        # All of a wave must read the same weights.
+        found.append(replace(schedule, weights="constant", local_channels=1))
     return found
 
 
@@ -102,7 +105,7 @@ def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
     found = []
     for gather in _gathers(op):
         steps = _steps(flat, gather)
-        for pixels, rows, vectors in _ADRENO_TILES:
+        for pixels, rows, vectors in (*_ADRENO_TILES, *_whole_pixels(op)):
             if pixels > flat.out_width or rows > flat.out_height or vectors > blocks(op.out_channels):
                 continue
             image_tiles = op.batch * ceil_div(flat.out_height, rows) * ceil_div(flat.out_width, pixels)
@@ -123,6 +126,12 @@ def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
                 shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "local_channels": local_channels}
                 found += _placed(op, _finish(op, **shape, split=split, local=local, gather=gather), gpu)
     return found
+
+
+def _whole_pixels(op: Conv2d) -> list[tuple[int, int, int]]:
+    """Tiles with all channels of a pixel, for layers that have few: their weights may fit into constant memory."""
+    vectors = blocks(op.out_channels)
+    return [(pixels, 1, vectors) for pixels in (2, 1) if 3 <= vectors <= _MOST_VECTORS and vectors != 4]
 
 
 def why_no_weight_image(op: Any, schedule: Any, gpu: Gpu) -> str | None:
