@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cache
+from typing import Literal
 
 import pytest
 import torch
@@ -93,8 +94,10 @@ def test_convolutions_joined_by_an_add_lose_the_same_filters() -> None:
     assert torch.equal(masks["layer3.0.shortcut.0.weight"].any(dim=(0, 2, 3)), kept[0])
 
 
-def test_a_dead_filter_emits_exactly_zero_behind_its_batch_norm() -> None:
-    # Trap: beta - gamma * mean / std of a zero filter is not zero.
+@pytest.mark.parametrize("structure", ["filter", "channel"])
+def test_a_dead_filter_emits_exactly_zero_behind_its_batch_norm(structure: Literal["filter", "channel"]) -> None:
+    # Trap: beta - gamma * mean / std of a zero filter is not zero. A channel round ranks by the readers' weights, so
+    # that only the removal of the whole unit reaches gamma and beta.
     model = build("resnet18")
     outputs: dict[str, torch.Tensor] = {}
     name = next(name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
@@ -103,7 +106,7 @@ def test_a_dead_filter_emits_exactly_zero_behind_its_batch_norm() -> None:
     images = torch.randn(INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
     model(images)
     assert outputs["bn"].abs().amax(dim=(0, 2, 3)).min() > 0
-    masks = prune(model, RoundConfig(structure="filter", sparsity=0.5, first_layer=True), name="resnet18")
+    masks = prune(model, RoundConfig(structure=structure, sparsity=0.5, first_layer=True), name="resnet18")
     dead = ~masks[f"{name}.weight"]
     assert dead.any()
     for training in (False, True):
