@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from device.local_target import choose_local_device, find_local_devices
+from export.onnx_export import OnnxNetwork
 from pipeline.cli import run_command_line
 from pipeline.deploy import Settings, deploy
 from pipeline.reference_networks import NETWORK, find_network, list_networks
@@ -37,6 +40,11 @@ def test_a_network_is_measured_against_its_dense_self_without_training(deployed:
     # Found on this device, for both networks; the rest is what the export found.
     assert 0 < result["checks"]["onnx_vs_device"] <= result["tolerances"]["onnx_vs_device"]
     assert result["checks"]["shrunk_vs_onnx"] == FOLDER.network.checks.shrunk_vs_onnx
+    # The check of the dense network has something to compare: its logits depend on the input, random weights or not.
+    dense = deployed / "baseline.clbundle"
+    shown, expected = (np.load(dense / name) for name in ("input_0.npy", "output_0.npy"))
+    other = OnnxNetwork(deployed / "baseline.onnx")(torch.from_numpy(-shown))[0].numpy()
+    assert np.abs(other - expected).max() > 0.1
     # Fifteen times less work, on whatever busy machine.
     assert result["latency_ms"]["speedup"]["median"] > 1.0
 
