@@ -157,7 +157,8 @@ def _conv_fits(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> bool:
     items = schedule.local * schedule.local_channels * schedule.split
     if items > gpu.max_work_group:
         return False
-    if gpu.kind != "cpu" and items < gpu.wave // 4:
+    # Groups of a few work-items leave most of a wave idle, unless the layer has no more.
+    if gpu.kind != "cpu" and items < min(gpu.wave // 4, tiling.count * tiling.channel_tiles // 4):
         return False
     if not _memory_fits(flat, sources, schedule, gpu):
         return False

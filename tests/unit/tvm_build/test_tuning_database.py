@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from structadmm.errors import UserError
+from tests.unit.tvm_build.fake_measurer import FACTS
+from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.ops import Conv2d, Dense
+from tvm_build.tuning.database import TrialRecord, merge_databases, open_database, read_database
+from tvm_build.tuning.measurer import CandidateTimes, Status
+from tvm_build.tuning.schedules import describe_schedule
+from tvm_build.tuning.task_key import describe_operator, operator_key
+from tvm_build.tuning.tuned import load_tuned
+
+
+def record(
+    split: int = 8,
+    ms: float = 1.0,
+    *,
+    status: Status = "ok",
+    op: Dense | Conv2d | None = None,
+    target: str = "adreno-640",
+    driver_family: str = FACTS.driver_family,
+) -> TrialRecord:
+    assert status != "lost"
+    return TrialRecord(
+        device=FACTS.model_copy(update={"driver_family": driver_family}),
+        target=target,
+        dtype="float32",
+        task=describe_operator(op or Dense(1, 64, 24)),
+        schedule=describe_schedule(DenseSchedule(split=split)),
+        status=status,
+        times=CandidateTimes(min_ms=ms, median_ms=ms, p90_ms=ms) if status == "ok" else None,
+        message="" if status == "ok" else "why",
+    )
+
+
+def write(path: Path, *records: TrialRecord) -> Path:
+    path.write_bytes(b"".join(item.line() for item in records))
+    return path
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    records = [record(8, 1.5), record(4, status="crashed"), record(2, 0.75)]
+    with open_database(tmp_path / "db.jsonl") as (known, writer):
+        assert known == []
+        for item in records:
+            writer.append(item)
+    assert read_database(tmp_path / "db.jsonl") == records
+
+
+def test_a_file_cut_off_anywhere_loses_at_most_its_last_record_and_can_be_continued(tmp_path: Path) -> None:
+    records = [record(8, 1.5), record(4, 2.5)]
+    data = b"".join(item.line() for item in records)
+    for length in (*range(len(records[0].line()), len(data), 29), len(data) - 1, len(data)):
+        path = tmp_path / "db.jsonl"
+        path.write_bytes(data[:length])
+        whole = records if length == len(data) else records[:1]
+        assert read_database(path) == whole
+        with open_database(path) as (known, writer):
+            assert known == whole
+            writer.append(record(2, 3.5))
+        assert read_database(path) == [*whole, record(2, 3.5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"not json\n", "line 2 is no tuning record"),
+        (b"[1]\n", "line 2 is no tuning record"),
+        (b'{"schema": 2}\n', "line 2 has schema 2"),
+        (b'{"schema": 1}\n', "line 2: device"),
+        (record(status="ok").line().replace(b'"ok"', b'"wrong"'), "contradicts its times"),
+        (record().line().replace(b'"min_ms":1.0', b'"min_ms":-1.0'), "min_ms"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
+    path = tmp_path / "db.jsonl"
+    path.write_bytes(record().line() + line)
+    with pytest.raises(UserError, match=complaint):
+        read_database(path)
+    with pytest.raises(UserError, match=complaint), open_database(path):
+        pass
+    assert path.read_bytes() == record().line() + line
+
+
+def test_two_sessions_do_not_write_one_database(tmp_path: Path) -> None:
+    with (
+        open_database(tmp_path / "db.jsonl"),
+        pytest.raises(UserError, match="another session is writing"),
+        open_database(tmp_path / "db.jsonl"),
+    ):
+        pass
+
+
+def test_merging_keeps_each_trial_once_with_its_fastest_result(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", record(8, 2.0), record(4, status="timed_out"), record(2, 1.0))
+    second = write(tmp_path / "b.jsonl", record(8, 1.5), record(4, 3.0), record(2, 1.25))
+    other = write(tmp_path / "c.jsonl", record(8, 9.0, driver_family="qualcomm E031.40"), record(2, status="wrong"))
+    assert merge_databases([first, second, other], first) == 4
+    expected = [record(8, 1.5), record(4, 3.0), record(2, 1.0), record(8, 9.0, driver_family="qualcomm E031.40")]
+    assert read_database(first) == expected
+
+
+def test_merging_a_malformed_database_writes_nothing(tmp_path: Path) -> None:
+    good = write(tmp_path / "a.jsonl", record())
+    (tmp_path / "b.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(UserError, match=r"b\.jsonl"):
+        merge_databases([good, tmp_path / "b.jsonl"], tmp_path / "c.jsonl")
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_the_fastest_candidate_that_works_is_what_compilation_gets(tmp_path: Path) -> None:
+    path = write(tmp_path / "db.jsonl", record(8, 2.0), record(4, 1.0), record(2, 1.5), record(1, status="wrong"))
+    found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
+
+
+def test_a_layer_that_was_not_tuned_is_not_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "db.jsonl", record())
+    assert load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 28)) is None
+
+
+def test_of_two_devices_the_one_with_more_layers_is_taken_unless_one_is_named(tmp_path: Path) -> None:
+    newer = {"driver_family": "qualcomm E031.40"}
+    path = write(
+        tmp_path / "db.jsonl",
+        record(8, 1.0),
+        record(4, 2.0, **newer),  # type: ignore[arg-type]
+        record(4, 2.0, op=Dense(1, 8, 8), **newer),  # type: ignore[arg-type]
+    )
+
+    def split(device: str | None) -> int:
+        found = load_tuned(path, target="adreno-640", dtype="float32", device=device).find(Dense(1, 64, 24))
+        assert found is not None
+        return int(found.schedule.split)
+
+    assert split(None) == 4
+    assert split("E031.37") == 8
+    with pytest.raises(UserError, match=r"E031.37.*E031.40.*none of them is 'E050'"):
+        split("E050")
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "complaint"),
+    [
+        ("adreno-730", "float32", "was tuned for adreno-640, expected adreno-730"),
+        ("adreno-640", "float16", "was tuned in float32, expected float16"),
+    ],
+)
+def test_a_database_for_something_else_is_refused(tmp_path: Path, target: str, dtype: str, complaint: str) -> None:
+    path = write(tmp_path / "db.jsonl", record())
+    with pytest.raises(UserError, match=complaint):
+        load_tuned(path, target=target, dtype=dtype)
+
+
+@pytest.mark.parametrize(("content", "complaint"), [(b"", "no trial yet"), (record(status="wrong").line(), "works")])
+def test_a_database_without_a_success_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "db.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        load_tuned(tmp_path / "db.jsonl", target="adreno-640", dtype="float32")
+
+
+def test_lists_of_columns_of_one_structure_are_one_task() -> None:
+    def sparse(*columns: int) -> Conv2d:
+        return Conv2d(1, 8, 4, 4, 8, (3, 3), columns=columns)
+
+    def key(*columns: int) -> str:
+        return operator_key(sparse(*columns))
+
+    assert key(0, 9, 18, 27) == key(1, 10, 19, 28)
+    assert key(0, 9, 18, 27) != key(0, 9, 18)
+    assert key(0, 9, 18, 27) != key(0, 1, 2, 3)  # as many columns, of four blocks instead of one

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from structadmm.errors import UserError
+from structadmm.progress import SilentReporter
+from tests.unit.tvm_build.fake_measurer import (
+    GPU,
+    PRECISION,
+    FakeMeasurer,
+    by_source,
+    dense_tasks,
+    ok,
+    task,
+)
+from tvm_build.gpu import gpu_by_name
+from tvm_build.kernels import build_kernel, candidates, default_schedule
+from tvm_build.ops import Conv2d, Dense
+from tvm_build.tuning.cost_model import CostModel
+from tvm_build.tuning.database import TrialRecord, read_database
+from tvm_build.tuning.measurer import CandidateOutcome, Measurer
+from tvm_build.tuning.schedules import describe_schedule, read_schedule
+from tvm_build.tuning.search import TaskSearch
+from tvm_build.tuning.session import MAX_LOSSES, SessionResult, curve, run_session
+from tvm_build.tuning.space import space
+from tvm_build.tuning.tasks import Task
+
+PATIENCE_S = 120.0
+
+
+def run(
+    database: Path, measurer: Measurer, trials: int, tasks: list[Task] | None = None, seed: int = 0
+) -> SessionResult:
+    return run_session(
+        tasks or dense_tasks(),
+        database,
+        measurer,
+        gpu=GPU,
+        precision=PRECISION,
+        trials=trials,
+        reporter=SilentReporter(),
+        seed=seed,
+    )
+
+
+def content(path: Path) -> list[TrialRecord]:
+    return read_database(path)
+
+
+def test_no_candidate_is_tried_twice_and_every_layer_starts_with_its_untuned_schedule(tmp_path: Path) -> None:
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(), 48)
+    records = content(tmp_path / "db.jsonl")
+    assert len(records) == result.new_trials == 48
+    assert len({record.identity for record in records}) == 48
+    for item in dense_tasks():
+        first = next(record for record in records if record.task_key == item.key)
+        assert read_schedule(first.schedule) == default_schedule(item.op, GPU, PRECISION)
+    assert result.default_ms is not None
+    assert result.curve_ms[-1] <= result.default_ms
+    assert list(result.curve_ms) == sorted(result.curve_ms, reverse=True)
+
+
+def test_a_session_in_parts_is_the_same_as_one_without_interruption(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    at_once = run(whole, FakeMeasurer(), 40)
+    run(parts, FakeMeasurer(), 16)
+    resumed = run(parts, FakeMeasurer(), 40)
+    assert content(parts) == content(whole)
+    assert (resumed.known_trials, resumed.new_trials) == (16, 24)
+    assert resumed.curve_ms == at_once.curve_ms
+    assert resumed.tasks == at_once.tasks
+
+
+def test_a_finished_session_tries_nothing_more(tmp_path: Path) -> None:
+    run(tmp_path / "db.jsonl", FakeMeasurer(), 16)
+    again = FakeMeasurer()
+    assert run(tmp_path / "db.jsonl", again, 16).new_trials == 0
+    assert again.tried == 0
+
+
+def test_trials_of_another_device_are_left_alone_and_not_counted(tmp_path: Path) -> None:
+    run(tmp_path / "db.jsonl", FakeMeasurer(), 8)
+    facts = FakeMeasurer().device_facts().model_copy(update={"driver_family": "qualcomm E031.40"})
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(facts=facts), 8)
+    assert (result.known_trials, result.new_trials) == (0, 8)
+    families = Counter(record.device.driver_family for record in content(tmp_path / "db.jsonl"))
+    assert set(families.values()) == {8}
+
+
+def test_a_space_that_comes_to_its_end_ends_the_session(tmp_path: Path) -> None:
+    tasks = [task(Dense(1, 8, 4))]
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(), 1000, tasks)
+    everything = set(map(str, space(tasks[0].op, GPU).everything()))
+    assert {str(read_schedule(record.schedule)) for record in content(tmp_path / "db.jsonl")} == everything
+    assert result.new_trials == len(everything)
+
+
+def test_the_best_of_a_small_space_is_found_whatever_fails(tmp_path: Path) -> None:
+    def outcome(bundle: Path, number: int) -> CandidateOutcome:
+        bad = ("wrong", "crashed", "timed_out", "build_failed")
+        return by_source(bundle, number) if number % 2 else CandidateOutcome(status=bad[number // 2 % 4], message="why")  # type: ignore[arg-type]
+
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(outcome), 1000, [task(Dense(1, 32, 16))])
+    costs = [record.cost_ms for record in content(tmp_path / "db.jsonl") if record.cost_ms is not None]
+    assert result.tasks[0].best_ms == min(costs)
+    assert set(result.statuses) == {"ok", "wrong", "crashed", "timed_out", "build_failed"}
+
+
+def test_many_workers_that_end_out_of_order_lose_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(workers=6, at_once=5), 48)
+    records = content(tmp_path / "db.jsonl")
+    assert result.new_trials == len(records) == len({record.identity for record in records}) == 48
+    by_schedule = {(record.task_key, str(record.schedule)): record.cost_ms for record in records}
+    alone = tmp_path / "alone.jsonl"
+    run(alone, FakeMeasurer(), 48)
+    common = [record for record in content(alone) if (record.task_key, str(record.schedule)) in by_schedule]
+    assert len(common) > 10
+    assert all(by_schedule[record.task_key, str(record.schedule)] == record.cost_ms for record in common)
+
+
+def test_a_candidate_whose_device_went_away_is_tried_again(tmp_path: Path) -> None:
+    def outcome(bundle: Path, number: int) -> CandidateOutcome:
+        return CandidateOutcome(status="lost", message="gone") if number in (3, 4, 9) else by_source(bundle, number)
+
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(outcome), 1000, [task(Dense(1, 32, 16))])
+    assert result.statuses == {"ok": len(list(space(Dense(1, 32, 16), GPU).everything()))}
+
+
+def test_a_candidate_that_takes_the_device_away_every_time_is_its_fault_in_the_end(tmp_path: Path) -> None:
+    guilty: list[bytes] = []
+
+    def outcome(bundle: Path, number: int) -> CandidateOutcome:
+        source = (bundle / "kernels.cl").read_bytes()
+        guilty.extend([source] if number == 2 else [])
+        return CandidateOutcome(status="lost", message="gone") if source in guilty else by_source(bundle, number)
+
+    measurer = FakeMeasurer(outcome)
+    result = run(tmp_path / "db.jsonl", measurer, 1000, [task(Dense(1, 32, 16))])
+    assert result.statuses["crashed"] == 1
+    assert measurer.tried == result.new_trials + MAX_LOSSES - 1
+    (record,) = (record for record in content(tmp_path / "db.jsonl") if record.status == "crashed")
+    assert "went away 3 times" in record.message
+
+
+def test_when_no_device_is_left_the_session_ends_and_keeps_what_it_has(tmp_path: Path) -> None:
+    def outcome(bundle: Path, number: int) -> CandidateOutcome:
+        if number == 11:
+            raise UserError("no device is left")
+        return by_source(bundle, number)
+
+    with pytest.raises(UserError, match="no device is left"):
+        run(tmp_path / "db.jsonl", FakeMeasurer(outcome), 48)
+    assert len(content(tmp_path / "db.jsonl")) == 10
+
+
+def test_an_interrupt_keeps_everything(tmp_path: Path) -> None:
+    def outcome(bundle: Path, number: int) -> CandidateOutcome:
+        if number == 6:
+            raise KeyboardInterrupt
+        return by_source(bundle, number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "db.jsonl", FakeMeasurer(outcome), 48)
+    assert len(content(tmp_path / "db.jsonl")) == 5
+    assert run(tmp_path / "db.jsonl", FakeMeasurer(), 48).new_trials == 43
+
+
+def test_sigkill_loses_the_trial_in_flight_and_a_restart_continues(tmp_path: Path) -> None:
+    database = tmp_path / "db.jsonl"
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from tests.unit.tvm_build import fake_measurer as fake
+        from tests.unit.tvm_build.test_tuning_session import run
+
+        def outcome(bundle, number):
+            if number == 13:
+                time.sleep(3600)
+            return fake.by_source(bundle, number)
+
+        run(Path(sys.argv[1]), fake.FakeMeasurer(outcome), 32)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script, str(database)])
+    deadline = time.monotonic() + PATIENCE_S
+    while not database.exists() or database.read_bytes().count(b"\n") < 12:
+        assert time.monotonic() < deadline, "the session did not come as far as its twelfth trial"
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = content(database)
+    assert len(before) == 12
+    result = run(database, FakeMeasurer(), 32)
+    after = content(database)
+    assert (result.known_trials, result.new_trials) == (12, 20)
+    assert after[:12] == before
+    assert len({record.identity for record in after}) == len(after) == 32
+
+
+def test_the_search_finds_in_few_trials_what_the_cost_model_can_learn() -> None:
+    """A landscape with one rule, fat tiles are fast, in a space of thousands: chance alone would not find its best."""
+    cpu = gpu_by_name("opencl-cpu")
+    op = Conv2d(1, 64, 16, 16, 64, (3, 3), padding=(1, 1, 1, 1))
+    search = TaskSearch(task(op), cpu, PRECISION)
+    model = CostModel(cpu, PRECISION)
+
+    def cost_ms(schedule: object) -> float:
+        fields = describe_schedule(schedule)
+        cells = fields["pixels"] * fields["rows"] * fields["vectors"] * fields["lanes"]
+        return 10.0 / cells + 0.01 * fields["split"] + 0.005 * fields["local"]
+
+    generator = random.Random(1)
+    drawn = [found for found in (search.space.sample(generator) for _ in range(4000)) if found is not None]
+    lowest = min(map(cost_ms, drawn))
+    while search.trials < 64:
+        for schedule in search.propose(8, model):
+            search.record(schedule, cost_ms(schedule))
+            model.learn(op, schedule, cost_ms(schedule))
+    assert search.best_ms <= 1.05 * lowest
+    by_chance = float(np.median([min(map(cost_ms, generator.sample(drawn, 64))) for _ in range(50)]))
+    assert search.best_ms < by_chance
+
+
+@pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
+def test_whatever_the_space_offers_can_be_built(target: str) -> None:
+    gpu = gpu_by_name(target)
+    generator = random.Random(0)
+    kept = tuple(column for column in range(8 * 9) if column % 3)
+    for op in (
+        Conv2d(1, 8, 5, 7, 10, (3, 3), padding=(1, 1, 1, 1), has_residual=True),
+        Conv2d(1, 8, 6, 6, 12, (3, 3), padding=(1, 1, 1, 1), columns=kept),
+        Conv2d(1, 8, 6, 6, 8, (3, 3), padding=(1, 1, 1, 1), groups=8),
+        Dense(1, 40, 10, input_is_c4=True, pooled_pixels=4),
+    ):
+        weight = (
+            np.ones((op.out_channels, op.in_channels // op.groups, 3, 3), np.float32)
+            if isinstance(op, Conv2d)
+            else np.ones((10, 40), np.float32)
+        )
+        bias = np.zeros(len(weight), np.float32)
+        wide = space(op, gpu)
+        drawn = [found for found in (wide.sample(generator) for _ in range(2000)) if found is not None][:6]
+        assert set(map(str, candidates(op, gpu))) <= {str(found) for found in wide.listed}
+        assert drawn
+        for schedule in drawn:
+            assert build_kernel(op, {"weight": weight, "bias": bias}, gpu, schedule).schedule == schedule
+            assert read_schedule(json.loads(json.dumps(describe_schedule(schedule)))) == schedule
+
+
+def test_schedules_of_another_version_are_named() -> None:
+    described = describe_schedule(default_schedule(Dense(1, 8, 8), GPU))
+    with pytest.raises(UserError, match="unknown schedule 'LaterSchedule'"):
+        read_schedule(described | {"kind": "LaterSchedule"})
+    with pytest.raises(UserError, match="no field 'swizzle'"):
+        read_schedule(described | {"swizzle": 1})
+    with pytest.raises(UserError, match="split"):
+        read_schedule(described | {"split": "8"})
+
+
+def test_the_curve_falls_from_left_to_right() -> None:
+    assert curve([4.0, 3.0, 2.0, 1.0], width=4) == "█▆▃▁"
+    assert curve([2.0], width=3) == "▁▁▁"
+    assert ok(1.0).times is not None
