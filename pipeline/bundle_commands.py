@@ -117,32 +117,32 @@ def compile_model(
 
 
 def _print_explanation(explanation: Explanation) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.tables import print_table
 
-    table = Table()
-    for heading in ("layer", "kernel", "schedule", "not in buffers"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("MFLOP", "kB", "MACs/load", "registers", "waves", "bound by", "predicted us", "tuned us"):
-        table.add_column(heading, justify="right")
-    for launch in explanation.launches:
-        table.add_row(
-            launch.layer,
-            launch.kernel,
-            launch.schedule,
-            "; ".join(filter(None, (launch.memory, *launch.fallbacks))),
-            f"{launch.flops / 1e6:.2f}",
-            f"{launch.bytes / 1e3:.1f}",
-            "" if launch.macs_per_load is None else f"{launch.macs_per_load:.1f}",
-            "" if launch.registers is None else str(launch.registers),
-            "" if launch.waves is None else str(launch.waves),
-            launch.bound_by or "",
-            f"{launch.predicted_us:.1f}",
-            "" if launch.measured_us is None else f"{launch.measured_us:.1f}",
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(explanation.total, markup=False)
+    headings = ("layer", "kernel", "schedule", "not in buffers", "bound by")
+    figures = ("MFLOP", "kB", "MACs/load", "registers", "waves", "predicted us", "tuned us")
+    print_table(
+        headings + figures,
+        (
+            (
+                launch.layer,
+                launch.kernel,
+                launch.schedule,
+                "; ".join(filter(None, (launch.memory, *launch.fallbacks))),
+                launch.bound_by or "",
+                f"{launch.flops / 1e6:.2f}",
+                f"{launch.bytes / 1e3:.1f}",
+                "" if launch.macs_per_load is None else f"{launch.macs_per_load:.1f}",
+                "" if launch.registers is None else str(launch.registers),
+                "" if launch.waves is None else str(launch.waves),
+                f"{launch.predicted_us:.1f}",
+                "" if launch.measured_us is None else f"{launch.measured_us:.1f}",
+            )
+            for launch in explanation.launches
+        ),
+        left=len(headings),
+    )
+    typer.echo(explanation.total)
 
 
 def execute(
@@ -193,28 +193,26 @@ def bench(
             }
         )
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.tables import print_table
 
-    table = Table()
-    table.add_column(f"ms ({kind})")
-    for heading in ("min", "p10", "median", "mean", "p90", "p99", "first run", "build", "speed-up (95 %)"):
-        table.add_column(heading, justify="right")
+    headings = (f"ms ({kind})", "min", "p10", "median", "mean", "p90", "p99", "first run", "build", "speed-up (95 %)")
+    rows = []
     for path, times, speed_up in zip(bundles, result.bundles, speed_ups, strict=True):
         total = times.total_ms
         figures = (total.min, total.p10, total.median, total.mean, total.p90, total.p99)
         low, high = speed_up.ci95
-        table.add_row(
-            path.name,
-            *(f"{figure:.3f}" for figure in figures),
-            f"{times.first_run_ms:.1f}",
-            f"{times.build_ms:.1f}",
-            f"{speed_up.median:.2f} ({low:.2f} to {high:.2f})" if len(bundles) > 1 else "",
+        rows.append(
+            (
+                path.name,
+                *(f"{figure:.3f}" for figure in figures),
+                f"{times.first_run_ms:.1f}",
+                f"{times.build_ms:.1f}",
+                f"{speed_up.median:.2f} ({low:.2f} to {high:.2f})" if len(bundles) > 1 else "",
+            )
         )
-    console = Console(highlight=False)
-    console.print(table)
+    print_table(headings, rows)
     session = result.session
-    console.print(f"{runs} interleaved runs on {session.name}, driver {session.driver}", markup=False)
+    typer.echo(f"{runs} interleaved runs on {session.name}, driver {session.driver}")
 
 
 def profile(
@@ -239,28 +237,26 @@ def profile(
             }
         )
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.tables import print_table
 
-    table = Table()
-    for heading in ("layer", "kernel"):
-        table.add_column(heading, overflow="fold")
-    for heading in (f"median ms ({kind})", "share", "GFLOP/s", "GB/s"):
-        table.add_column(heading, justify="right")
     whole = sum(launch.median_ms for launch in result.launches) or 1.0
-    for launch in result.launches:
-        table.add_row(
-            launch.layer,
-            launch.kernel,
-            f"{launch.median_ms:.4f}",
-            f"{100 * launch.median_ms / whole:.1f} %",
-            "" if launch.gflops_per_s is None else f"{launch.gflops_per_s:.1f}",
-            "" if launch.gbytes_per_s is None else f"{launch.gbytes_per_s:.1f}",
-        )
-    console = Console(highlight=False)
-    console.print(table)
+    print_table(
+        ("layer", "kernel", f"median ms ({kind})", "share", "GFLOP/s", "GB/s"),
+        (
+            (
+                launch.layer,
+                launch.kernel,
+                f"{launch.median_ms:.4f}",
+                f"{100 * launch.median_ms / whole:.1f} %",
+                "" if launch.gflops_per_s is None else f"{launch.gflops_per_s:.1f}",
+                "" if launch.gbytes_per_s is None else f"{launch.gbytes_per_s:.1f}",
+            )
+            for launch in result.launches
+        ),
+        left=2,
+    )
     total = result.summary.launch_sum_ms.median
-    console.print(f"{total:.3f} ms in launches, gaps between them left out; {result.session.name}", markup=False)
+    typer.echo(f"{total:.3f} ms in launches, gaps between them left out; {result.session.name}")
 
 
 @contextmanager
