@@ -110,12 +110,21 @@ class Admm:
         foreach.add_([weight.grad for weight in self._weights if weight.grad is not None], difference)
 
     @torch.no_grad()
-    def update(self, rho_growth: float, rho_max: float) -> dict[str, Residual]:
+    def update(
+        self, rho_growth: float, rho_max: float, constraints: Sequence[Constraint] | None = None
+    ) -> dict[str, Residual]:
         """Do the Z-step and the U-step, then multiply rho, and return each constraint's residuals at the old rho.
 
         U is the dual divided by rho, so a greater rho means a smaller U for the same dual.
+
+        Args:
+            rho_growth: factor on rho.
+            rho_max: rho grows no further than this.
+            constraints: what Z satisfies from now on, of the same weights; by default what it satisfied before.
         """
         previous = self._Z
+        if constraints is not None:
+            self._constraints = tuple(constraints)
         self._Z = self._projected()
         gap = foreach.subtract(self._weights, self._Z)
         foreach.add_(self._U, gap)

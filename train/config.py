@@ -140,6 +140,8 @@ class RoundConfig(_Section):
         linear: prune units that linear layers produce, too (hidden layers of a classifier).
         admm_epochs: epochs under the ADMM penalty.
         update_every: epochs between two updates of Z and U.
+        ramp_epochs: of the ADMM phase, in which the sparsity of Z rises to the round's by a cubic schedule; 0, as ADMM
+            is written, projects to the round's sparsity from the start (docs/training.md).
         retrain_epochs: epochs of masked retraining after the hard prune.
         penalise: `all` weights of the pruned layers, as ADMM is written, or only what is being `removed`, so that the
             others are free to make up for it (docs/training.md).
@@ -163,6 +165,7 @@ class RoundConfig(_Section):
     linear: bool = False
     admm_epochs: Annotated[int, Field(ge=0)] = 10
     update_every: Annotated[int, Field(ge=1)] = 1
+    ramp_epochs: Annotated[int, Field(ge=0)] = 0
     retrain_epochs: Annotated[int, Field(ge=0)] = 10
     penalise: Literal["all", "removed"] = "all"
     rho: Annotated[float, Field(gt=0.0)] = 1e-3
@@ -192,6 +195,10 @@ class RoundConfig(_Section):
             raise ValueError(f"block={self.block} is for columns, the round's structure is {self.structure!r}: drop it")
         if self.multiple != 1 and self.structure not in ("filter", "channel"):
             raise ValueError(f"multiple={self.multiple} is for filters and channels, not {self.structure!r}: drop it")
+        if self.ramp_epochs > self.admm_epochs:
+            raise ValueError(
+                f"ramp_epochs={self.ramp_epochs} must fit in admm_epochs={self.admm_epochs}: shorten the ramp"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -150,6 +150,12 @@ class GroupConstraint:
             mask = units_mask(shapes[part.parameter], part.axis, indices, kept)
             masks[part.parameter] = masks[part.parameter] & mask if part.parameter in masks else mask
         return masks
+
+
+def with_keep(constraint: Constraint, keep: int) -> Constraint:
+    """The constraint with another number of units."""
+    assert isinstance(constraint, GroupConstraint | LayerConstraint)
+    return replace(constraint, keep=keep)
 
 
 class JointProjection(NamedTuple):

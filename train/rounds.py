@@ -11,7 +11,7 @@ from torch import Tensor
 from structadmm.graph import CoupledGroup
 from train.budget import Rates, first_match, keep_count
 from train.config import RoundConfig, Schedule, TrainConfig
-from train.constraint import Constraint, GroupConstraint, LayerConstraint
+from train.constraint import Constraint, GroupConstraint, LayerConstraint, with_keep
 from train.layers import ConvLayer, Network, layer_name
 from train.project import column_units, slices_along
 
@@ -75,6 +75,21 @@ class RoundPlan:
     constraints: tuple[Constraint, ...]
     units: dict[str, tuple[int, int]]
     unpruned: tuple[Unpruned, ...]
+
+    def ramped(self, progress: float) -> tuple[Constraint, ...]:
+        """The constraints with part of their units still to be removed.
+
+        A cubic schedule takes most at first, where there is most to take (Zhu and Gupta, 1710.01878).
+
+        Args:
+            progress: 1 or more gives the round's own constraints.
+        """
+        left = (1 - min(1.0, progress)) ** 3
+        found = []
+        for constraint in self.constraints:
+            alive, keep = self.units[constraint.name]
+            found.append(with_keep(constraint, keep + round((alive - keep) * left)))
+        return tuple(found)
 
     def rho(self, config: RoundConfig) -> dict[str, float]:
         """The initial penalty weight of each constrained weight."""

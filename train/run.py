@@ -35,6 +35,7 @@ from train.checkpoint import (
     save_tensors,
 )
 from train.config import RoundConfig, TargetConfig, TrainConfig
+from train.constraint import Constraint
 from train.data.dataset import Dataset
 from train.data.images import Images
 from train.layers import Network
@@ -129,7 +130,7 @@ class TrainingRun:
             if phase.epochs:
                 admm = Admm(
                     self._parameters,
-                    plan.constraints,
+                    _constraints_of_update(plan, config, 0),
                     self.masks,
                     plan.rho(config),
                     removed_only=config.penalise == "removed",
@@ -149,7 +150,7 @@ class TrainingRun:
             with self._reporter.task(f"train: {title}", phase.epochs * steps) as task:
                 task.advance(self._position.epoch * steps + self._position.step)
                 while self._position.epoch < phase.epochs and not self._position.done:
-                    self._run_epoch(phase, optimizer, admm, masked, task)
+                    self._run_epoch(phase, plan, optimizer, admm, masked, task)
         if phase.kind == "dense":
             self._finish_dense()
         elif plan is not None:
@@ -199,7 +200,13 @@ class TrainingRun:
         return values[0]
 
     def _run_epoch(
-        self, phase: Phase, optimizer: torch.optim.Optimizer, admm: Admm | None, masked: MaskedTraining, task: Any
+        self,
+        phase: Phase,
+        plan: RoundPlan | None,
+        optimizer: torch.optim.Optimizer,
+        admm: Admm | None,
+        masked: MaskedTraining,
+        task: Any,
     ) -> None:
         position = self._loop.train_epoch(phase, self._position, optimizer, admm, masked, task, stop=lambda: self._stop)
         if position.step < self._loop.batches(position.global_epoch).steps:
@@ -211,11 +218,11 @@ class TrainingRun:
         finished = position.epoch + 1
         done = False
         residuals: dict[str, Residual] = {}
-        if admm is not None:
+        if admm is not None and plan is not None:
             config = self._config.rounds[phase.round]
             if finished % config.update_every == 0:
-                residuals = self._update(phase, admm, finished // config.update_every)
-                limit = config.converged_residual
+                residuals = self._update(phase, plan, admm, finished // config.update_every)
+                limit = config.converged_residual if finished >= config.ramp_epochs else None
                 done = limit is not None and max((value.primal for value in residuals.values()), default=0.0) < limit
         started = time.perf_counter()
         test = self._loop.evaluate()
@@ -252,10 +259,10 @@ class TrainingRun:
         if self._all_asked_to_stop():
             self._leave()
 
-    def _update(self, phase: Phase, admm: Admm, update: int) -> dict[str, Residual]:
+    def _update(self, phase: Phase, plan: RoundPlan, admm: Admm, update: int) -> dict[str, Residual]:
         config = self._config.rounds[phase.round]
         rho = admm.rho
-        residuals = admm.update(config.rho_growth, config.rho_max)
+        residuals = admm.update(config.rho_growth, config.rho_max, _constraints_of_update(plan, config, update))
         self._append(
             {
                 "type": "residuals",
@@ -399,6 +406,13 @@ class TrainingRun:
     def _leave(self) -> None:
         self._reporter.say("stopped by SIGTERM after a checkpoint: the same command goes on from it")
         raise SystemExit(_SIGTERM_STATUS)
+
+
+def _constraints_of_update(plan: RoundPlan, config: RoundConfig, update: int) -> tuple[Constraint, ...]:
+    """What Z satisfies from update `update` on (0 is the start of the phase) to the next."""
+    if config.ramp_epochs == 0:
+        return plan.constraints
+    return plan.ramped((update + 1) * config.update_every / config.ramp_epochs)
 
 
 def _told(residuals: Mapping[str, Residual]) -> str:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from structadmm.progress import Task
-from train.constraint import Constraint, GroupConstraint, LayerConstraint
+from train.constraint import Constraint, with_keep
 from train.costs import Floats, Ints
 from train.masking import removal_supports
 
@@ -107,19 +107,13 @@ def measure_damage(
     for constraint, units in zip(constraints, alive, strict=True):
         values = []
         for keep in trial_counts(units):
-            with _pruned(state, keeping(constraint, keep), masks):
+            with _pruned(state, with_keep(constraint, keep), masks):
                 values.append(_divergence(model, batches(), reference))
             task.advance(1, note=constraint.name)
         measured.append(values)
     steepest = max((value for values in measured for value in values), default=0.0)
     least = max(_LEAST_SLOPE * steepest, 1e-12)
     return [Damage.of(units, trial_counts(units), values, least) for units, values in zip(alive, measured, strict=True)]
-
-
-def keeping(constraint: Constraint, keep: int) -> Constraint:
-    """The constraint with another number of units."""
-    assert isinstance(constraint, GroupConstraint | LayerConstraint)
-    return replace(constraint, keep=keep)
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from structadmm.graph import Graph
 from structadmm.progress import Reporter
 from train.allocate import Choices, allocate
 from train.config import RoundConfig, TargetConfig
-from train.constraint import Constraint
+from train.constraint import Constraint, with_keep
 from train.costs import load_costs
 from train.footprint import Footprint, FootprintModel
 from train.layers import Network
 from train.masking import removal_supports
 from train.rounds import RoundPlan, plan_round
-from train.sensitivity import Damage, keeping, measure_damage, trial_counts
+from train.sensitivity import Damage, measure_damage, trial_counts
 
 #: A budget is met when at least this share of it is used.
 TOLERANCE = 0.02
@@ -195,7 +195,7 @@ class Budget:
         state: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
     ) -> float:
-        pruned = [keeping(constraint, keep) for constraint, keep in zip(constraints, keeps, strict=True)]
+        pruned = [with_keep(constraint, keep) for constraint, keep in zip(constraints, keeps, strict=True)]
         return self.footprint.total(masks_after(pruned, state, masks))
 
 

@@ -151,3 +151,15 @@ def test_the_state_goes_on_where_it_was_saved() -> None:
     assert one.update(1.3, 1.0) == other.update(1.3, 1.0)
     for name, value in one.state().items():
         assert torch.equal(value, other.state()[name])
+
+
+def test_new_constraints_hold_from_the_update_that_brings_them() -> None:
+    weight = parameter()
+    admm = Admm({"conv.weight": weight}, [columns(20)], {}, {"conv.weight": 0.2})
+    for keep in (20, 9, 5):
+        Z = admm.state()["Z.conv.weight"]
+        assert int(Z.any(dim=0).sum()) == keep
+        if keep > 5:
+            admm.update(1.0, 1.0, [columns({20: 9, 9: 5}[keep])])
+    admm.update(1.0, 1.0)
+    assert int(admm.state()["Z.conv.weight"].any(dim=0).sum()) == 5

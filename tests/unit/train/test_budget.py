@@ -49,6 +49,7 @@ def test_coupled_layers_follow_the_named_one_and_conflicts_are_refused() -> None
         ({"rho": 0.0}, "greater than 0"),
         ({"sparcity": 0.5}, "Extra inputs"),
         ({"update_every": 0}, "greater than or equal to 1"),
+        ({"ramp_epochs": 11}, "must fit in admm_epochs=10"),
     ],
 )
 def test_a_bad_round_is_refused_where_it_is_built(changes: dict[str, object], message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from functools import cache
 from typing import Literal
@@ -227,3 +228,15 @@ def test_what_is_left_alone_is_reported_with_its_reason() -> None:
     assert any("linear = true" in entry.reason for entry in hidden)
     depthwise = plan(RoundConfig(structure="column", sparsity=0.5), "mobilenet_v2").unpruned
     assert any("grouped" in entry.reason for entry in depthwise)
+
+
+def test_a_ramp_takes_most_units_at_first_and_ends_at_the_rounds_own() -> None:
+    chosen = plan(RoundConfig(structure="filter", sparsity=0.75))
+    before, after = zip(*chosen.units.values(), strict=True)
+    courses = [[constraint.keep for constraint in chosen.ramped(step / 4)] for step in range(6)]
+    assert courses[0] == list(before)
+    assert courses[4] == courses[5] == list(after)
+    for course in zip(*courses[:5], strict=True):
+        losses = [earlier - later for earlier, later in itertools.pairwise(course)]
+        assert losses == sorted(losses, reverse=True)
+    assert chosen.ramped(1.0) == chosen.constraints

@@ -225,12 +225,16 @@ def test_a_network_with_one_weight_under_two_names_is_trained_and_saved(tmp_path
     assert torch.equal(pruned["layer1.0.conv1.weight"], pruned["layer1.0.conv2.weight"])
 
 
-def test_the_admm_phase_ends_early_once_it_has_converged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ramp", [0, 3])
+def test_the_admm_phase_ends_early_once_it_has_converged_and_its_ramp_is_over(tmp_path: Path, ramp: int) -> None:
     rounds = [
-        {"structure": "filter", "sparsity": 0.5, "admm_epochs": 9, "retrain_epochs": 1, "converged_residual": 0.999}
+        {
+            **{"structure": "filter", "sparsity": 0.5, "admm_epochs": 9, "ramp_epochs": ramp, "retrain_epochs": 1},
+            "converged_residual": 0.999,
+        }
     ]
     run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
-    assert sum(line.get("phase") == "admm" for line in history(tmp_path)) == 1
+    assert sum(line.get("phase") == "admm" for line in history(tmp_path)) == max(1, ramp)
 
 
 def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_path: Path) -> None:
@@ -253,7 +257,13 @@ def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_pat
     assert distance(tmp_path) < distance(undisturbed)
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16", "channels_last": True}, {"optimizer": {"kind": "adamw"}}])
+RAMP = {"structure": "filter", "sparsity": 0.5, "admm_epochs": 4, "ramp_epochs": 3, "penalise": "removed"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16", "channels_last": True}, {"optimizer": {"kind": "adamw"}}, {"rounds": [RAMP]}],
+)
 def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -26,13 +26,13 @@ from tests.unit.train import tiny
 from train.budget import keep_count
 from train.checkpoint import load_checkpoint
 from train.config import RoundConfig
-from train.constraint import Constraint
+from train.constraint import Constraint, with_keep
 from train.costs import Grid, macs_table
 from train.footprint import Footprint, FootprintModel
 from train.layers import Network
 from train.models import build_model
 from train.rounds import plan_round
-from train.sensitivity import Damage, keeping, measure_damage, trial_counts
+from train.sensitivity import Damage, measure_damage, trial_counts
 from train.target import Budget, as_toml, masks_after, neutral
 
 if sys.version_info >= (3, 11):
@@ -136,7 +136,7 @@ def test_the_model_of_the_footprint_agrees_with_counting_masks(name: str, struct
         assert model.total(model.alive) == footprint.total(masks)
         for _ in range(3):
             keeps = [int(generator.integers(1, alive + 1)) for alive in model.alive]
-            pruned = [keeping(constraint, keep) for constraint, keep in zip(constraints, keeps, strict=True)]
+            pruned = [with_keep(constraint, keep) for constraint, keep in zip(constraints, keeps, strict=True)]
             exact = footprint.total(masks_after(pruned, state, masks))
             # After removed columns, a filter can lose its last column, which only counting sees.
             assert exact <= model.total(keeps) if earlier else exact == model.total(keeps)
