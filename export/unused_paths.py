@@ -27,7 +27,7 @@ class Removal:
         state: the given state with every removed unit zeroed; shares the tensors that did not change.
         flow: the atoms of `graph`.
         coupling: the groups of `graph`.
-        removed: by group name, the unit numbers to remove, ascending; never all of a group.
+        removed: by group name, the unit numbers to remove, ascending.
         folded: constants that were moved into a bias or merged into another channel, one line each.
         kept: units that are dead or constant and stay, by group name: unit number -> why.
     """
@@ -49,9 +49,9 @@ class Removal:
 def remove_unused_paths(graph: Graph, state: Mapping[str, Tensor]) -> Removal:
     """Zero every unit that does not influence the output, to a fixed point.
 
-    A unit goes when, at each convolution and linear that reads it, its weights are zero, its value is zero, or its
-    value is a constant that can be folded into that layer's bias exactly (no zero padding mixes with it). Of several
-    constants that meet the same padding one stays, and the others' weights are added to its own.
+    A unit goes when, at each convolution and linear that reads it, its weights are zero except in filters that go, too,
+    or its value is zero, or its value is a constant that can be folded into that layer's bias exactly (no zero padding
+    mixes with it). Of several constants that meet the same padding one stays, and takes over the others' weights.
 
     Ensures: the network computes the same function in evaluation mode; every unit that could go is zero in all its
         parts.
@@ -90,6 +90,27 @@ def _reaching_outputs(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(reversed(nodes)), state=state)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """A convolution or linear that reads units.
+
+    Attributes:
+        node: the operator.
+        inputs: the root of each input channel.
+        outputs: the root of each output channel.
+        values: float64 [inputs]; NaN where a channel is no constant.
+        uses: bool [outputs, inputs], whether a weight is not zero.
+        sums: float64 [outputs, inputs], the weights' sum over the kernel.
+    """
+
+    node: Node
+    inputs: list[int]
+    outputs: list[int]
+    values: Tensor
+    uses: Tensor
+    sums: Tensor
+
+
 class _Work:
     """The sweeps over one graph; stops early when a constant needs a bias that its layer does not have."""
 
@@ -120,24 +141,15 @@ class _Work:
         constants = ConstantFlow(self.graph, self.state)
         self.blockers, self.padded, self.firm = {}, defaultdict(list), set()
         folds: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
-        for node in self.graph.nodes:
-            reader = self._reader(node)
-            if reader is not None:
-                self._read(node, reader, constants, folds)
-        chosen: list[int] = []
-        without_effect: list[int] = []
-        for group in self.coupling.groups:
-            if group.frozen is not None:
-                continue
-            left = [root for root in self.roots[group.name] if root not in self.removed]
-            free = [root for root in left if root not in self.blockers]
-            without_effect += free
-            if len(free) == len(left) and free:
-                # A dimension of size zero is no network; the first unit stays, zero or not.
-                self.blockers[free[0]] = "it is the last unit of its group"
-                free = free[1:]
-            chosen += free
-        chosen = self._keep_tensors_non_empty(chosen)
+        self._find_needed([*filter(None, (self._reading(node, constants) for node in self.graph.nodes))], folds)
+        without_effect = [
+            root
+            for group in self.coupling.groups
+            if group.frozen is None
+            for root in self.roots[group.name]
+            if root not in self.removed and root not in self.blockers
+        ]
+        chosen = self._keep_tensors_non_empty(without_effect)
         # A unit that only stays so that no tensor is empty is zeroed too: it must not keep its inputs alive.
         fresh = [root for root in without_effect if root not in self.silent]
         self.without_bias = {name for root in fresh for name, _ in folds.get(root, ()) if self._bias(name) is None}
@@ -150,6 +162,67 @@ class _Work:
         self.silent |= set(fresh)
         self.removed |= set(chosen)
         return bool(chosen) or bool(fresh) or blocked
+
+    def _reading(self, node: Node, constants: ConstantFlow) -> _Reading | None:
+        """What `node` reads; None if it reads no units."""
+        role = ROLES.get(node.op)
+        if role not in ("conv", "conv_transpose", "linear") or not isinstance(node.args[1], StateRef):
+            return None
+        key = (node.args[1].name, 0 if role == "conv_transpose" else 1)
+        if self.flow.roles.get(key) != "consumer":
+            return None  # depthwise and the like: inputs and outputs are one unit
+        given = self.flow.operand(node.args[0])
+        axis = given.ndim - 1 if role == "linear" else 1
+        inputs, outputs = (
+            [self.flow.sets.find(atom) for atom in self.flow.channels(atoms, axis).tolist()]
+            for atoms in (given, self.flow.values[node.name][0])
+        )
+        uses, sums = weight_use(node, constants.tensor(node.args[1]))
+        return _Reading(node, inputs, outputs, constants.channels(node.args[0], axis), uses, sums)
+
+    def _find_needed(self, readings: list[_Reading], folds: dict[int, list[tuple[str, Tensor]]]) -> None:
+        """Follow what is read back from the outputs. What only units without effect read, themselves even, is free."""
+        frozen = {root for group in self.coupling.groups if group.frozen is not None for root in self.roots[group.name]}
+        read_by: dict[int, list[tuple[_Reading, int]]] = defaultdict(list)
+        for reading in readings:
+            for row, root in enumerate(reading.outputs):
+                read_by[root].append((reading, row))
+        done: set[int] = set()
+        ready = [*frozen, *(root for root in read_by if root not in self.group_of)]
+        seen: set[tuple[str, int]] = set()
+        while ready:
+            needed = ready.pop()
+            if needed in done:
+                continue
+            done.add(needed)
+            for reading, row in read_by[needed]:
+                for channel in torch.nonzero(reading.uses[row] & (reading.values != 0)).flatten().tolist():
+                    if (reading.node.name, channel) in seen:
+                        continue
+                    seen.add((reading.node.name, channel))
+                    self._read(reading, channel, folds)
+                    root = reading.inputs[channel]
+                    if root in self.blockers:
+                        ready.append(root)
+
+    def _read(self, reading: _Reading, channel: int, folds: dict[int, list[tuple[str, Tensor]]]) -> None:
+        """A channel that is not zero is read for the output's sake: it is needed, or folded."""
+        node, root, value = reading.node, reading.inputs[channel], float(reading.values[channel])
+        layer = node.layer or node.name
+        if np.isnan(value):
+            self.blockers[root] = f"{layer} reads it"
+            self.firm.add(root)
+        elif not folds_exactly(node):
+            group = channel * convolution_groups(node) // len(reading.inputs)
+            self.padded[root].append(ConstantRead(node.name, group, channel, value))
+            self.blockers.setdefault(
+                root, f"its constant {value:.4g} meets the padding of {layer}, so folding is inexact"
+            )
+        elif self.times_used[self._bias(node.name) or ""] > 1:
+            self.blockers.setdefault(root, f"the bias of {layer} is shared, so nothing is folded")
+            self.firm.add(root)
+        else:
+            folds[root].append((node.name, reading.sums[:, channel] * value))
 
     def merge(self) -> bool:
         """Give one constant channel the weights of others like it, after a sweep; whether anything changed."""
@@ -192,58 +265,21 @@ class _Work:
         assert isinstance(reference, StateRef)
         return reference.name
 
-    def _reader(self, node: Node) -> tuple[int, ...] | None:
-        """The dimension of the first operand that `node` reads units from; None if it reads none."""
-        role = ROLES.get(node.op)
-        if role not in ("conv", "conv_transpose", "linear") or not isinstance(node.args[1], StateRef):
-            return None
-        key = (node.args[1].name, 0 if role == "conv_transpose" else 1)
-        if self.flow.roles.get(key) != "consumer":
-            return None  # depthwise and the like: inputs and outputs are one unit
-        return (len(self.flow.operand(node.args[0]).shape) - 1,) if role == "linear" else (1,)
-
-    def _read(
-        self,
-        node: Node,
-        reader: tuple[int, ...],
-        constants: ConstantFlow,
-        folds: dict[int, list[tuple[str, Tensor]]],
-    ) -> None:
-        axis = reader[0]
-        atoms = self.flow.channels(self.flow.operand(node.args[0]), axis)
-        roots = [self.flow.sets.find(atom) for atom in atoms.tolist()]
-        values = constants.channels(node.args[0], axis)
-        uses, sums = weight_use(node, constants.tensor(node.args[1]))
-        read = uses.any(dim=0)
-        for channel in torch.nonzero(read & (values != 0)).flatten().tolist():
-            root = roots[channel]
-            value = float(values[channel])
-            if np.isnan(value):
-                self.blockers[root] = f"{node.layer or node.name} reads it"
-                self.firm.add(root)
-            elif not folds_exactly(node):
-                group = channel * convolution_groups(node) // len(values)
-                self.padded[root].append(ConstantRead(node.name, group, channel, value))
-                self.blockers.setdefault(
-                    root,
-                    f"its constant {value:.4g} meets the padding of {node.layer or node.name}, so folding is inexact",
-                )
-            elif self.times_used[self._bias(node.name) or ""] > 1:
-                self.blockers.setdefault(root, f"the bias of {node.layer or node.name} is shared, so nothing is folded")
-                self.firm.add(root)
-            else:
-                folds[root].append((node.name, sums[:, channel] * value))
-
     def _keep_tensors_non_empty(self, chosen: list[int]) -> list[int]:
-        """Take back units without which some tensor would have no elements."""
+        """Take back units without which some tensor would have no elements: that is no network."""
         going = self.removed | set(chosen)
+        emptied: list[tuple[list[int], Node]] = []
         for node in self.graph.nodes:
             for atoms in self.flow.values[node.name]:
-                roots = [self.flow.sets.find(atom) for atom in collapse(atoms).flatten().tolist()]
-                if roots and all(root in going for root in roots):
-                    back = next(root for root in roots if root not in self.removed)
-                    going.discard(back)
-                    self.blockers[back] = f"{node.label} would be left empty"
+                roots = list(dict.fromkeys(self.flow.sets.find(atom) for atom in collapse(atoms).flatten().tolist()))
+                if roots and going.issuperset(roots):
+                    emptied.append((roots, node))
+        # Small tensors first: what they need also serves the tensors that they are a part of.
+        for roots, node in sorted(emptied, key=lambda item: len(item[0])):
+            if going.issuperset(roots):
+                back = next(root for root in roots if root not in self.removed)
+                going.discard(back)
+                self.blockers[back] = f"it is the last channel of {node.label}"
         return [root for root in chosen if root in going]
 
     def _zero(self, roots: list[int]) -> None:

@@ -11,11 +11,12 @@ from export.fixed_point import shrink_fully
 from export.shrink import Shrunk, _Shrinker, shrink
 from export.unused_paths import Removal, remove_unused_paths
 from structadmm.errors import UserError
-from structadmm.graph import Captured, CoupledGroup, GraphModule, capture
+from structadmm.graph import Captured, GraphModule, capture
 from structadmm.graph.ir import StateRef
 from structadmm.graph.operators import ROLES
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, captured, in_float64
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
+from tests.removal_probe import probe
 
 # Both networks add the same non-zero terms in float64; only their order and folded constants round differently.
 TOLERANCE = 1e-10
@@ -59,36 +60,61 @@ def test_a_shrunk_random_network_computes_what_the_masked_one_does(seed: int, fr
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.3, 0.9))
 def test_no_unit_without_effect_is_left(seed: int, fraction: float) -> None:
-    """The probe knows nothing of graphs: it perturbs what a unit owns and looks at the output."""
     _, _, shrunk = shrunk_with_zeros(random_network(seed), NETWORK_INPUT, fraction, seed)
-    again = remove_unused_paths(shrunk.graph, shrunk.state)
-    explained = {(group, unit) for group, units in again.kept.items() for unit in units}
-    module = GraphModule(shrunk.graph, shrunk.state).eval()
-    inputs = torch.randn(4, *NETWORK_INPUT[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert probe(shrunk).units > 0
+
+
+def test_the_probe_finds_what_was_not_removed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten())
     with torch.no_grad():
-        expected = module(inputs)
-        for group in again.coupling.groups:
-            if group.frozen is not None or group.units == 1:
-                continue
-            for unit in range(group.units):
-                if (group.name, unit) in explained:
-                    continue
-                # A ReLU that happens to be off hides one perturbation, not those of both signs at several strengths.
-                assert any(
-                    bool((perturbed(shrunk, group, unit, scale)(inputs) != expected).any())
-                    for scale in (1.0, -1.0, 10.0, -10.0)
-                ), f"unit {unit} of {group.name} has no effect"
+        model[2].weight[:, 1] = 0
+    graph, state = in_float64(capture(model, (torch.zeros(1, 3, 12, 12),)))
+    with pytest.raises(AssertionError, match="removes 1 more"):
+        probe(Shrunk(graph, dict(state), {}, {}))
 
 
-def perturbed(shrunk: Shrunk, group: CoupledGroup, unit: int, scale: float) -> GraphModule:
-    state = {name: tensor.clone() for name, tensor in shrunk.state.items()}
-    for part in group.producers + group.affine:
-        if not part.parameter.endswith(("mean", "var", "tracked")):
-            indices = torch.from_numpy(part.indices[unit])
-            rows = state[part.parameter].index_select(part.axis, indices)
-            noise = torch.randn(rows.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-            state[part.parameter].index_copy_(part.axis, indices, rows + scale * noise)
-    return GraphModule(shrunk.graph, state).eval()
+class Cycle(nn.Module):
+    """Half of the channels are used; the other half, coupled by the product, only feeds itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(self.a(x))
+        return self.c((x * self.b(x))[:, :2]).flatten(1)
+
+
+def test_units_that_only_serve_one_another_go_together() -> None:
+    model = Cycle()
+    with torch.no_grad():
+        model.b.weight[:2, 2:] = 0  # the living half does not read the other one, which reads everything
+    masked, removal, shrunk = shrunk_with_zeros_of(model)
+    assert sum(map(len, removal.removed.values())) == 2
+    assert shrunk.state["a.weight"].shape[0] == 2 and shrunk.state["b.weight"].shape == (2, 2, 3, 3)
+    assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
+
+
+class TwoSlices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return (self.c(x) + self.b(x[:, 2:])).flatten(1)
+
+
+def test_a_channel_that_keeps_a_slice_from_being_empty_keeps_the_whole_tensor_too() -> None:
+    model = TwoSlices()
+    with torch.no_grad():
+        model.a.weight.zero_()
+        assert model.a.bias is not None
+        model.a.bias.zero_()
+    masked, removal, shrunk = shrunk_with_zeros_of(model)
+    assert shrunk.state["a.weight"].shape[0] == 1
+    assert "it is the last channel of (root) [slice_1]" in {why for k in removal.kept.values() for why in k.values()}
+    assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "unet"])
@@ -170,7 +196,7 @@ def test_a_layer_with_nothing_left_keeps_one_unit() -> None:
         model[0].bias.zero_()
     masked, removal, shrunk = shrunk_with_zeros_of(model)
     assert shrunk.state["0.weight"].shape[0] == 1
-    assert "last unit" in removal.kept["0"][0]
+    assert "last channel of 0 [" in removal.kept["0"][0]
     assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
 
 
