@@ -21,7 +21,7 @@ from tvm_build.bundle import read_bundle
 from tvm_build.compile import compile_onnx
 from tvm_build.precision import PRECISIONS
 
-_KERNEL = re.compile(r"__kernel void (\w+)\((.*?)\) \{\n(.*?)\n\}\n", re.DOTALL)
+KERNEL = re.compile(r"__kernel void (\w+)\((.*?)\) \{\n(.*?)\n\}\n", re.DOTALL)
 _PARAMETER = re.compile(r"__global (float|half|int|uint)(\d*)\s*\*\s*(?:restrict )?(\w+)")
 _LOOP = re.compile(r"for \(int \w+ = (\d+); \w+ < (\d+);")
 _PRIVATE = re.compile(r"^\s*(?:float|half|int)\d* (\w+)\[(\d+)\];")
@@ -32,9 +32,13 @@ _WIDE_BYTES = 16
 
 @dataclass
 class Counted:
-    """Accesses of one work-item, and the kernel's private arrays that are indexed at run time."""
+    """Accesses of one work-item, and the kernel's private arrays that are indexed at run time.
+
+    `loads` are those of up to 128 bits; `texels` of them read images.
+    """
 
     loads: int = 0
+    texels: int = 0
     bytes: int = 0
     wide_bytes: int = 0
     image_bytes: int = 0
@@ -82,6 +86,7 @@ def count(parameters: str, body: str, texel_bytes: int = 16) -> Counted:
             counted.bytes += texel_bytes * times
             counted.image_bytes += texel_bytes * times
             counted.loads += 0 if texel[1] else times
+            counted.texels += 0 if texel[1] else times
         for name in private:
             indices = re.findall(rf"\b{name}\[([^\]]*)\]", line)
             counted.run_time_arrays += any(not index.strip().isdigit() for index in indices)
@@ -94,7 +99,7 @@ def report(schedules: str, model: Path, folder: Path, dtype: str) -> None:
     bundle = compile_onnx(model, out, target="adreno-640", dtype=dtype, schedules=schedules).path  # type: ignore[arg-type]
     plan = read_bundle(bundle).plan
     texel_bytes = 16 if dtype == "float32" else 8
-    sources = _KERNEL.findall((bundle / "kernels.cl").read_text())
+    sources = KERNEL.findall((bundle / "kernels.cl").read_text())
     kernels = {name: count(*rest, texel_bytes) for name, *rest in sources}
     total = wide = images = 0
     ratios: list[tuple[float, str]] = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,14 @@ def environment() -> dict[str, Any]:
             for device in find_local_devices().devices
         },
     }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch.onnx's warnings about the absence of torchvision and its own use of deprecated functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

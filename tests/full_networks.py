@@ -12,6 +12,7 @@ status 1 if anything fails.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -62,12 +63,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     devices = find_local_devices().devices
-    rows = []
-    for name in options.networks:
-        for variant in options.variants:
-            row = cached_row(name, variant, devices, options.work)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+    found = {}
+    for variant, name in itertools.product(options.variants, options.networks):
+        found[name, variant] = cached_row(name, variant, devices, options.work)
+        print(json.dumps(found[name, variant]), flush=True)
+    rows = [found[key] for key in itertools.product(options.networks, options.variants)]
     failed = [f"{row['network']} {row['variant']}: {reason}" for row in rows for reason in row["failed"]]
     write_record(
         options.out,

@@ -22,6 +22,7 @@ latency of a multiply-add where there are fewer accumulators than it takes to hi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,6 +146,47 @@ def estimate(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT
         case _:
             work = _streaming(op, schedule)
     return _cpu(work, gpu) if gpu.kind == "cpu" else _adreno(_stored_as(work, op, precision), gpu)
+
+
+def estimate_counted(
+    gpu: Gpu,
+    *,
+    global_size: tuple[int, ...],
+    local_size: tuple[int, ...],
+    flops: int,
+    buffer_loads: float,
+    image_loads: float,
+    memory_bytes: int,
+) -> KernelCost:
+    """Predict a float32 kernel of an Adreno that is known from its source alone, whoever wrote it.
+
+    Args:
+        gpu: an Adreno.
+        global_size: work-items along each axis.
+        local_size: those of a group.
+        flops: of the whole launch.
+        buffer_loads: of one work-item, each of up to 128 bits.
+        image_loads: likewise from images.
+        memory_bytes: what must move at least once.
+    """
+    items, group_items = math.prod(global_size), math.prod(local_size)
+    work = _Work(
+        items=items,
+        groups=items // group_items,
+        vector_macs=flops / 8 / items,
+        loads=buffer_loads,
+        narrow_loads=0.0,
+        lanes=4,
+        accumulators=1,
+        spreads=0.0,
+        inputs_held=1,
+        tile_weight_bytes=0,
+        registers=1,
+        local_bytes=0,
+        memory_bytes=memory_bytes,
+        texels=image_loads,
+    )
+    return _adreno(work, gpu)
 
 
 def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:

@@ -1,0 +1,111 @@
+"""Our kernels against TVM's own Adreno schedules, on this machine's OpenCL devices: dense networks, same file.
+
+    python benchmarks/compile_vs_upstream.py [--device intel] [--networks cifar_resnet18]
+
+Both bundles of a network are run in turn in every round, in an order shuffled anew; the speed-up is the median of the
+ratios within rounds, inputs and outputs included. Each is first compared with ONNX Runtime on an input that the
+compiler has not seen: a line says where upstream is wrong, or why it cannot build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from host_record import markdown_table, quiet, write_record
+from kernel_timing import devices
+from random_masks import calibrated, save_onnx
+
+from device.runner_client import Runner
+from structadmm.errors import StructadmmError
+from structadmm.graph import capture
+from train.models import build_model
+from tvm_build.compile import compile_onnx
+
+# Input size and the speed-up that is aimed at.
+NETWORKS = {"cifar_resnet18": (32, 25.0), "resnet18": (224, 10.0), "mobilenet_v2": (224, 10.0)}
+TOLERANCE = 1e-3
+
+
+def export(name: str, size: int, path: Path) -> Path:
+    torch.manual_seed(0)
+    model = calibrated(build_model(name, {}), (1, 3, size, size))
+    return save_onnx(capture(model, (torch.zeros(1, 3, size, size),)), path)
+
+
+def error_of(runner: Runner, bundle: Path, model: Path, size: int) -> float:
+    """Largest difference from ONNX Runtime over the largest output, on a fresh input."""
+    x = np.random.default_rng(7).standard_normal((1, 3, size, size), dtype=np.float32)
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {session.get_inputs()[0].name: x})
+    return float(np.abs(runner.run(bundle, [x]).outputs[0] - expected).max() / np.abs(expected).max())
+
+
+def row(name: str, device: str, runner: Runner, models: dict[str, Path], runs: int) -> dict[str, Any]:
+    """Compare one network on one device."""
+    size, aim = NETWORKS[name]
+    bundles: dict[str, Path] = {}
+    found: dict[str, Any] = {"network": name, "device": device, "aim": aim, "says": ""}
+    for schedules in ("structadmm", "upstream"):
+        bundle = models[name].with_name(f"{name}-{schedules}.clbundle")
+        try:
+            if not bundle.exists():
+                compile_onnx(models[name], bundle, target="opencl-cpu", schedules=schedules)  # type: ignore[arg-type]
+            error = error_of(runner, bundle, models[name], size)
+        except StructadmmError as failure:
+            found["says"] = f"{schedules} fails: {failure}"
+            continue
+        bundles[schedules] = bundle
+        found[f"{schedules}_error"] = float(f"{error:.2g}")
+        if not error <= TOLERANCE:
+            found["says"] = f"{schedules} is wrong: off by {error:.2g} of the largest output"
+    if len(bundles) == 2:
+        ours, theirs = runner.bench(
+            list(bundles.values()), runs=runs, warmup_runs=1, warmup_ms=0, launch_runs=1
+        ).bundles
+        pairs = zip(theirs.total_samples_ms, ours.total_samples_ms, strict=True)
+        found |= {"structadmm_ms": ours.total_ms.median, "upstream_ms": theirs.total_ms.median}
+        found["speedup"] = median(slow / fast for slow, fast in pairs)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--device", default="", help="part of a driver's name: intel, pocl")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/upstream"))
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, quiet(), devices(options.device) as found:
+        models = {name: export(name, NETWORKS[name][0], Path(scratch) / f"{name}.onnx") for name in options.networks}
+        for device, runner in found:
+            for name in options.networks:
+                rows.append(row(name, device, runner, models, options.runs))
+                print(rows[-1], flush=True)
+    table = markdown_table(
+        ["network", "device", "ours ms", "upstream ms", "speed-up", "aim", "error ours", "upstream", ""],
+        (
+            [
+                item["network"], item["device"],
+                *(f"{item[key]:.2f}" if key in item else "" for key in ("structadmm_ms", "upstream_ms")),
+                f"{item['speedup']:.1f}x" if "speedup" in item else "",
+                f"{item['aim']:g}x",
+                *(f"{item[key]:.1e}" if key in item else "" for key in ("structadmm_error", "upstream_error")),
+                item["says"],
+            ]
+            for item in rows
+        ),
+    )  # fmt: skip
+    print(table)
+    write_record(options.out, made_by="python benchmarks/compile_vs_upstream.py", kind="host", rows=rows, table=table)
+
+
+if __name__ == "__main__":
+    main()
