@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from export.inference import fold_for_inference
+from export.sparse_weights import LARGEST_ELEMENTS, claimed_elements, store_sparse
 from structadmm.errors import UserError
 from structadmm.files import write_bytes
 from structadmm.graph.ir import Graph
@@ -36,8 +37,7 @@ def export_onnx(
     """Write a network as ONNX: static batch, normalisation folded, zero columns kept as zeros.
 
     Weights carry their PyTorch names (`layer1.0.conv1.weight`), and a node that owns a weight the name of its layer.
-    They are dense, zeros or not: ONNX's own full check (1.23) refuses a convolution whose weight is a sparse
-    initializer, although ONNX Runtime and this project's compiler run it.
+    A weight that is smaller that way is a `Constant` with a sparse value (`export.sparse_weights`).
 
     Args:
         graph: the network.
@@ -75,7 +75,9 @@ def export_onnx(
     assert program is not None
     model = program.model_proto
     _name_nodes(model)
-    _describe(model, metadata or {})
+    sparse = store_sparse(model)
+    facts = {"structadmm.sparse_weights": " ".join(sparse)} if sparse else {}
+    _describe(model, {**(metadata or {}), **facts})
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
     return model
@@ -182,14 +184,18 @@ class OnnxNetwork:
 
 def tensors_of(message: Message) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model, wherever it hides: initializers, attributes, subgraphs, functions."""
+    return (item for item in _messages(message) if isinstance(item, onnx.TensorProto))
+
+
+def _messages(message: Message) -> Iterator[Message]:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
         for item in value if isinstance(value, Sequence) else (value,):
-            if isinstance(item, onnx.TensorProto):
+            if isinstance(item, Message):
                 yield item
-            elif isinstance(item, Message):
-                yield from tensors_of(item)
+                if not isinstance(item, onnx.TensorProto):
+                    yield from _messages(item)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -207,6 +213,12 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     for tensor in tensors_of(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise UserError(f"{path} keeps {tensor.name!r} in another file: save it with all data inside")
+    for item in _messages(model):
+        if isinstance(item, onnx.SparseTensorProto) and claimed_elements(item) > LARGEST_ELEMENTS:
+            raise UserError(
+                f"{path} claims a sparse tensor of {claimed_elements(item):.1e} elements, at most "
+                f"{LARGEST_ELEMENTS:.1e} are read: export it again"
+            )
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker and shape inference have a class each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from structadmm.errors import UserError
 
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence", "Optional"}
+_LARGEST_SPARSE = 1 << 30  # elements when written out: more than any CNN's weight has
 _MARK = re.compile(r"onnx([0-9]+)_[0-9]*")
 
 
@@ -84,25 +86,43 @@ def load_onnx(path: Path) -> Any:
         raise UserError(f"{path}: expected a valid ONNX model, got: {reason}: export it again") from error
     _refuse_unusable_inputs(model, path)
     _refuse_unknown_operators(model, path)
-    _make_initializers_dense(model)
+    _make_initializers_dense(model, path)
     return model
 
 
-def _make_initializers_dense(model: Any) -> None:
-    """Write sparse initializers out: TVM reads dense ones only."""
+def _make_initializers_dense(model: Any, path: Path) -> None:
+    """Write sparse initializers and sparse constants out: TVM reads dense ones only."""
     import numpy as np
     from onnx import numpy_helper
 
-    for sparse in model.graph.sparse_initializer:
+    def dense(sparse: Any, name: str) -> Any:
+        elements = math.prod(sparse.dims)
+        if elements > _LARGEST_SPARSE:
+            raise UserError(
+                f"{path}: {name!r} claims {elements:.1e} elements, at most {_LARGEST_SPARSE:.1e} are read: "
+                "export it again"
+            )
         values = numpy_helper.to_array(sparse.values)
         indices = numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), dtype=values.dtype)
+        array = np.zeros(tuple(sparse.dims), dtype=values.dtype)
         if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
+            array.reshape(-1)[indices] = values
         else:
-            dense[tuple(indices.T)] = values
-        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+            array[tuple(indices.T)] = values
+        return numpy_helper.from_array(array, name)
+
+    for sparse in model.graph.sparse_initializer:
+        model.graph.initializer.append(dense(sparse, sparse.values.name))
     del model.graph.sparse_initializer[:]
+    nodes = []
+    for node in model.graph.node:
+        held = [attribute for attribute in node.attribute if attribute.name == "sparse_value"]
+        if node.op_type == "Constant" and held:
+            model.graph.initializer.append(dense(held[0].sparse_tensor, node.output[0]))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _refuse_unusable_inputs(model: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from export.config import ExportConfig, PurifyConfig
 from export.export_network import Samples, export_network
 from export.inference import fold_for_inference
-from export.onnx_export import OnnxNetwork, read_onnx
+from export.onnx_export import OnnxNetwork, export_onnx, read_onnx
 from export.shrink import shrink
 from export.stage import read_samples, run_export
 from export.unused_paths import remove_unused_paths
@@ -26,6 +26,7 @@ from structadmm.progress import SilentReporter
 from tests.architectures import INPUT_SHAPE, build, captured, in_float64
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
 from train.data.dataset import Dataset
+from tvm_build.import_onnx import load_onnx
 
 
 def pruned(model: nn.Module, shape: tuple[int, ...], fraction: float) -> nn.Module:
@@ -77,6 +78,31 @@ def test_batch_norm_is_folded_and_zero_columns_stay_zero(one_column_zero: Path) 
     assert "BatchNormalization" not in {node.op_type for node in file.graph.node}
     weight = next(onnx.numpy_helper.to_array(t) for t in file.graph.initializer if t.name == "1.conv1.weight")
     assert not weight[:, 2, 0, 1].any() and weight[:, 2, 0, 0].all()
+
+
+def test_a_weight_of_mostly_zeros_is_stored_sparse_in_a_valid_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[2].weight[:, :, 1:] = 0  # a third of the columns is left, of which
+        model[2].weight[:, 4:, 0, 1:] = 0  # a third more goes
+    dense = export_onnx(*capture(model, (torch.zeros(1, 3, 8, 8),)), tmp_path / "sparse.onnx")
+    assert "2.weight" not in {tensor.name for tensor in dense.graph.initializer}
+    file = read_onnx(tmp_path / "sparse.onnx")  # with the full check
+    (constant,) = (node for node in file.graph.node if node.op_type == "Constant")
+    assert constant.output[0] == "2.weight" and len(constant.attribute[0].sparse_tensor.indices.dims) == 1
+    assert {entry.key: entry.value for entry in file.metadata_props}["structadmm.sparse_weights"] == "2.weight"
+    inputs = torch.randn(2, 3, 8, 8)
+    (arrived,) = OnnxNetwork(tmp_path / "sparse.onnx")(inputs)
+    assert difference(model(inputs).detach(), arrived) < SHRUNK_VS_ONNX
+    written_out = load_onnx(tmp_path / "sparse.onnx")
+    (weight,) = (tensor for tensor in written_out.graph.initializer if tensor.name == "2.weight")
+    assert np.array_equal(onnx.numpy_helper.to_array(weight), model[2].weight.detach().numpy())
+    constant.attribute[0].sparse_tensor.dims[0] = 1 << 40
+    (tmp_path / "huge.onnx").write_bytes(file.SerializeToString())
+    for read in (read_onnx, load_onnx):
+        with pytest.raises(UserError, match=r"huge\.onnx.*claims") as error:
+            read(tmp_path / "huge.onnx")
+        assert "\n" not in str(error.value)
 
 
 def test_folding_is_exact_in_float64() -> None:
