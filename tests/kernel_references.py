@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvm_build.kernel_bundle import KernelCase
+from tvm_build.kernels.winograd import INPUT_MATRICES as WINOGRAD_INPUT
+from tvm_build.kernels.winograd import OUTPUT_MATRICES as WINOGRAD_OUTPUT
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -21,6 +23,8 @@ from tvm_build.ops import (
     Pack,
     Pool2d,
     Unpack,
+    WinogradInput,
+    WinogradOutput,
     blocks,
 )
 
@@ -99,6 +103,21 @@ def make_case(op: Operator, seed: int = 0, schedule: Any = None) -> tuple[Kernel
         case Unpack():
             x = values(op.batch, op.channels, op.height, op.width)
             return case({"input0": to_c4(x)}), x, lambda y: y
+        case WinogradInput():
+            x = values(op.batch, op.channels, op.in_height, op.in_width)
+            return case({"input0": to_c4(x)}), _winograd_input(op, x), lambda y: from_c4(y, op.channels)
+        case WinogradOutput():
+            n = op.tile + 2
+            x = values(op.batch * n * n, op.channels, op.tiles_y, op.tiles_x)
+            bias = values(op.channels)
+            inputs = {"input0": to_c4(x)}
+            result = torch.from_numpy(_winograd_output(op, x)) + _double(bias).reshape(1, -1, 1, 1)
+            if op.has_residual:
+                residual = values(op.batch, op.channels, op.out_height, op.out_width)
+                inputs["residual"] = to_c4(residual)
+                result = result + _double(residual)
+            expected = ACTIVATIONS[op.activation](result).numpy()
+            return case(inputs, bias=bias), expected, lambda y: from_c4(y, op.channels)
         case ConcatChannels():
             xs = [values(op.batch, channels, op.height, op.width) for channels in op.channels]
             inputs = {f"input{i}": to_c4(x) for i, x in enumerate(xs)}
@@ -114,6 +133,11 @@ def _conv(
 ) -> tuple[KernelCase, Array, Callable[[Array], Array]]:
     def product(source: Conv2d) -> tuple[Array, Array, Tensor]:
         x = values(source.batch, source.in_channels, source.in_height, source.in_width)
+        if source.filter_sets > 1:
+            weight = values(source.filter_sets * source.out_channels, source.in_channels, 1, 1)
+            sets = _double(weight).reshape(source.filter_sets, source.out_channels, source.in_channels)
+            chosen = sets[torch.arange(source.batch) % source.filter_sets]
+            return x, weight, torch.einsum("noi,nihw->nohw", chosen, _double(x))
         weight = values(source.out_channels, source.in_channels // source.groups, *source.kernel)
         kept = weight
         if source.columns is not None:
@@ -140,6 +164,31 @@ def _conv(
         result = result + _double(residual)
     expected = ACTIVATIONS[op.activation](result).numpy()
     return case(inputs, **constants), expected, lambda y: from_c4(y, op.out_channels)
+
+
+def _winograd_input(op: WinogradInput, x: Array) -> Array:
+    """B^T d B of each tile, d cut from the padded image."""
+    m, n = op.tile, op.tile + 2
+    top, left = op.padding[:2]
+    padded = np.zeros((op.batch, op.channels, op.tiles_y * m + n, op.tiles_x * m + n))
+    padded[:, :, top : top + op.in_height, left : left + op.in_width] = x
+    matrix = np.asarray(WINOGRAD_INPUT[m], np.float64)
+    result = np.zeros((op.batch, n * n, op.channels, op.tiles_y, op.tiles_x))
+    for ty in range(op.tiles_y):
+        for tx in range(op.tiles_x):
+            tile = padded[:, :, ty * m : ty * m + n, tx * m : tx * m + n]
+            result[:, :, :, ty, tx] = np.einsum("ik,bckl,jl->bijc", matrix, tile, matrix).reshape(op.batch, n * n, -1)
+    return result.reshape(-1, op.channels, op.tiles_y, op.tiles_x)
+
+
+def _winograd_output(op: WinogradOutput, x: Array) -> Array:
+    """A^T M A of each tile."""
+    m, n = op.tile, op.tile + 2
+    tiles = x.astype(np.float64).reshape(op.batch, n, n, op.channels, op.tiles_y, op.tiles_x)
+    matrix = np.asarray(WINOGRAD_OUTPUT[m], np.float64)
+    whole = np.einsum("ik,bklcyx,jl->bcyixj", matrix, tiles, matrix)
+    whole = whole.reshape(op.batch, op.channels, op.tiles_y * m, op.tiles_x * m)
+    return whole[:, :, : op.out_height, : op.out_width]
 
 
 def _pool(op: Pool2d, x: Array) -> Array:

@@ -157,6 +157,7 @@ def _lower(
     from tvm_build.recognize import recognize
     from tvm_build.storage import assign_memory
     from tvm_build.upstream import lower_upstream
+    from tvm_build.winograd import use_winograd
 
     # 1. Names for what the network does, nothing joined yet: the multiply-adds are those of the file.
     network = recognize(imported)
@@ -168,12 +169,15 @@ def _lower(
         raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
     # 2. One operator per launch.
     network = fuse(network, gpu, precision, tuned)
-    # 3. Channel blocks of four, and conversions where somebody needs plain data.
+    macs = _macs(network)
+    # 3. Winograd's form of 3x3 convolutions where it pays.
+    network = use_winograd(network, gpu, precision)
+    # 4. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network, precision)
-    # 4. Images where they pay.
+    # 5. Images where they pay.
     network = assign_memory(network, gpu, precision)
-    # 5. Kernels.
-    return lower(network, gpu, reporter, precision, tuned), _macs(network)
+    # 6. Kernels.
+    return lower(network, gpu, reporter, precision, tuned), macs
 
 
 def _macs(network: Any) -> int:

@@ -35,8 +35,10 @@ from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
+from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.stored import Memory
+from tvm_build.kernels.winograd import input_loads, output_loads
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -47,6 +49,8 @@ from tvm_build.ops import (
     Pack,
     Pool2d,
     Unpack,
+    WinogradInput,
+    WinogradOutput,
     blocks,
     memory_of,
 )
@@ -143,6 +147,8 @@ def estimate(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT
             work = _conv(flatten_pixels(op), schedule)
         case Dense():
             work = _dense(op, schedule)
+        case WinogradInput() | WinogradOutput():
+            work = _transform(op, schedule)
         case _:
             work = _streaming(op, schedule)
     return _cpu(work, gpu) if gpu.kind == "cpu" else _adreno(_stored_as(work, op, precision), gpu)
@@ -248,7 +254,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         reads[schedule.weights] += weight_reads
         reads[place] += input_reads
         predicated += input_reads * edges
-        weight_bytes += weights * schedule.tile_channels * tiling.channel_tiles * 4
+        weight_bytes += source.filter_sets * weights * schedule.tile_channels * tiling.channel_tiles * 4
         input_bytes += source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 16
     per_vector = schedule.lanes // 4
     out_bytes = op.batch * blocks(op.out_channels) * op.out_height * op.out_width * 16
@@ -358,6 +364,39 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
         registers=6,
         local_bytes=items * 32 if split > 1 else 0,
         memory_bytes=outputs * 16 * (2 if isinstance(op, Pool2d | Pack | Unpack) else 1 + reads),
+    )
+
+
+def _transform(op: WinogradInput | WinogradOutput, schedule: FlatSchedule) -> _Work:
+    """A work-item has one row of a tile: it reads rows of n vectors, adds them up, and stores a row."""
+    n = op.tile + 2
+    tiles = op.batch * blocks(op.channels) * op.tiles_y * op.tiles_x
+    if isinstance(op, WinogradInput):
+        rows, reads, stores, pixels = n, input_loads(op.tile), n, op.in_height * op.in_width
+        predicated = reads if any(op.padding) else 0.0
+    else:
+        rows, reads, stores, pixels = op.tile, output_loads(op.tile), op.tile, op.out_height * op.out_width
+        predicated = 0.0
+    residual = stores if isinstance(op, WinogradOutput) and op.has_residual else 0
+    texels = (reads if "input0" in op.images else 0) + (residual if "residual" in op.images else 0)
+    image_vectors = op.batch * blocks(op.channels) * pixels
+    return _Work(
+        items=tiles * rows,
+        groups=ceil_div(tiles, schedule.local) * rows,
+        # Multiplied by few numbers other than one; the second matrix is as dense as the first.
+        vector_macs=reads + reads * stores / n,
+        loads=reads + residual + stores - texels,
+        texels=texels,
+        narrow_loads=0.0,
+        predicated=0.0 if "input0" in op.images else predicated,
+        lanes=4,
+        accumulators=n,
+        spreads=0.0,
+        inputs_held=1,
+        tile_weight_bytes=0,
+        registers=n + 2 + _ADDRESS_REGISTERS,
+        local_bytes=0,
+        memory_bytes=16 * (n * n * tiles + image_vectors * (2 if residual else 1)),
     )
 
 

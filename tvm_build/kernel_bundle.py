@@ -44,6 +44,8 @@ from tvm_build.ops import (
     Pack,
     Pool2d,
     Unpack,
+    WinogradInput,
+    WinogradOutput,
     blocks,
 )
 from tvm_build.precision import FLOAT32, Precision
@@ -89,6 +91,10 @@ def output_shape(op: Operator) -> tuple[int, ...]:
             return op.batch, blocks(op.channels), op.height, op.width, 4
         case Unpack():
             return op.batch, op.channels, op.height, op.width
+        case WinogradInput():
+            return op.batch * (op.tile + 2) ** 2, blocks(op.channels), op.tiles_y, op.tiles_x, 4
+        case WinogradOutput():
+            return op.batch, blocks(op.channels), op.out_height, op.out_width, 4
         case ConcatChannels():
             return op.batch, blocks(sum(op.channels)), op.height, op.width, 4
 

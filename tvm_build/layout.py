@@ -6,10 +6,21 @@ from dataclasses import replace
 
 from tvm_build.fuse import flatten_into_dense
 from tvm_build.network import Generic, Layout, Network, Node, Tensor, View
-from tvm_build.ops import ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Pack, Pool2d, Unpack
+from tvm_build.ops import (
+    ConcatChannels,
+    Conv2d,
+    Dense,
+    Elementwise,
+    GlobalAverage,
+    Pack,
+    Pool2d,
+    Unpack,
+    WinogradInput,
+    WinogradOutput,
+)
 from tvm_build.precision import FLOAT32, Precision
 
-_C4_OPERATORS = Conv2d | Pool2d | GlobalAverage | Elementwise | ConcatChannels
+_C4_OPERATORS = Conv2d | Pool2d | GlobalAverage | Elementwise | ConcatChannels | WinogradInput | WinogradOutput
 
 
 def assign_layouts(network: Network, precision: Precision = FLOAT32) -> Network:

@@ -31,6 +31,8 @@ class Conv2d:
         padding: (top, left, bottom, right), in pixels.
         shortcut: a second convolution, of another input, whose result is added. Its own activation, residual and
             shortcut are not used, and its bias is part of this one's.
+        filter_sets: image k of the batch has filters of its own, set `k % filter_sets`; only with 1x1 kernels and
+            `groups == 1`. The weight then is `[filter_sets * O, I, 1, 1]`.
         columns: kept reduction indices `i * kh * kw + y * kw + x`, ascending, for every filter alike; None means all
             of them. Only with `groups == 1`.
     """
@@ -49,6 +51,7 @@ class Conv2d:
     has_residual: bool = False
     columns: tuple[int, ...] | None = None
     shortcut: Conv2d | None = None
+    filter_sets: int = 1
     images: tuple[str, ...] = ()
 
     @property
@@ -175,7 +178,74 @@ class ConcatChannels:
     images: tuple[str, ...] = ()
 
 
-Operator = Conv2d | Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels
+@dataclass(frozen=True)
+class WinogradInput:
+    """C4 `[N, C, H, W]` to `[N * n * n, C, tiles_y, tiles_x]`, n = tile + 2: `tvm_build.kernels.winograd`.
+
+    Attributes:
+        tile: m of F(m, 3): 2 or 4.
+        out_height: of the convolution.
+        out_width: of the convolution.
+        padding: of the convolution.
+    """
+
+    tile: int
+    batch: int
+    channels: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    padding: tuple[int, int, int, int]
+    images: tuple[str, ...] = ()
+
+    @property
+    def tiles_y(self) -> int:
+        """Tiles in a column of the image."""
+        return -(-self.out_height // self.tile)
+
+    @property
+    def tiles_x(self) -> int:
+        """Tiles in a row of the image."""
+        return -(-self.out_width // self.tile)
+
+
+@dataclass(frozen=True)
+class WinogradOutput:
+    """C4 `[N * n * n, C, tiles_y, tiles_x]` to `[N, C, out_height, out_width]`, then bias, residual and activation."""
+
+    tile: int
+    batch: int
+    channels: int
+    out_height: int
+    out_width: int
+    activation: Activation = "none"
+    has_residual: bool = False
+    images: tuple[str, ...] = ()
+
+    @property
+    def tiles_y(self) -> int:
+        """Tiles in a column of the image."""
+        return -(-self.out_height // self.tile)
+
+    @property
+    def tiles_x(self) -> int:
+        """Tiles in a row of the image."""
+        return -(-self.out_width // self.tile)
+
+
+Operator = (
+    Conv2d
+    | Pool2d
+    | Dense
+    | GlobalAverage
+    | Elementwise
+    | Pack
+    | Unpack
+    | ConcatChannels
+    | WinogradInput
+    | WinogradOutput
+)
 
 
 def memory_of(op: Operator, role: str) -> Literal["buffer", "image"]:

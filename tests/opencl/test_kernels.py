@@ -30,9 +30,11 @@ from tvm_build.ops import (
     Pack,
     Pool2d,
     Unpack,
+    WinogradOutput,
     with_images,
 )
 from tvm_build.precision import FLOAT32, PRECISIONS, Precision
+from tvm_build.winograd import parts as winograd_parts
 
 # float32 sums of up to a few thousand products of unit variance, in any order, stay within 1e-5 of float64 relative to
 # the largest value; exp on a GPU may err by 16 units in the last place, so ten times that is allowed.
@@ -235,6 +237,8 @@ def c4_roles(op: Operator) -> list[str]:
             return [*(f"input{number}" for number in range(len(op.channels))), "output"]
         case Elementwise() if op.operator != "copy":
             return ["input0", "input1", "output"]
+        case WinogradOutput():
+            return ["input0", "output", *(["residual"] if op.has_residual else [])]
         case Conv2d():
             optional = ["residual"] if op.has_residual else []
             return ["input0", *(["input1"] if op.shortcut else []), "output", *optional]
@@ -252,6 +256,15 @@ def test_small_weights_and_tables_of_offsets_lie_in_constant_memory(runner: Runn
         schedules = [schedule for schedule in candidates(op, gpu) if schedule.weights == "constant"]
         assert schedules, op
         cases += [(op, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
+    check(runner, tmp_path, cases, "adreno-640")
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_the_parts_of_a_winograd_convolution_match_float64(runner: Runner, tile: int, tmp_path: Path) -> None:
+    cases: list[tuple[Operator, Any]] = []
+    op = Conv2d(2, 10, 9, 11, 7, (3, 3), padding=(1, 1, 0, 2), activation="hard_swish", has_residual=True)
+    for part in winograd_parts(op, tile):
+        cases += [(stored, None) for stored in (part, with_images(part, c4_roles(part)))]
     check(runner, tmp_path, cases, "adreno-640")
 
 

@@ -20,6 +20,8 @@ from tvm_build.ops import (
     Pack,
     Pool2d,
     Unpack,
+    WinogradInput,
+    WinogradOutput,
 )
 from tvm_build.precision import FLOAT32, Precision
 
@@ -36,8 +38,11 @@ Schedule = Any
 def supports(op: Operator) -> bool:
     """Whether there is a kernel of ours for `op`."""
     if isinstance(op, Conv2d):
-        plain = op.columns is None or op.groups == 1
+        plain = op.groups == 1 if op.columns is not None or op.filter_sets > 1 else True
+        plain = plain and (op.filter_sets == 1 or (op.kernel == (1, 1) and op.columns is None and op.shortcut is None))
         return plain and (op.shortcut is None or (op.shortcut.shortcut is None and supports(op.shortcut)))
+    if isinstance(op, WinogradInput | WinogradOutput):
+        return op.tile in (2, 4)
     return isinstance(op, Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels)
 
 
@@ -54,7 +59,8 @@ def build_kernel(
         op: what to compute; `supports(op)` must hold.
         constants: "weight" [O, I / groups, kh, kw] and "bias" [O] for `Conv2d` (with `columns`, the weight is the full
             tensor and the other columns are ignored), "shortcut_weight" of the same layout if it has a shortcut, which
-            then reads input1; "weight" [O, K] and "bias" [O] for `Dense`; nothing for the rest.
+            then reads input1; "weight" [O, K] and "bias" [O] for `Dense`; "bias" [C] for `WinogradOutput`; nothing for
+            the rest.
         gpu: what it is compiled for.
         schedule: one of `candidates(op, gpu)`, or None for the default one.
         precision: what numbers are stored as and computed in. Plain tensors are float32 in any case.
@@ -67,6 +73,7 @@ def build_kernel(
     from tvm_build.kernels.dense import build_dense
     from tvm_build.kernels.pointwise import build_concat, build_elementwise, build_pack, build_unpack
     from tvm_build.kernels.pool import build_global_average, build_pool2d
+    from tvm_build.kernels.winograd import build_winograd_input, build_winograd_output
 
     if not supports(op):
         raise InvariantError(f"there is no kernel for {op}: ask `supports` first")
@@ -74,8 +81,8 @@ def build_kernel(
         schedule = default_schedule(op, gpu, precision)
     match op:
         case Conv2d():
-            shape = (op.out_channels, op.in_channels // op.groups, *op.kernel)
-            weight, bias = _constant(constants, "weight", shape), _constant(constants, "bias", shape[:1])
+            shape = (op.filter_sets * op.out_channels, op.in_channels // op.groups, *op.kernel)
+            weight, bias = _constant(constants, "weight", shape), _constant(constants, "bias", (op.out_channels,))
             shortcut = None
             if op.shortcut is not None:
                 source = op.shortcut
@@ -97,6 +104,10 @@ def build_kernel(
             return build_unpack(op, schedule, precision)
         case ConcatChannels():
             return build_concat(op, schedule, precision)
+        case WinogradInput():
+            return build_winograd_input(op, schedule, precision)
+        case WinogradOutput():
+            return build_winograd_output(op, _constant(constants, "bias", (op.channels,)), schedule, precision)
 
 
 def candidates(op: Operator, gpu: Gpu) -> list[Schedule]:

@@ -104,8 +104,9 @@ def _constant_parameter(name: str, array: Array, tiling: Tiling) -> Parameter:
     if name == "bias":
         return run(array.size // 4, f"{array.dtype}x4")
     lanes = weight_lanes(schedule, tiling.precision)
-    width = array.size // (tiling.channel_tiles * lanes)
-    return Parameter(tiling.channel_tiles, width, f"{array.dtype}x{lanes}", schedule.weights)
+    lines = tiling.channel_tiles * tiling.op.filter_sets
+    width = array.size // (lines * lanes)
+    return Parameter(lines, width, f"{array.dtype}x{lanes}", schedule.weights)
 
 
 def _reduction(tiling: Tiling, weight: Array, prefix: str = "") -> Reduction:

@@ -43,8 +43,10 @@ class DenseReduction:
         self.first_block, self.block_count = input_blocks(tiling.op, tiling.schedule)
         # A single block, such as an image's three channels, has its missing lanes left out, not multiplied by zero.
         self.depth = min(4, tiling.op.in_channels) if self.block_count == 1 else 4
-        packed = pack_weight(tiling.op, weight, tiling.schedule)[:, :, :, :, : self.depth]
-        self.constants: dict[str, Array] = {f"{prefix}weight": np.ascontiguousarray(packed)}
+        # Sets of filters lie one after the other.
+        packed = [pack_weight(tiling.op, filters, tiling.schedule) for filters in np.split(weight, op.filter_sets)]
+        whole = np.concatenate(packed)[:, :, :, :, : self.depth]
+        self.constants: dict[str, Array] = {f"{prefix}weight": np.ascontiguousarray(whole)}
         self.table = len(set(self.first_block)) > 1
         if self.table:
             self.constants[f"{prefix}first_block"] = np.asarray(self.first_block, np.int32)
@@ -81,7 +83,10 @@ class DenseReduction:
         vector = self.tiling.precision.computed(4)
         kh, kw = op.kernel
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
-        line = body.line(weight, place.channel_tile)
+        filters = place.channel_tile
+        if op.filter_sets > 1:
+            filters = tirx.floormod(place.image, op.filter_sets) * self.tiling.channel_tiles + filters
+        line = body.line(weight, filters)
         weights = body.ahead(line, (block * kh + ky) * (kw * self.depth * weight_loads(self.tiling)))
 
         def read_row(row: int, iy: Expr, row_ok: Expr | None) -> dict[int, Expr]:

@@ -15,7 +15,7 @@ from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, blocks
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
 
 _UNROLLED_PRODUCTS = 160
 _WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
@@ -34,6 +34,8 @@ def schedules(op: Operator, gpu: Gpu) -> list[Any]:
             return _dense(op, gpu)
         case GlobalAverage():
             return [MeanSchedule(1)] if gpu.kind == "cpu" else [MeanSchedule(split) for split in (32, 8, 1)]
+        case WinogradInput() | WinogradOutput():
+            return [FlatSchedule(max(64, gpu.wave))]
         case _:
             return [FlatSchedule(64)]
 
@@ -56,7 +58,8 @@ def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
         ]
     found = []
     for gather in _gathers(op):
-        for lanes in (16, 8, 4):
+        # A texel has four lanes.
+        for lanes in (4,) if gpu.memory == "image" else (16, 8, 4):
             for vectors in (1, 2, 3):
                 if vectors * lanes >= op.out_channels + lanes:
                     continue
@@ -90,7 +93,7 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
         found.append(schedule)
     # Half is judged as float32: which of both it will be is not known here.
     size = 16 * sum(steps) * ceil_div(op.out_channels, 4)
-    if schedule.split == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
+    if schedule.split == 1 and op.filter_sets == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
         # All of a wave must read the same weights.
         found.append(replace(schedule, weights="constant", local_channels=1))
     return found
@@ -139,7 +142,7 @@ def why_no_weight_image(op: Any, schedule: Any, gpu: Gpu) -> str | None:
     if isinstance(op, Conv2d):
         sources = [op] if op.shortcut is None else [op, op.shortcut]
         width = max(weight_steps(source, schedule) for source in sources) * schedule.vectors
-        height = ceil_div(op.out_channels, schedule.tile_channels)
+        height = op.filter_sets * ceil_div(op.out_channels, schedule.tile_channels)
     elif isinstance(op, Dense):
         width, height = ceil_div(op.out_features, 4), 4 * blocks(op.in_features)
     else:

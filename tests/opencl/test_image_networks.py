@@ -1,0 +1,74 @@
+"""Whole networks on images, and with Winograd's convolutions, on every OpenCL device at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from onnx import helper
+
+from device.local_target import LocalTarget, find_local_devices
+from device.runner_client import Runner
+from tests.compile.onnx_models import conv, save, weights
+from tvm_build import winograd
+from tvm_build.compile import compile_onnx
+
+
+@pytest.fixture(scope="module", params=[device.driver.name for device in find_local_devices().devices])
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    target = LocalTarget(request.param)
+    yield Runner(target)
+    target.close()
+
+
+def network(path: Path) -> Path:
+    """Every kind of operator between two images sizes: tensors of equal rows share images when one of them is dead."""
+    nodes = [
+        conv("stem", "x", "a", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        conv("left", "b", "c", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["b", "c"], ["d"], name="add"),
+        conv("wide", "d", "e"),
+        conv("deep", "e", "f", pads=[1, 1, 1, 1], group=18),
+        helper.make_node("MaxPool", ["f"], ["g"], name="pool", kernel_shape=[3, 3], strides=[2, 2]),
+        conv("half", "g", "h", pads=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["g", "h"], ["i"], name="concat", axis=1),
+        helper.make_node("GlobalAveragePool", ["i"], ["j"], name="mean"),
+        helper.make_node("Flatten", ["j"], ["k"], name="flatten"),
+        helper.make_node("Gemm", ["k", "fc.weight"], ["y"], name="fc", transB=1),
+    ]
+    constants = {
+        "stem.weight": weights(14, 3, 3, 3),
+        "left.weight": weights(14, 14, 3, 3, seed=1),
+        "wide.weight": weights(18, 14, 1, 1, seed=2),
+        "deep.weight": weights(18, 1, 3, 3, seed=3),
+        "half.weight": weights(7, 18, 3, 3, seed=4),
+        "fc.weight": weights(10, 25, seed=5),
+    }
+    return save(path, nodes, {"x": (2, 3, 17, 13)}, ["y"], constants)
+
+
+@pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
+def test_a_network_on_images_computes_what_onnx_runtime_computes(runner: Runner, target: str, tmp_path: Path) -> None:
+    bundle = compile_onnx(network(tmp_path / "n.onnx"), tmp_path / "n.clbundle", target=target, memory="image").path
+    # Fills images with NaN first: nothing is read that was not written, nor what lies beside a row.
+    assert runner.check(bundle).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_network_of_winograd_convolutions_computes_what_onnx_runtime_computes(
+    runner: Runner, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rule picks layers that take a CPU too long; what it picks is tested elsewhere.
+    monkeypatch.setattr(winograd, "best_tile", lambda op, _, precision: _forced(op, precision.storage))
+    summary = compile_onnx(network(tmp_path / "n.onnx"), tmp_path / "n.clbundle", target="adreno-640", dtype=dtype)
+    assert sum("winograd" in launch.kernel for launch in summary.explanation.launches) == 6
+    if dtype == "float32" or runner.info()[0].fp16:
+        assert runner.check(summary.path).passed
+
+
+def _forced(op: winograd.Conv2d, storage: str) -> int | None:
+    if not winograd.is_able(op):
+        return None
+    return 4 if storage == "float32" else 2
