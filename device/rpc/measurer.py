@@ -22,6 +22,10 @@ MAX_ATTEMPTS = 3
 """A candidate that was being tried when its server vanished may have been why: it does not get all servers."""
 
 _POLL_S = 0.5
+_LOOK_FOR_WORK_S = 0.05
+_HOLD_S = 5.0
+"""A tuner thinks between two rounds; a new session would cost it two processes."""
+
 _LOOK_EVERY_S = 5.0
 _SAY_EVERY_S = 10.0
 
@@ -66,6 +70,7 @@ class RpcMeasurer:
         self._reporter = reporter or SilentReporter()
         self._facts: DeviceFacts | None = None
         self._workers = 1
+        self._crew: _Crew | None = None
 
     def device_facts(self) -> DeviceFacts:
         """What the devices of the key have in common."""
@@ -88,7 +93,7 @@ class RpcMeasurer:
         Raises:
             UserError: no device could be had for `wait_s`, they differ, or a server refused a candidate as none.
         """
-        crew = _Crew(self._tracker, self._key, self.device_facts(), self._trial)
+        crew = self._crew = self._crew or _Crew(self._tracker, self._key, self.device_facts(), self._trial)
         positions = enumerate(bundles)
         outstanding, exhausted = 0, False
         waiting = _Waiting(self._wait_s, self._key, self._tracker, self._reporter)
@@ -108,6 +113,8 @@ class RpcMeasurer:
                         crew.submit(_Job(index, pack_bundle(bundle)))
                         outstanding += 1
                 if not outstanding:
+                    if crew.others_wait():
+                        self.close()
                     return
                 ended = crew.next_end(_POLL_S)
                 for line in crew.news():
@@ -118,11 +125,15 @@ class RpcMeasurer:
                 waiting.reset()
                 outstanding -= 1
                 yield ended.index, ended.outcome
-        finally:
-            crew.dismiss()
+        except BaseException:  # also the caller's, who stops in the middle
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Nothing is held between two calls of `measure`: devices are given back at its end."""
+        """Give the devices back. Between calls of `measure` they are held for a moment, unless others wait for them."""
+        crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.dismiss()
 
 
 class _Waiting:
@@ -162,14 +173,14 @@ class _Waiting:
 
 
 class _Crew:
-    """One thread for each device, which holds a session while there is work."""
+    """One thread for each device, which holds a session while there is work and a moment longer."""
 
     def __init__(self, tracker: Address, key: str, facts: DeviceFacts, trial: Trial) -> None:
         self._tracker = tracker
         self._key = key
         self._facts = facts
         self._trial = trial
-        self._jobs: queue.Queue[_Job] = queue.Queue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._ends: queue.Queue[_Ended | Exception] = queue.Queue()
         self._news: queue.Queue[str] = queue.Queue()
         self._threads: list[threading.Thread] = []
@@ -213,6 +224,13 @@ class _Crew:
             thread.start()
         return known
 
+    def others_wait(self) -> bool:
+        """Whether somebody waits for a device of this key; if it is a thread of ours, somebody else has one."""
+        try:
+            return query_fleet(self._tracker).pending.get(self._key, 0) > 0
+        except TrackerError:
+            return False  # nobody can wait there
+
     def dismiss(self) -> None:
         """Give all devices back."""
         self._stopped.set()
@@ -220,12 +238,18 @@ class _Crew:
             links = list(self._links)
         for link in links:
             link.close()
+        for _ in self._threads:
+            self._jobs.put(None)  # wakes one that holds a device and waits for a candidate
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
         try:
+            # First a device, then a candidate: one that is free must not wait for another's turn.
             while not self._stopped.is_set():
+                if self._jobs.empty():
+                    self._stopped.wait(_LOOK_FOR_WORK_S)
+                    continue
                 link = self._obtain()
                 if link is not None:
                     self._use(link)
@@ -255,15 +279,17 @@ class _Crew:
         return link
 
     def _use(self, link: Link) -> None:
-        """Try candidates on a device until it breaks or the session ends."""
+        """Try candidates on a device until it breaks, or there are no more."""
         with self._lock:
             self._links.add(link)
         try:
             while not self._stopped.is_set():
                 try:
-                    job = self._jobs.get(timeout=_POLL_S)
+                    job = self._jobs.get(timeout=_HOLD_S)
                 except queue.Empty:
-                    continue
+                    return
+                if job is None:
+                    return
                 try:
                     outcome = link.measure(job.archive, self._trial)
                 except LinkError as error:

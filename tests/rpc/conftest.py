@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from device.adb_keys import load_signer
-from device.local_target import choose_local_device, find_local_devices
+from device.local_target import LocalDevice, find_local_devices
 from device.rpc.address import Address, parse_address
 from device.rpc.fleet import FleetServer, query_fleet
 from tests.emulated_phone import EmulatedPhone
@@ -77,6 +77,10 @@ class ServeCommand:
         """As the tracker tells of it."""
         return [server for server in query_fleet(self.tracker).of_key(self.key) if server.device == self._device]
 
+    def is_free(self) -> bool:
+        fleet = query_fleet(self.tracker)
+        return [server.busy for server in fleet.of_key(self.key)] == [False] and fleet.free[self.key] == 1
+
     def log(self) -> str:
         return self._log.read_text()
 
@@ -94,19 +98,32 @@ class ServeCommand:
 
 
 @pytest.fixture(scope="session")
-def shared(tracker: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeCommand]:
-    """A server for tests that leave it as it was."""
-    command = ServeCommand(tracker, f"shared-{os.getpid()}", "local", tmp_path_factory.mktemp("shared") / "serve.log")
+def gpu() -> LocalDevice:
+    """What all servers here serve: PoCL where it is installed, which compiles in a third of the others' time."""
+    devices = find_local_devices().devices
+    return next((device for device in devices if device.driver.name == "pocl"), devices[0])
+
+
+@pytest.fixture(scope="session")
+def one_server(tracker: Address, gpu: LocalDevice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeCommand]:
+    command = ServeCommand(tracker, f"shared-{os.getpid()}", gpu.name, tmp_path_factory.mktemp("shared") / "serve.log")
     yield command
     command.end()
 
 
 @pytest.fixture
-def serve(tracker: Address, key: str, tmp_path: Path) -> Iterator[Callable[..., ServeCommand]]:
+def shared(one_server: ServeCommand) -> ServeCommand:
+    """A server for tests that leave it as it was; free, also where the last test's client hung up a moment ago."""
+    wait_for(one_server.is_free, "the shared server to be free")
+    return one_server
+
+
+@pytest.fixture
+def serve(tracker: Address, key: str, gpu: LocalDevice, tmp_path: Path) -> Iterator[Callable[..., ServeCommand]]:
     """Starts servers and waits until they are registered."""
     commands: list[ServeCommand] = []
 
-    def start(device: str = "local", *options: str) -> ServeCommand:
+    def start(device: str = gpu.name, *options: str) -> ServeCommand:
         commands.append(ServeCommand(tracker, key, device, tmp_path / f"serve-{len(commands)}.log", *options))
         return commands[-1]
 
@@ -116,15 +133,16 @@ def serve(tracker: Address, key: str, tmp_path: Path) -> Iterator[Callable[..., 
 
 
 @pytest.fixture
-def make_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], EmulatedPhone]]:
-    """Switches on a phone whose GPU is what `local` is; the same phone again where one was switched off."""
-    driver = choose_local_device("", find_local_devices()).driver
+def make_phone(
+    gpu: LocalDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], EmulatedPhone]]:
+    """Switches on a phone with that GPU; the same phone again where one was switched off."""
     load_signer(tmp_path / "adbkey")
     monkeypatch.setenv("STRUCTADMM_ADBKEY", str(tmp_path / "adbkey"))
     with contextlib.ExitStack() as stack:
 
         def start(port: int = 0) -> EmulatedPhone:
-            environment = {**driver.environment, "PATH": os.environ["PATH"]}
+            environment = {**gpu.driver.environment, "PATH": os.environ["PATH"]}
             phone = EmulatedPhone(tmp_path / "phone", port=port, environment=environment)
             phone.authorisation.allow((tmp_path / "adbkey.pub").read_bytes())
             return stack.enter_context(phone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from device.local_target import LocalDevice
 from device.rpc import serve
 from device.rpc.address import Address
 from device.rpc.processes import Partner
@@ -25,7 +27,8 @@ from .conftest import ServeCommand
 
 def structadmm(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "structadmm", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    wide = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env=wide)
 
 
 def expect_one_line(done: subprocess.CompletedProcess[str], match: str) -> None:
@@ -46,6 +49,7 @@ def listener_that(answers: Callable[[socket.socket], None]) -> Iterator[str]:
             except OSError:
                 return
             with client:
+                client.recv(4)  # closing with something unread would be a reset
                 answers(client)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -60,12 +64,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_query_shows_servers_with_their_devices(shared: ServeCommand) -> None:
+def test_query_shows_servers_with_their_devices(shared: ServeCommand, gpu: LocalDevice) -> None:
     done = structadmm("rpc", "query", "--tracker", str(shared.tracker), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     [server] = [server for server in found["servers"] if server["key"] == shared.key]
-    assert (server["device"], server["busy"], server["facts"]["kind"]) == ("local", False, "host")
+    assert (server["device"], server["busy"], server["facts"]["kind"]) == (gpu.name, False, "host")
     assert server["facts"]["gpu"]
     assert server["facts"]["driver"]
     assert found["keys"][shared.key] == {"free": 1, "pending": 0}
