@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tvm_build.cost import estimate, predict_us
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import GPUS, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
+from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -197,6 +199,16 @@ def test_half_precision_is_predicted_to_be_faster_where_it_moves_or_computes_mor
         whole, half, mixed = (predict_us(op, schedule, ADRENO, precision) for precision in PRECISIONS.values())
         assert whole > half
         assert whole >= mixed >= half
+
+
+def test_the_page_about_kernels_shows_what_is_emitted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    (shown,) = re.findall(r"```c\n(.*?)```", page, re.DOTALL)
+    op = with_images(replace(CONV, has_residual=False), ("input0", "output"))
+    schedule = ConvSchedule(pixels=2, rows=1, vectors=1, local=64, weights="image", unroll_rows=False)
+    case, _, _ = make_case(op)
+    source = emit_opencl(build_kernel(op, case.constants, ADRENO, schedule).func).source
+    assert [line for line in shown.splitlines() if line not in source.splitlines()] == []
 
 
 def test_images_of_halves_and_pairs_of_them_are_read_as_their_types_say() -> None:
