@@ -31,6 +31,7 @@ from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
 from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
+from tvm_build.kernels.conv_tile import LONG_SUM
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
@@ -207,7 +208,10 @@ def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
     work = replace(work, item_bytes=precision.item_bytes, memory_bytes=memory_bytes)
     if precision.arithmetic == "float32" or not isinstance(op, Conv2d | Elementwise):
         return work
-    registers = ceil_div(work.registers - _ADDRESS_REGISTERS, 2) + _ADDRESS_REGISTERS
+    # Long sums are added up in groups, in a second set of accumulators.
+    grouped = isinstance(op, Conv2d) and work.vector_macs / work.accumulators >= LONG_SUM
+    held = work.registers - _ADDRESS_REGISTERS + (work.accumulators * work.lanes // 4 if grouped else 0)
+    registers = ceil_div(held, 2) + _ADDRESS_REGISTERS
     return replace(work, half_arithmetic=True, registers=registers, local_bytes=work.local_bytes // 2)
 
 

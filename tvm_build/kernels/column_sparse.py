@@ -23,8 +23,8 @@ import numpy as np
 from tvm import tirx
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, both, lane
-from tvm_build.kernels.conv_tile import Accumulators, multiply_add
+from tvm_build.kernels.body import Body, Expr, both, ceil_div, lane
+from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop
 from tvm_build.kernels.conv_tiling import (
     Array,
     Place,
@@ -154,7 +154,13 @@ class SparseReduction:
                         body.ahead(start, ix * (4 if self.by_lane else 1)),
                         None if ok is None or source.is_image else body.let(ok),
                     )
-            with body.loop(*steps) as step:
+            starts = self.entries.tap_start
+            longest_tap = int(max(starts[1:] - starts[:-1]))
+            everything = ceil_div(len(self.entries.offsets), schedule.split) * width
+            loop = reduction_loop(
+                body, self.tiling, accumulators, steps, steps=longest_tap, products=width, all_products=everything
+            )
+            with loop as (step, sums):
                 offset = body.let(buffers[f"{self.prefix}offset"][step])
                 weights = body.ahead(line, step * (width * weight_loads(self.tiling)))
                 ws = [read_weights(body, weights, i, self.tiling) for i in range(width)]
@@ -162,7 +168,7 @@ class SparseReduction:
                     x = body.let(body.load(start.beyond(offset), 0, self.value_dtype, ok))
                     xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
                     for v in range(schedule.vectors):
-                        multiply_add(accumulators[row, pixel, v], xs, [w[v] for w in ws], schedule)
+                        multiply_add(sums[row, pixel, v], xs, [w[v] for w in ws], schedule)
 
     def _pack(self, weight: Array) -> Array:
         """[channel tiles, steps, 1 or 4, vectors, lanes]."""

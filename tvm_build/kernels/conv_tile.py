@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tvm import tirx
 
 from tvm_build.kernels.activation import activate
-from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, quarter, spread
+from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, const, quarter, spread
 from tvm_build.kernels.conv_tiling import ConvSchedule, Place, Tiling
 from tvm_build.kernels.stored import Stored
 from tvm_build.ops import blocks
+
+# Products that are added up one by one in half, and how many there must be for groups to matter.
+_GROUP_PRODUCTS = 64
+LONG_SUM = 256
 
 Accumulators = dict[tuple[int, int, int], Register]
 """By row, pixel and vector of the tile."""
@@ -38,6 +45,50 @@ def multiply_add(register: Register, xs: list[Expr], ws: list[Expr], schedule: C
         for product in products:
             total = total + product
         register.set(total)
+
+
+@contextmanager
+def reduction_loop(
+    body: Body,
+    tiling: Tiling,
+    accumulators: Accumulators,
+    bounds: tuple[Expr, Expr],
+    *,
+    steps: int,
+    products: int,
+    all_products: int,
+) -> Iterator[tuple[Expr, Accumulators]]:
+    """A loop over steps of a reduction, and the registers that their products are added to.
+
+    A half has 11 bits: in a sum that is added up one by one the error grows with the number of products, and a 3x3
+    convolution of 512 channels is off by percents. Long sums in half are therefore added up in groups, each from zero
+    in registers of its own, which then go into the accumulators.
+
+    Args:
+        body: of the kernel.
+        tiling: of the convolution.
+        accumulators: of the tile.
+        bounds: first step, and the one after the last.
+        steps: the most that lie between them.
+        products: that a step adds to each accumulator.
+        all_products: that go into each accumulator in the whole reduction of this work-item.
+    """
+    group = max(1, round(_GROUP_PRODUCTS / products))
+    if not tiling.accumulator.startswith("float16") or all_products < LONG_SUM or steps < 2:
+        with body.loop(*bounds) as step:
+            yield step, accumulators
+        return
+    first, stop = bounds
+    # Whole groups have loops of constant length.
+    whole = isinstance(stop, int) and isinstance(first, int) and (stop - first) % group == 0
+    with body.loop(0, ceil_div(steps, group)) as number:
+        start = body.let(first + number * group)
+        count = group if whole else body.let(tirx.Min(const(group, "int32"), stop - start))
+        sums = start_tile(body, tiling)
+        with body.loop(0, count) as step:
+            yield body.let(start + step), sums
+        for key, register in accumulators.items():
+            register.set(register.value + sums[key].value)
 
 
 def finish_tile(

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from tvm import tirx
 
-from tvm_build.kernels.body import Body, Expr, both, lane
-from tvm_build.kernels.conv_tile import Accumulators, multiply_add
+from tvm_build.kernels.body import Body, Expr, both, ceil_div, lane
+from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop
 from tvm_build.kernels.conv_tiling import (
     Array,
     ConvSchedule,
@@ -58,15 +58,23 @@ class DenseReduction:
         if self.table:
             base = base + buffers[f"{self.prefix}first_block"][place.channel_tile]
         base = body.let(base)
-        kh = op.kernel[0]
-        if schedule.unroll_rows:
-            with body.loop(*share(body, self.block_count, schedule.split, place.part)) as block:
+        kh, kw = op.kernel
+        # A step is an input block, or one kernel row of it.
+        rows = kh if schedule.unroll_rows else 1
+        steps = self.block_count * kh // rows
+        longest = ceil_div(steps, schedule.split)
+        products = self.depth * rows * kw
+        bounds = share(body, steps, schedule.split, place.part)
+        loop = reduction_loop(
+            body, self.tiling, accumulators, bounds, steps=longest, products=products, all_products=longest * products
+        )
+        with loop as (step, sums):
+            if schedule.unroll_rows:
                 for ky in range(kh):
-                    self._kernel_row(body, place, buffers, accumulators, base=base, block=block, ky=ky)
-        else:
-            with body.loop(*share(body, self.block_count * kh, schedule.split, place.part)) as step:
+                    self._kernel_row(body, place, buffers, sums, base=base, block=step, ky=ky)
+            else:
                 block, ky = body.let(tirx.floordiv(step, kh)), body.let(tirx.floormod(step, kh))
-                self._kernel_row(body, place, buffers, accumulators, base=base, block=block, ky=ky)
+                self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
 
     def _kernel_row(
         self,
