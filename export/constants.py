@@ -112,7 +112,7 @@ class ConstantFlow:
         known = ~given.isnan()
         harmless = known if folds_exactly(node) else known & (given == 0)
         settled = ~(reads & ~harmless).any(dim=1)
-        total = torch.where(reads, sums * given.nan_to_num(), 0.0).sum(dim=1)
+        total = sums @ given.nan_to_num()  # a weight of zero adds zero
         bias = argument_of(node, 2, "bias")
         if bias is not None:
             total = total + self.operand(bias)
@@ -203,7 +203,8 @@ def weight_use(node: Node, weight: Tensor) -> tuple[Tensor, Tensor]:
         bool [outputs, inputs]: any weight is not zero; float [outputs, inputs]: the sum over the kernel.
     """
     flat = weight.reshape(*weight.shape[:2], -1)
-    uses, sums = (flat != 0).any(dim=2), flat.sum(dim=2)
+    one = flat.shape[2] == 1  # large linears need not be copied
+    uses, sums = (flat[:, :, 0] != 0, flat[:, :, 0]) if one else ((flat != 0).any(dim=2), flat.sum(dim=2))
     role = ROLES[node.op]
     if role == "linear":
         return uses, sums

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import logging
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from structadmm.graph.ir import Graph
 from structadmm.graph.module import GraphModule
 
 OPSET = 20
+_ORIGIN = "origin"
 
 
 def export_onnx(
@@ -61,8 +64,7 @@ def export_onnx(
     with _quiet():
         try:
             program = torch.onnx.export(
-                module,
-                examples,
+                _with_layers(torch.export.export(module, examples), folded),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=inputs,
@@ -83,20 +85,34 @@ def export_onnx(
     return model
 
 
+def _with_layers(program: torch.export.ExportedProgram, graph: Graph) -> torch.export.ExportedProgram:
+    """Tell each operator of `program`, an export of `graph`, which layer of the original network called it."""
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    nodes = [node for node in graph.nodes if node.op != "input"]
+    if [str(call.target) for call in calls if call.target is not operator.getitem] == [
+        node.op for node in nodes if node.op != "getitem"
+    ]:  # an operator that does nothing may have been left out; names are no reason to fail
+        for call, node in zip(calls, nodes, strict=False):
+            call.meta["nn_module_stack"] = {_ORIGIN: (node.layer, torch.nn.Module)}
+    return program
+
+
+def _origin(node: onnx.NodeProto) -> str:
+    """The layer that `_with_layers` noted; the exporter hands it on as the first of the node's scopes."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
+    return str(ast.literal_eval(scopes)[0]) if scopes else ""
+
+
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Name each node after the layer whose weight it owns, or after the layer before it."""
+    """Name each node after the layer whose weight it owns, the others after their caller and operator."""
     layers = {item.name: item.name.rpartition(".")[0] for item in model.graph.initializer}
-    origin: dict[str, str] = {}
     taken: Counter[str] = Counter()
     for node in model.graph.node:
         owned = [layers[name] for name in node.input if layers.get(name)]
-        before = [origin[name] for name in node.input if name in origin]
-        layer = owned[0] if owned else before[0] if before else "input"
-        name = layer if owned else f"{layer}/{node.op_type}"
+        layer = _origin(node)
+        name = owned[0] if owned else f"{layer}/{node.op_type}" if layer else node.op_type
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        for output in node.output:
-            origin[output] = layer
         # Stack traces of the machine that exported say nothing about the network.
         del node.metadata_props[:]
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):

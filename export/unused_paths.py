@@ -182,28 +182,21 @@ class _Work:
 
     def _find_needed(self, readings: list[_Reading], folds: dict[int, list[tuple[str, Tensor]]]) -> None:
         """Follow what is read back from the outputs. What only units without effect read, themselves even, is free."""
-        frozen = {root for group in self.coupling.groups if group.frozen is not None for root in self.roots[group.name]}
-        read_by: dict[int, list[tuple[_Reading, int]]] = defaultdict(list)
-        for reading in readings:
-            for row, root in enumerate(reading.outputs):
-                read_by[root].append((reading, row))
-        done: set[int] = set()
-        ready = [*frozen, *(root for root in read_by if root not in self.group_of)]
-        seen: set[tuple[str, int]] = set()
-        while ready:
-            needed = ready.pop()
-            if needed in done:
-                continue
-            done.add(needed)
-            for reading, row in read_by[needed]:
-                for channel in torch.nonzero(reading.uses[row] & (reading.values != 0)).flatten().tolist():
-                    if (reading.node.name, channel) in seen:
-                        continue
-                    seen.add((reading.node.name, channel))
+        needed = {root for group in self.coupling.groups if group.frozen is not None for root in self.roots[group.name]}
+        seen = {reading.node.name: torch.zeros(len(reading.inputs), dtype=torch.bool) for reading in readings}
+        changed = True
+        while changed:
+            changed = False
+            for reading in reversed(readings):  # readers mostly come after what they read: a round or two
+                rows = torch.tensor([root in needed or root not in self.group_of for root in reading.outputs])
+                read = reading.uses[rows].any(dim=0) & (reading.values != 0) & ~seen[reading.node.name]
+                seen[reading.node.name] |= read
+                for channel in torch.nonzero(read).flatten().tolist():
                     self._read(reading, channel, folds)
                     root = reading.inputs[channel]
-                    if root in self.blockers:
-                        ready.append(root)
+                    if root in self.blockers and root not in needed:
+                        needed.add(root)
+                        changed = True
 
     def _read(self, reading: _Reading, channel: int, folds: dict[int, list[tuple[str, Tensor]]]) -> None:
         """A channel that is not zero is read for the output's sake: it is needed, or folded."""

@@ -57,6 +57,12 @@ def test_an_exported_network_is_the_given_one(name: str, tmp_path: Path) -> None
     assert {"structadmm.macs", "version.torch"} <= {entry.key for entry in file.metadata_props}
 
 
+def test_nodes_without_weights_are_named_after_the_layer_that_calls_them(one_column_zero: Path) -> None:
+    names = {node.name: node.op_type for node in onnx.load(one_column_zero / "pruned.onnx").graph.node}
+    assert names["1/Add"] == "Add" and names["1.relu/Relu"] == names["1.relu/Relu_2"] == "Relu"
+    assert names["1.conv1"] == "Conv"
+
+
 def test_a_random_network_survives_onnx(tmp_path: Path) -> None:
     model = pruned(random_network(40), NETWORK_INPUT, 0.6)
     record = export_network(model, torch.zeros(NETWORK_INPUT), tmp_path)

@@ -80,7 +80,8 @@ def test_anybodys_network_is_exported_from_the_command_line(tmp_path: Path, caps
     assert torch.allclose(load_network(tmp_path / "out" / "shrunk")(inputs), model(inputs), atol=1e-5)
     assert run_command_line(["inspect", ENTRY, "--weights", str(tmp_path / "mine.pt"), "--shape", shape]) == 0
     layers = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["1.conv1", "8x8x3x3", "3", "0", "-3", "-0"] in layers
+    assert ["1.conv1", "conv", "8", "->", "5", "3", "8", "72"] in layers
+    assert ["1.conv2", "conv", "8", "8", "->", "5", "72"] in layers
 
 
 @pytest.mark.parametrize(
