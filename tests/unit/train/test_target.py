@@ -101,6 +101,50 @@ def test_a_target_is_met_within_two_percent_and_never_exceeded(name: str, struct
     assert budget.footprint.total(masks) == allocation.size
 
 
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["cifar_resnet18", "cifar_resnet20", "cifar_vgg16_bn"]),
+    st.sampled_from(["filter", "channel", "column"]),
+    st.sampled_from(["conv_params", "params", "macs"]),
+    st.floats(1.05, 12.0),
+)
+def test_any_target_of_a_network_with_small_units_is_met_within_two_percent(
+    name: str, structure: str, measure: str, reduction: float
+) -> None:
+    graph, state = wide(name)
+    target = {"measure": measure, "reduction": reduction}
+    budget = Budget(
+        round_config(structure=structure, first_layer=True, linear=True, target=target), Network.of(graph), graph
+    )
+    allocation = budget.allocate(state, {}, random_damages)
+    masks, _ = pruned_by(budget.plan(allocation.keeps, {}).constraints, state, {})
+    assert 0.98 * budget.limit <= budget.footprint.total(masks) <= budget.limit
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(architectures.ARCHITECTURES)),
+    st.sampled_from(["filter", "channel", "column"]),
+    st.sampled_from(["conv_params", "params", "macs"]),
+    st.floats(1.05, 20.0),
+)
+def test_a_target_of_any_network_is_never_exceeded_or_refused_with_what_can_be_met(
+    name: str, structure: str, measure: str, reduction: float
+) -> None:
+    graph, state = small(name)
+    config = round_config(structure=structure, target={"measure": measure, "reduction": reduction})
+    budget = Budget(config, Network.of(graph), graph)
+    try:
+        allocation = budget.allocate(state, {}, random_damages)
+    except UserError as refusal:
+        least = float(str(refusal).split(" is the least")[0].rsplit(" ", 1)[1])
+        # Printed with six digits.
+        assert least > budget.limit * (1 - 1e-5)
+        return
+    masks, _ = pruned_by(budget.plan(allocation.keeps, {}).constraints, state, {})
+    assert budget.footprint.total(masks) <= budget.limit
+
+
 @pytest.mark.parametrize("measure", ["params", "macs"])
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "mobilenet_v2", "densenet", "shufflenet_v2", "googlenet", "unet", "resnext"]
