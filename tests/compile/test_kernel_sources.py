@@ -247,6 +247,15 @@ def test_what_is_asked_of_memory_is_what_candidates_offer() -> None:
         with_memory(ADRENO, "texture")
 
 
+def test_constant_memory_holds_twice_as_many_halves() -> None:
+    op = Conv2d(1, 12, 32, 32, 12, (3, 3), padding=(1, 1, 1, 1))
+    offered = {
+        name: any(schedule.weights == "constant" for schedule in candidates(op, ADRENO, precision))
+        for name, precision in PRECISIONS.items()
+    }
+    assert offered == {"float32": False, "float16": True, "float16_float32": True}
+
+
 def test_a_kernel_that_reads_constant_memory_says_how_much_and_wants_to_be_alone() -> None:
     op = Conv2d(1, 3, 12, 12, 12, (3, 3), padding=(1, 1, 1, 1))
     schedule = next(schedule for schedule in candidates(op, ADRENO) if schedule.weights == "constant")

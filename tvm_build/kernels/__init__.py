@@ -110,18 +110,21 @@ def build_kernel(
             return build_winograd_output(op, _constant(constants, "bias", (op.channels,)), schedule, precision)
 
 
-def candidates(op: Operator, gpu: Gpu) -> list[Schedule]:
-    """Schedules worth trying for `op` on `gpu`, the likeliest first; never empty."""
+def candidates(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> list[Schedule]:
+    """Schedules worth trying for `op` on `gpu`, the likeliest first; never empty.
+
+    All of them compute the same in any precision; twice as many halves fit into constant memory.
+    """
     from tvm_build.kernels.space import schedules
 
-    return schedules(op, gpu)
+    return schedules(op, gpu, precision)
 
 
 def default_schedule(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> Schedule:
     """The candidate that the cost model predicts to be fastest; ties go to the earlier one."""
     from tvm_build.cost import predict_us
 
-    return min(candidates(op, gpu), key=lambda schedule: predict_us(op, schedule, gpu, precision))
+    return min(candidates(op, gpu, precision), key=lambda schedule: predict_us(op, schedule, gpu, precision))
 
 
 def _constant(constants: Mapping[str, np.ndarray[Any, Any]], name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

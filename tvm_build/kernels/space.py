@@ -16,6 +16,7 @@ from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
+from tvm_build.precision import FLOAT32, Precision
 
 _UNROLLED_PRODUCTS = 160
 _WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
@@ -25,11 +26,11 @@ _ADRENO_TILES = ((4, 1, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (4, 1, 1), (1, 1, 1
 _MOST_VECTORS = 8
 
 
-def schedules(op: Operator, gpu: Gpu) -> list[Any]:
+def schedules(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> list[Any]:
     """Candidates for `op`, the likeliest first."""
     match op:
         case Conv2d():
-            return _cpu_conv(op, gpu) if gpu.kind == "cpu" else _adreno_conv(op, gpu)
+            return _cpu_conv(op, gpu) if gpu.kind == "cpu" else _adreno_conv(op, gpu, precision)
         case Dense():
             return _dense(op, gpu)
         case GlobalAverage():
@@ -72,7 +73,7 @@ def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
     return found or [_finish(op, pixels=1, lanes=16, local=1)]
 
 
-def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
+def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision = FLOAT32) -> list[ConvSchedule]:
     """`schedule` with its weights in every memory that they may lie in on `gpu`."""
     if op.columns is not None and schedule.gather == "lanes" and "input0" in op.images:
         return []
@@ -91,20 +92,20 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> list[ConvSchedule]:
         found.append(replace(schedule, weights="image"))
     if gpu.memory != "image" or not found:
         found.append(schedule)
-    # Half is judged as float32: which of both it will be is not known here.
-    size = 16 * sum(steps) * ceil_div(op.out_channels, 4)
+    channels = schedule.tile_channels * ceil_div(op.out_channels, schedule.tile_channels)
+    size = precision.item_bytes * sum(steps) * channels
     if schedule.split == 1 and op.filter_sets == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
         # All of a wave must read the same weights.
         found.append(replace(schedule, weights="constant", local_channels=1))
     return found
 
 
-def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
+def _adreno_conv(op: Conv2d, gpu: Gpu, precision: Precision) -> list[ConvSchedule]:
     """Tiles of 1 to 4 pixels and 1 to 4 vectors, and splits of the reduction for layers that are small."""
     flat = flatten_pixels(op)
     if is_depthwise(op):
         tiles = [(p, r) for p, r in ((2, 2), (4, 1), (2, 1), (1, 1)) if p <= flat.out_width and r <= flat.out_height]
-        return [s for p, r in tiles for s in _placed(op, _finish(op, pixels=p, rows=r, local=gpu.wave), gpu)]
+        return [s for p, r in tiles for s in _placed(op, _finish(op, pixels=p, rows=r, local=gpu.wave), gpu, precision)]
     found = []
     for gather in _gathers(op):
         steps = _steps(flat, gather)
@@ -127,7 +128,7 @@ def _adreno_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
                 if local == 0:
                     continue
                 shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "local_channels": local_channels}
-                found += _placed(op, _finish(op, **shape, split=split, local=local, gather=gather), gpu)
+                found += _placed(op, _finish(op, **shape, split=split, local=local, gather=gather), gpu, precision)
     return found
 
 
