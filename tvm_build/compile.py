@@ -171,7 +171,7 @@ def _lower(
     network = fuse(network, gpu, precision, tuned)
     macs = _macs(network)
     # 3. Winograd's form of 3x3 convolutions where it pays; not against what was measured, which are direct forms.
-    network = network if tuned is not None else use_winograd(network, gpu, precision)
+    network = use_winograd(network, gpu, precision, tuned)
     # 4. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network, precision)
     # 5. Images where they pay.

@@ -8,6 +8,7 @@ tensors of halves get the smaller tile alone.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tvm_build.cost import predict_us
 from tvm_build.gpu import Gpu
@@ -17,6 +18,9 @@ from tvm_build.network import Network, Node, Tensor, zeros
 from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput, with_images
 from tvm_build.precision import FLOAT32, Precision
 
+if TYPE_CHECKING:
+    from tvm_build.tuning.tuned import TunedSchedules
+
 # What it must be predicted to save of the direct form's time: two launches more, whose time is mostly memory's, are
 # predicted with less certainty than one convolution.
 MIN_SAVING = 0.25
@@ -25,8 +29,12 @@ MIN_SAVING = 0.25
 MIN_TILES = 128
 
 
-def use_winograd(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> Network:
+def use_winograd(
+    network: Network, gpu: Gpu, precision: Precision = FLOAT32, tuned: TunedSchedules | None = None
+) -> Network:
     """Replace convolutions by transform, product and transform back.
+
+    A layer that `tuned` has measured stays as it is: what is predicted is not set against what was measured.
 
     Requires: convolutions are fused, layouts are not assigned.
     Ensures: every replaced node is three, of which the last has its output, residual and activation.
@@ -37,7 +45,8 @@ def use_winograd(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> 
     nodes: list[Node] = []
     tensors: list[Tensor] = []
     for node in network.nodes:
-        tile = best_tile(node.op, gpu, precision) if isinstance(node.op, Conv2d) else None
+        measured = isinstance(node.op, Conv2d) and tuned is not None and tuned.measured_us([node.op]) is not None
+        tile = best_tile(node.op, gpu, precision) if isinstance(node.op, Conv2d) and not measured else None
         if tile is None:
             nodes.append(node)
             continue

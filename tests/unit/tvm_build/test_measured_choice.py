@@ -13,7 +13,7 @@ from tvm_build.fuse import fuse
 from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
 from tvm_build.kernels import default_schedule
-from tvm_build.network import Network
+from tvm_build.network import Network, Node, Port, Tensor, zeros
 from tvm_build.ops import Conv2d
 from tvm_build.precision import FLOAT32
 from tvm_build.recognize import recognize
@@ -23,6 +23,7 @@ from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks
 from tvm_build.tuning.tuned import TunedSchedules
+from tvm_build.winograd import use_winograd
 
 GPU = gpu_by_name("adreno-640")
 
@@ -78,3 +79,20 @@ def test_one_measurement_alone_decides_nothing(half_empty: Network) -> None:
     untuned = only_conv(fuse(half_empty, GPU))
     other = replace(untuned, columns=None) if untuned.columns is not None else untuned
     assert only_conv(fuse(half_empty, GPU, FLOAT32, measured([other], [1e-6]))) == untuned
+
+
+def test_a_layer_that_was_measured_is_not_replaced_by_a_predicted_winograd_form() -> None:
+    large = Conv2d(1, 128, 56, 56, 128, (3, 3), padding=(1, 1, 1, 1))
+    other = replace(large, activation="relu")
+    shape = (1, 128, 56, 56)
+    constants = {"weight": weights(128, 128, 3, 3), "bias": zeros(128)}
+    network = Network(
+        {name: Tensor(name, shape) for name in "xyz"},
+        (Node("a", large, ("x",), ("y",), constants), Node("b", other, ("y",), ("z",), constants)),
+        (Port("x", "x"),),
+        (Port("z", "z"),),
+    )
+    layers = [node.layer for node in use_winograd(network, GPU).nodes]
+    assert layers == ["a:tiles", "a", "a:sums", "b:tiles", "b", "b:sums"]
+    tuned = measured([large], [1.0])
+    assert [node.layer for node in use_winograd(network, GPU, FLOAT32, tuned).nodes] == ["a", "b:tiles", "b", "b:sums"]
