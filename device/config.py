@@ -45,5 +45,14 @@ class MeasureConfig(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     """For the timed rounds, and for each profile."""
 
+    perf_hint: bool = True
+    """Ask a Qualcomm driver for high clocks, where it can be asked."""
+
+    priority_hint: bool = True
+    """Likewise for priority over the GPU's other users."""
+
+    recording: bool = True
+    """Replay the launches from recordings, where a Qualcomm driver has them; profiles are launched one by one."""
+
     program_cache: bool = True
     """Start from the driver's program binaries of an earlier measurement."""

@@ -40,6 +40,9 @@ _SAMPLE_TIMEOUT_S = 5.0
 """For each inference of `run`: a large network on a slow phone."""
 
 
+EXTRAS = ("perf_hint", "priority_hint", "recording")
+"""Qualcomm's extensions that the runner uses where a driver has them; each can be switched off."""
+
 _MAX_TENSORS = 64
 """The runner's own limit on inputs and outputs."""
 
@@ -94,12 +97,21 @@ class Runner:
         target: where to run; the caller closes it.
         use_program_cache: keep and use the driver's program binaries on the target.
         executable: a runner built beforehand; None builds the target's.
+        without: Qualcomm's extensions not to use where a device has them, of `EXTRAS`.
     """
 
-    def __init__(self, target: Target, *, use_program_cache: bool = True, executable: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        use_program_cache: bool = True,
+        executable: Path | None = None,
+        without: Sequence[str] = (),
+    ) -> None:
         self.target = target
         self._use_program_cache = use_program_cache
         self._executable = executable
+        self._without = tuple(without)
         self._pushed: str | None = None
 
     def info(self) -> list[DeviceInfo]:
@@ -243,7 +255,8 @@ class Runner:
 
     def _options(self) -> list[str]:
         cache = ["--cache", self.target.program_cache] if self._use_program_cache else []
-        return [*self.target.runner_options, *cache]
+        switches = [word for name in self._without for word in (f"--{name.replace('_', '-')}", "off")]
+        return [*self.target.runner_options, *cache, *switches]
 
     def _call(self, arguments: Sequence[str], timeout_s: float, *, retry: bool = False) -> Output:
         if self._pushed is None:

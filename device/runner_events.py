@@ -48,6 +48,7 @@ class DeviceInfo(Event):
     fp16: bool
     perf_hint: bool
     priority_hint: bool
+    recordable_queues: bool = False
     extensions: str
 
 
@@ -58,11 +59,13 @@ class Session(DeviceInfo):
         opencl_library: what was loaded.
         perf_hint_set: Qualcomm's performance hint was asked for.
         priority_hint_set: likewise its priority hint.
+        recording_set: launches may be replayed from recordings.
     """
 
     opencl_library: str
     perf_hint_set: bool
     priority_hint_set: bool
+    recording_set: bool = False
 
 
 class BinaryCache(Event):
@@ -82,6 +85,7 @@ class Preparation(Event):
         load_ms: reading, hashing and parsing.
         build_ms: programs and kernels, from source or from the cache.
         memory_bytes: of all memory objects.
+        recordings: that the launches are replayed from; 0: they are launched one by one.
     """
 
     bundle: str
@@ -90,6 +94,7 @@ class Preparation(Event):
     load_ms: float
     build_ms: float
     memory_bytes: int
+    recordings: int = 0
     binary_cache: BinaryCache
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device.config import MeasureConfig
-from device.runner_client import BenchResult, HeatLimit, ProfileResult, Runner
+from device.runner_client import EXTRAS, BenchResult, HeatLimit, ProfileResult, Runner
 from device.runner_events import BundleTimes, Check
 from device.target import StateFile, Target, open_target
 from device.throttling import Steadiness, judge
@@ -50,7 +50,8 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
 
 def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, reporter: Reporter) -> dict[str, Any]:
     """The content of `measurement.json` for bundles on an open target."""
-    runner = Runner(target, use_program_cache=config.program_cache)
+    without = [name for name in EXTRAS if not getattr(config, name)]
+    runner = Runner(target, use_program_cache=config.program_cache, without=without)
     with reporter.task(f"measuring on {target.name}", total=2 * len(bundles) + 1) as task:
         checks = {}
         for name, path in bundles.items():

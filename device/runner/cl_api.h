@@ -20,6 +20,7 @@ typedef struct _cl_mem *cl_mem;
 typedef struct _cl_program *cl_program;
 typedef struct _cl_kernel *cl_kernel;
 typedef struct _cl_event *cl_event;
+typedef struct _cl_recording_qcom *cl_recording_qcom;
 
 typedef struct {
     cl_uint image_channel_order;
@@ -77,6 +78,7 @@ enum {
     CL_PRIORITY_HINT_HIGH_QCOM = 0x40CA,
 
     CL_QUEUE_PROFILING_ENABLE = 1 << 1,
+    CL_QUEUE_RECORDABLE_QCOM = 1 << 30, /* cl_qcom_recordable_queues */
 
     CL_MEM_READ_WRITE = 1 << 0,
     CL_MEM_READ_ONLY = 1 << 2,
@@ -143,8 +145,19 @@ typedef void (*cl_program_callback)(cl_program, void *);
     X(cl_int, clGetEventProfilingInfo, (cl_event, cl_uint, size_t, void *, size_t *))                               \
     X(cl_int, clReleaseEvent, (cl_event))
 
+/* Those of cl_qcom_recordable_queues: NULL where the library has them not. The four pairs of a number and an array
+ * replace arguments, offsets, global and local sizes of recorded launches; the runner replaces none. */
+#define CL_RECORDING_FUNCTIONS(X)                                                                                    \
+    X(cl_recording_qcom, clNewRecordingQCOM, (cl_command_queue, cl_int *))                                           \
+    X(cl_int, clEndRecordingQCOM, (cl_recording_qcom))                                                               \
+    X(cl_int, clReleaseRecordingQCOM, (cl_recording_qcom))                                                           \
+    X(cl_int, clEnqueueRecordingQCOM,                                                                                \
+      (cl_command_queue, cl_recording_qcom, size_t, const void *, size_t, const void *, size_t, const void *, size_t, \
+       const void *, cl_uint, const cl_event *, cl_event *))
+
 #define CL_DECLARE(result, name, parameters) extern result(*name) parameters;
 CL_FUNCTIONS(CL_DECLARE)
+CL_RECORDING_FUNCTIONS(CL_DECLARE)
 #undef CL_DECLARE
 
 #endif

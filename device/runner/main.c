@@ -9,6 +9,7 @@ void print_preparation(const struct options *options, const struct network *netw
     json_double("load_ms", network->bundle->load_ms);
     json_double("build_ms", network->build_ms);
     json_uint("memory_bytes", network->bundle->plan.memory_bytes);
+    json_uint("recordings", network->recording.part_count);
     json_open("binary_cache", '{');
     json_bool("used", options->cache != NULL);
     json_uint("hits", network->cache.hits);
@@ -40,6 +41,7 @@ static int print_session(const struct session *session) {
     json_string("opencl_library", opencl_library());
     json_bool("perf_hint_set", session->perf_hint);
     json_bool("priority_hint_set", session->priority_hint);
+    json_bool("recording_set", session->recording);
     device_print(&session->device);
     return json_end();
 }
@@ -67,7 +69,7 @@ static int use_devices(const struct options *options, const struct device_list *
     const struct device *device;
     struct session session;
     int status = devices_choose(list, options->device, &device);
-    if (status == STATUS_OK) status = session_open(&session, device);
+    if (status == STATUS_OK) status = session_open(&session, device, &options->extras);
     if (status != STATUS_OK) return status;
     status = run_command(options, &session, material);
     clReleaseContext(session.context);

@@ -191,6 +191,7 @@ int network_open(struct network *network, const struct session *session, const s
     int64_t start = platform_now_ns();
     if (status == STATUS_OK) status = build_programs(network, cache);
     if (status == STATUS_OK) status = create_kernels(network);
+    if (status == STATUS_OK) recording_make(&network->recording, session, &bundle->plan, network->kernels);
     network->build_ms = (double)(platform_now_ns() - start) / 1e6;
     if (status != STATUS_OK) network_close(network);
     return status;
@@ -198,6 +199,7 @@ int network_open(struct network *network, const struct session *session, const s
 
 void network_close(struct network *network) {
     const struct plan *plan = &network->bundle->plan;
+    recording_free(&network->recording);
     for (uint32_t i = 0; network->kernels != NULL && i < plan->launch_count; i++) {
         if (network->kernels[i] != NULL) clReleaseKernel(network->kernels[i]);
     }
@@ -233,11 +235,11 @@ int network_write_inputs(const struct network *network, cl_command_queue queue) 
 
 int network_launch(const struct network *network, cl_command_queue queue, cl_event *events) {
     const struct plan *plan = &network->bundle->plan;
+    /* A recording has one event for all its launches. */
+    if (events == NULL && network->recording.part_count > 0) return recording_enqueue(&network->recording, queue);
     for (uint32_t i = 0; i < plan->launch_count; i++) {
         const struct plan_launch *launch = &plan->launches[i];
-        cl_int code = clEnqueueNDRangeKernel(queue, network->kernels[i], launch->dims, NULL, launch->global,
-                                             launch->local_given ? launch->local : NULL, 0, NULL,
-                                             events != NULL ? &events[i] : NULL);
+        cl_int code = launch_enqueue(plan, network->kernels, i, queue, events != NULL ? &events[i] : NULL);
         if (code != CL_SUCCESS) {
             return opencl_failed(code, "clEnqueueNDRangeKernel", "launch %u (layer %s, kernel %s)", i, launch->layer, launch->kernel);
         }

@@ -4,6 +4,7 @@
 
 #include "bundle.h"
 #include "program_cache.h"
+#include "recording.h"
 
 struct network {
     const struct bundle *bundle;
@@ -13,7 +14,8 @@ struct network {
     cl_kernel *kernels; /* one per launch: its arguments never change */
     const uint8_t *inputs[MAX_TENSORS];
     uint8_t *outputs[MAX_TENSORS];
-    double build_ms; /* programs and kernels */
+    struct recording recording; /* of all launches, where the device records; empty elsewhere */
+    double build_ms;            /* programs, kernels and recordings */
     struct cache_counts cache;
 };
 

@@ -2,6 +2,7 @@
 
 #define CL_DEFINE(result, name, parameters) result(*name) parameters;
 CL_FUNCTIONS(CL_DEFINE)
+CL_RECORDING_FUNCTIONS(CL_DEFINE)
 #undef CL_DEFINE
 
 static char loaded_from[512];
@@ -69,13 +70,22 @@ static int open_library(void **library) {
     }                                                                                                                \
     memcpy(&name, &symbol, sizeof name);
 
+#define CL_RESOLVE_OPTIONAL(result, name, parameters) \
+    symbol = find_function(library, #name);           \
+    memcpy(&name, &symbol, sizeof name);
+
 int opencl_load(void) {
     void *library, *symbol;
     int status = open_library(&library);
     if (status == STATUS_OK && strstr(loaded_from, pixel_library) != NULL) status = enable_pixel_library(library);
     if (status != STATUS_OK) return status;
     CL_FUNCTIONS(CL_RESOLVE)
+    CL_RECORDING_FUNCTIONS(CL_RESOLVE_OPTIONAL)
     return STATUS_OK;
+}
+
+bool opencl_can_record(void) {
+    return clNewRecordingQCOM != NULL && clEndRecordingQCOM != NULL && clReleaseRecordingQCOM != NULL && clEnqueueRecordingQCOM != NULL;
 }
 
 const char *opencl_library(void) { return loaded_from; }

@@ -8,6 +8,9 @@
 /* Loads OpenCL from STRUCTADMM_OPENCL_LIBRARY if that is set, else from the usual places. */
 int opencl_load(void);
 
+/* Whether the library has the functions of cl_qcom_recordable_queues. */
+bool opencl_can_record(void);
+
 const char *opencl_library(void); /* the name it was loaded by */
 
 /* Records that `call` returned `code` for the thing described, and returns the status for it. */

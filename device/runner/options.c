@@ -14,6 +14,9 @@ const char help_text[] =
     "  --device D         PLATFORM.DEVICE as `info` lists them (0.1), or part of a device, vendor or platform name.\n"
     "                     Without it: the first GPU, else the first device.\n"
     "  --cache DIR        keep the driver's program binaries in DIR (created if absent) and start from them\n"
+    "  --perf-hint X      on or off: ask Qualcomm's driver for high clocks, where it can be asked (on)\n"
+    "  --priority-hint X  likewise for priority over other contexts (on)\n"
+    "  --recording X      likewise: replay the launches from recordings, where the driver has them (on)\n"
     "  --samples N        run: each file holds N inferences along its first axis (1)\n"
     "  --runs N           bench, profile: timed runs of each bundle (200; profile 20)\n"
     "  --warmup-runs N    bench, profile: at least N runs of each bundle before any is timed (10; profile 3)\n"
@@ -41,6 +44,12 @@ static int parse_count(const char *name, const char *text, uint64_t low, uint64_
     if (valid && sum >= low && sum <= high) return STATUS_OK;
     return fail(STATUS_USAGE, "%s takes a whole number from %llu to %llu, got '%.40s': see `runner help`", name,
                 (unsigned long long)low, (unsigned long long)high, text);
+}
+
+static int parse_switch(const char *name, const char *text, bool *value) {
+    *value = strcmp(text, "on") == 0;
+    if (*value || strcmp(text, "off") == 0) return STATUS_OK;
+    return fail(STATUS_USAGE, "%s takes on or off, got '%.40s': see `runner help`", name, text);
 }
 
 static int add_file(const char *name, const char *value, const char **files, uint32_t *count) {
@@ -95,6 +104,18 @@ static int set_option(struct options *options, const char *name, const char *val
         options->cache = value;
         return *value != 0 ? STATUS_OK : fail(STATUS_USAGE, "--cache is empty: give a directory");
     }
+    struct {
+        const char *name;
+        bool *value;
+    } switches[] = {
+        {"--perf-hint", &options->extras.perf_hint},
+        {"--priority-hint", &options->extras.priority_hint},
+        {"--recording", &options->extras.recording},
+    };
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) {
+        if (strcmp(name, switches[i].name) != 0 || (command & (RUN | CHECK | BENCH | PROFILE)) == 0) continue;
+        return parse_switch(name, value, switches[i].value);
+    }
     if (strcmp(name, "--watch") == 0 && command == BENCH) return add_watched(options, value);
     if (strcmp(name, "--input") == 0 && command == RUN) return add_file(name, value, options->inputs, &options->input_count);
     if (strcmp(name, "--output") == 0 && command == RUN) return add_file(name, value, options->outputs, &options->output_count);
@@ -130,6 +151,7 @@ int options_parse(struct options *options, int count, char **words) {
     options->warmup_ms = profile ? 0 : 200;
     options->launch_runs = 20;
     options->samples = 1;
+    options->extras = (struct extras){true, true, true};
     options->hot_rest_ms = 60000;
     for (int i = 2; status == STATUS_OK && i < count; i++) {
         if (strcmp(words[i], "--help") == 0 || strcmp(words[i], "-h") == 0) {

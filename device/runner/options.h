@@ -3,6 +3,7 @@
 #define STRUCTADMM_OPTIONS_H
 
 #include "plan.h"
+#include "session.h"
 
 enum { MAX_BUNDLES = 16, MAX_WATCHED = 8 };
 
@@ -17,6 +18,7 @@ struct options {
     const char *watched[MAX_WATCHED];
     uint32_t watched_count;
     const char *device, *cache; /* NULL when not given */
+    struct extras extras;
     uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs, samples;
     uint64_t hot_above, hot_until, hot_rest_ms; /* of the first watched file; 0: never hot */
 };

@@ -171,14 +171,16 @@ void device_print(const struct device *device) {
     json_bool("fp16", device_has(device, "cl_khr_fp16"));
     json_bool("perf_hint", device_has(device, "cl_qcom_perf_hint"));
     json_bool("priority_hint", device_has(device, "cl_qcom_priority_hint"));
+    json_bool("recordable_queues", device_has(device, "cl_qcom_recordable_queues"));
     json_string("extensions", device->extensions);
 }
 
-int session_open(struct session *session, const struct device *device) {
+int session_open(struct session *session, const struct device *device, const struct extras *wanted) {
     memset(session, 0, sizeof *session);
     session->device = *device;
-    session->perf_hint = device_has(device, "cl_qcom_perf_hint");
-    session->priority_hint = device_has(device, "cl_qcom_priority_hint");
+    session->perf_hint = wanted->perf_hint && device_has(device, "cl_qcom_perf_hint");
+    session->priority_hint = wanted->priority_hint && device_has(device, "cl_qcom_priority_hint");
+    session->recording = wanted->recording && device_has(device, "cl_qcom_recordable_queues") && opencl_can_record();
     cl_context_properties properties[8] = {CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform};
     size_t used = 2;
     if (session->perf_hint) {

@@ -27,7 +27,12 @@ struct device_list {
 struct session {
     struct device device;
     cl_context context;
-    bool perf_hint, priority_hint; /* Qualcomm's, asked for because the device has them */
+    bool perf_hint, priority_hint, recording; /* Qualcomm's extensions in use: the device has them and the user wants them */
+};
+
+/* Which of Qualcomm's extensions may be used where a device has them. */
+struct extras {
+    bool perf_hint, priority_hint, recording;
 };
 
 /* All devices of all platforms. STATUS_NO_OPENCL when there is none. */
@@ -44,7 +49,7 @@ const char *device_type_name(const struct device *device);
 /* Prints the device as the members of the JSON object that is open. */
 void device_print(const struct device *device);
 
-int session_open(struct session *session, const struct device *device);
+int session_open(struct session *session, const struct device *device, const struct extras *wanted);
 int session_queue(const struct session *session, bool profiling, cl_command_queue *queue);
 
 #endif

@@ -27,6 +27,7 @@ enum {
     MEM_OBJECT_ALLOCATION_FAILURE = -4,
     PROFILING_INFO_NOT_AVAILABLE = -7,
     INVALID_VALUE = -30,
+    INVALID_COMMAND_QUEUE = -36,
     INVALID_BINARY = -42,
     INVALID_KERNEL_NAME = -46,
     INVALID_ARG_INDEX = -49,
@@ -35,6 +36,7 @@ enum {
     INVALID_OPERATION = -59,
     INVALID_PROPERTY = -64,
     MAX_ARGUMENTS = 8,
+    MAX_RECORDED = 10,
 };
 
 struct memory {
@@ -105,7 +107,19 @@ static cl_int give_text(const char *text, size_t room, void *to, size_t *needed)
     return give(text, strlen(text) + 1, room, to, needed);
 }
 
-static char the_platform, the_device, the_context, the_queues[2];
+/* What cl_qcom_recordable_queues keeps: launches with the arguments they had when they were recorded. */
+struct recording {
+    size_t count;
+    int ended;
+    struct {
+        struct kernel kernel;
+        size_t items;
+    } launches[MAX_RECORDED];
+};
+
+static struct recording *open_recording;
+
+static char the_platform, the_device, the_context, the_queues[3]; /* plain, profiling, recordable */
 
 CL cl_int clGetPlatformIDs(cl_uint room, void **platforms, cl_uint *count) {
     if (platforms != NULL && room > 0) platforms[0] = &the_platform;
@@ -147,7 +161,7 @@ CL cl_int clGetDeviceInfo(void *device, cl_uint what, size_t room, void *to, siz
         case 0x1019: return give(&align_bits, sizeof align_bits, room, to, needed);
         case 0x102B: return give_text("host-memory test double", room, to, needed);
         case 0x102C: return give_text("structadmm tests", room, to, needed);
-        case 0x1030: return give_text("cl_qcom_perf_hint cl_qcom_priority_hint", room, to, needed);
+        case 0x1030: return give_text("cl_qcom_perf_hint cl_qcom_priority_hint cl_qcom_recordable_queues", room, to, needed);
         default: return give_text("1.2 test double", room, to, needed);
     }
 }
@@ -170,7 +184,8 @@ CL cl_int clReleaseContext(void *context) { return context == &the_context ? SUC
 
 CL void *clCreateCommandQueue(void *context, void *device, uint64_t properties, cl_int *code) {
     *code = context == &the_context && device == &the_device ? SUCCESS : INVALID_VALUE;
-    return &the_queues[properties == 2];
+    if (properties >> 30 != 0 && properties != 1u << 30) *code = INVALID_VALUE; /* as drivers do */
+    return &the_queues[properties == 2 ? 1 : properties != 0 ? 2 : 0];
 }
 
 CL cl_int clReleaseCommandQueue(void *queue) { return queue != NULL ? SUCCESS : INVALID_VALUE; }
@@ -324,12 +339,51 @@ CL cl_int clEnqueueNDRangeKernel(void *queue, void *object, cl_uint dims, const 
     for (cl_uint i = 0; i < kernel->kind->arguments; i++) {
         if (kernel->arguments[i].size == 0) return INVALID_KERNEL_ARGS;
     }
+    if (queue == &the_queues[2]) {
+        if (open_recording == NULL || event != NULL || open_recording->count == MAX_RECORDED) return INVALID_OPERATION;
+        open_recording->launches[open_recording->count].kernel = *kernel;
+        open_recording->launches[open_recording->count++].items = global[0];
+        return SUCCESS;
+    }
     cl_ulong start = now_ns();
     for (size_t item = 0; item < global[0]; item++) kernel->kind->run(kernel->arguments, item);
     if (event == NULL) return SUCCESS;
     struct event *times = malloc(sizeof *times);
     *times = (struct event){queue == &the_queues[1] ? start : 0, now_ns()};
     *event = times;
+    return SUCCESS;
+}
+
+CL void *clNewRecordingQCOM(void *queue, cl_int *code) {
+    const char *broken = getenv("DOUBLE_REFUSES_RECORDINGS");
+    *code = queue == &the_queues[2] && open_recording == NULL && broken == NULL ? SUCCESS : INVALID_COMMAND_QUEUE;
+    if (*code == SUCCESS) open_recording = calloc(1, sizeof *open_recording);
+    return *code == SUCCESS ? open_recording : NULL;
+}
+
+CL cl_int clEndRecordingQCOM(void *object) {
+    struct recording *recording = object;
+    if (recording != open_recording) return INVALID_OPERATION;
+    recording->ended = 1;
+    open_recording = NULL;
+    return SUCCESS;
+}
+
+CL cl_int clReleaseRecordingQCOM(void *object) {
+    free(object);
+    return SUCCESS;
+}
+
+CL cl_int clEnqueueRecordingQCOM(void *queue, void *object, size_t arguments, const void *argument, size_t offsets, const void *offset,
+                                 size_t globals, const void *global, size_t locals, const void *local, cl_uint waits,
+                                 void *const *wait, void **event) {
+    (void)argument, (void)offset, (void)global, (void)local, (void)waits, (void)wait, (void)event;
+    const struct recording *recording = object;
+    if (queue == &the_queues[2] || !recording->ended || arguments + offsets + globals + locals != 0) return INVALID_OPERATION;
+    for (size_t i = 0; i < recording->count; i++) {
+        const struct kernel *kernel = &recording->launches[i].kernel;
+        for (size_t item = 0; item < recording->launches[i].items; item++) kernel->kind->run(kernel->arguments, item);
+    }
     return SUCCESS;
 }
 
@@ -363,6 +417,7 @@ EXPORTED void *loadOpenCLPointer(const char *name) {
         KNOWN(clBuildProgram), KNOWN(clGetProgramInfo), KNOWN(clGetProgramBuildInfo), KNOWN(clReleaseProgram), KNOWN(clCreateKernel),
         KNOWN(clGetKernelInfo), KNOWN(clGetKernelWorkGroupInfo), KNOWN(clSetKernelArg), KNOWN(clReleaseKernel),
         KNOWN(clEnqueueWriteBuffer), KNOWN(clEnqueueReadBuffer), KNOWN(clEnqueueFillBuffer), KNOWN(clEnqueueFillImage),
+        KNOWN(clNewRecordingQCOM), KNOWN(clEndRecordingQCOM), KNOWN(clReleaseRecordingQCOM), KNOWN(clEnqueueRecordingQCOM),
         KNOWN(clEnqueueNDRangeKernel), KNOWN(clFinish), KNOWN(clGetEventProfilingInfo), KNOWN(clReleaseEvent),
     };
     for (size_t i = 0; enabled && i < sizeof functions / sizeof *functions; i++) {

@@ -121,10 +121,12 @@ def test_a_vendor_library_that_is_there_and_does_not_load_is_the_one_that_is_tol
     assert "/vendor/lib64/libOpenCL.so: " in said
 
 
-def test_a_bundle_is_checked_with_qualcomms_hints_set(phone: Emulated, executable: Path, bundle: Path) -> None:
+def test_a_bundle_is_checked_with_all_of_qualcomms_extras(phone: Emulated, executable: Path, bundle: Path) -> None:
     said = events(execute(phone, executable, "check", bundle))
     assert said["session"]["perf_hint_set"] is True
     assert said["session"]["priority_hint_set"] is True
+    assert said["session"]["recording_set"] is True
+    assert said["check"]["recordings"] == 1
     assert said["check"]["passed"] is True
 
 

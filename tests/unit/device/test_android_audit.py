@@ -70,7 +70,7 @@ def lazy(elf: Patched) -> None:
 def short_relro(elf: Patched) -> None:
     at = elf.header(RELRO) + 40
     [size] = struct.unpack_from("<Q", elf.data, at)
-    elf.put("<Q", at, size - 4096)
+    elf.put("<Q", at, size // 2)
 
 
 def copy_relocation(elf: Patched) -> None:
