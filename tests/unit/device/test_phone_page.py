@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-CODE = "".join(path.read_text() for suffix in ("py", "c") for path in sorted((ROOT / "device").rglob(f"*.{suffix}")))
+FILES = [*ROOT.glob("device/**/*.py"), *ROOT.glob("device/**/*.c"), *ROOT.glob("pipeline/*.py")]
+CODE = "".join(path.read_text() for path in FILES)
 
 
 def test_every_message_that_the_phone_page_explains_is_given_by_the_code() -> None:
