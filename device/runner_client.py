@@ -96,6 +96,7 @@ class Runner:
     Args:
         target: where to run; the caller closes it.
         use_program_cache: keep and use the driver's program binaries on the target.
+        program_cache: directory on the target for them; None: the target's own, which stays from session to session.
         executable: a runner built beforehand; None builds the target's.
         without: Qualcomm's extensions not to use where a device has them, of `EXTRAS`.
     """
@@ -105,10 +106,12 @@ class Runner:
         target: Target,
         *,
         use_program_cache: bool = True,
+        program_cache: str | None = None,
         executable: Path | None = None,
         without: Sequence[str] = (),
     ) -> None:
         self.target = target
+        self._program_cache = program_cache
         self._use_program_cache = use_program_cache
         self._executable = executable
         self._without = tuple(without)
@@ -254,7 +257,7 @@ class Runner:
         return self.target.push(bundle, f"bundle-{digest[:16]}")
 
     def _options(self) -> list[str]:
-        cache = ["--cache", self.target.program_cache] if self._use_program_cache else []
+        cache = ["--cache", self._program_cache or self.target.program_cache] if self._use_program_cache else []
         switches = [word for name in self._without for word in (f"--{name.replace('_', '-')}", "off")]
         return [*self.target.runner_options, *cache, *switches]
 

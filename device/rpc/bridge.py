@@ -53,6 +53,7 @@ _OPEN_DEVICE_S = 900.0
 _HOUSEKEEPING_S = 180.0
 """For anything else between two candidates."""
 
+_TIDY_EVERY = 100
 _AROUND_TRIAL_S = 120.0
 """For a candidate's way to the device, beyond its two time-outs."""
 
@@ -207,6 +208,7 @@ class Bridge:
 
     def _hold_session(self, client: socket.socket, device: OpenDevice) -> None:
         runner = self._session_runner(device)
+        tried = self._tried
         partner = Partner("device.rpc.session_process", handed_over=[client], max_payload=MAX_ARCHIVE_BYTES)
         client.close()  # the session process has it: its end must be the client's end
         try:
@@ -223,6 +225,8 @@ class Bridge:
                 partner.frames.send(answer)
                 if lost:
                     raise DeviceLostError(lost)
+                if self._tried >= tried + _TIDY_EVERY:
+                    runner, tried = self._session_runner(device), self._tried
         except FrameTimeoutError:
             self._say("a session's process stopped in the middle of a message: killed")
         except FrameError:
@@ -231,13 +235,18 @@ class Bridge:
             partner.end()
 
     def _session_runner(self, device: OpenDevice) -> Runner:
-        """A runner that is on the device for sure, beside candidates of the last day and no older ones."""
-        if isinstance(device.target, AdbTarget):
-            try:
+        """A runner that is on the device for sure, beside candidates of the last day and no older ones.
+
+        A candidate is built for its check and again for its times; the driver's binaries save the second time.
+        """
+        try:
+            if isinstance(device.target, AdbTarget):
                 device.target.prune(unused_for_minutes=24 * 60)
-            except DeviceError as error:
-                raise DeviceLostError(str(error)) from None
-        return Runner(device.target, use_program_cache=False)
+            programs = f"{device.target.workdir()}/programs"
+            device.target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
+        except DeviceError as error:
+            raise DeviceLostError(str(error)) from None
+        return Runner(device.target, program_cache=programs)
 
     def _answer(
         self, device: OpenDevice, runner: Runner, message: dict[str, Any], payload: bytes
