@@ -1,6 +1,7 @@
 """The well-known networks at full size against ONNX Runtime, on every OpenCL device: run by hand, it takes an hour.
 
     python -m tests.full_networks                        # goes on where it was stopped; writes the reference table
+    python -m tests.full_networks --table                # runs nothing: the table of what was found so far
     python -m tests.full_networks --networks resnet18 unet --variants dense columns --out runs/some
 
 Each network, dense and pruned by random structured masks (shrunk as export does), in every number type that a device
@@ -33,6 +34,7 @@ from benchmarks.host_record import markdown_table, write_record
 from benchmarks.random_masks import calibrated, prune, save_onnx, shrunk
 from device.local_target import LocalDevice, LocalTarget, find_local_devices
 from device.runner_client import Runner
+from results.environment import source_commit
 from structadmm.files import write_json
 from structadmm.graph import Captured, capture
 from tests.full_size_architectures import FULL_SIZE
@@ -60,14 +62,20 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--work", type=Path, default=Path("runs/full_networks"), help="what was found so far")
     parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/networks"))
+    parser.add_argument("--table", action="store_true", help="run nothing, write what was found so far")
     options = parser.parse_args()
     torch.set_num_threads(1)
     devices = find_local_devices().devices
     found = {}
     for variant, name in itertools.product(options.variants, options.networks):
-        found[name, variant] = cached_row(name, variant, devices, options.work)
+        path = options.work / f"{name}-{variant.replace(' ', '-')}.json"
+        if options.table and not path.exists():
+            continue
+        found[name, variant] = (
+            json.loads(path.read_text()) if options.table else cached_row(name, variant, devices, path)
+        )
         print(json.dumps(found[name, variant]), flush=True)
-    rows = [found[key] for key in itertools.product(options.networks, options.variants)]
+    rows = [found[key] for key in itertools.product(options.networks, options.variants) if key in found]
     failed = [f"{row['network']} {row['variant']}: {reason}" for row in rows for reason in row["failed"]]
     write_record(
         options.out,
@@ -82,9 +90,8 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
-def cached_row(name: str, variant: str, devices: Sequence[LocalDevice], work: Path) -> dict[str, Any]:
-    """What was found before, unless it failed."""
-    path = work / f"{name}-{variant.replace(' ', '-')}.json"
+def cached_row(name: str, variant: str, devices: Sequence[LocalDevice], path: Path) -> dict[str, Any]:
+    """What was found before and lies in `path`, unless it failed."""
     if path.exists():
         row: dict[str, Any] = json.loads(path.read_text())
         if not row["failed"]:
@@ -94,7 +101,7 @@ def cached_row(name: str, variant: str, devices: Sequence[LocalDevice], work: Pa
         row = check(name, variant, devices)
     except Exception as error:  # one network that fails must not hide the others
         row = {"network": name, "variant": variant, "failed": [f"{type(error).__name__}: {error}"]}
-    row["seconds"] = round(time.perf_counter() - started, 1)
+    row |= {"commit": source_commit(), "seconds": round(time.perf_counter() - started, 1)}
     write_json(path, row)
     return row
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.random_masks import save_onnx, shrunk
 from device.runner_client import Runner
 from device.target import open_target
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, randomise
+from tests.full_networks import network_of
 from train.models.cifar_resnet import cifar_resnet18
 from tvm_build.bundle import read_bundle
 from tvm_build.compile import CompileSummary, compile_onnx
@@ -115,6 +117,12 @@ def test_half_precision_agrees_with_onnx_runtime_in_half_the_memory(
     assert half.launches == whole.launches
     # Constants of every kind are aligned to 128 bytes, which small networks feel.
     assert half.weight_bytes < 0.7 * whole.weight_bytes
+
+
+def test_a_network_of_full_size_is_right_pruned_and_shrunk(runner: Runner, tmp_path: Path) -> None:
+    # `python -m tests.full_networks` checks a dozen, pruned in four ways, in all number types and on all devices.
+    captured, shape = network_of("resnet18", "column blocks")
+    agrees(runner, save_onnx(shrunk(captured), tmp_path / "network.onnx"), shape)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.3])
