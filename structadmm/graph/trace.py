@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +43,7 @@ _ALIASING = frozenset((
     "getitem", "contiguous", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "alias",
     "detach", "to", "type_as",
 ))  # fmt: skip
+_TORCH = Path(torch.__file__).parent
 # Placement is the caller's business: a saved network runs wherever its parameters are.
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "non_blocking"})
 
@@ -172,14 +179,46 @@ def _ref_positions(node: Node, position: Mapping[str, int]) -> list[int]:
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Graph, dict[str, Tensor]]:
     try:
-        program = torch.export.export(model, inputs)
+        with _quiet_about_failures():
+            program = torch.export.export(model, inputs)
     except Exception as error:  # torch.export raises whatever the model or the tracer raised
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        shapes = ", ".join(str(list(value.shape)) for value in inputs)
+        advice = (
+            "a value decides there what is computed next: replace the branch or loop by torch.where or a fixed count"
+            if "data-dependent" in str(error)
+            else f"give inputs of the shape the model expects, not {shapes}, or rewrite that line"
+        )
         raise UserError(
-            f"torch.export cannot trace {type(model).__name__}: {line.strip()[:300]}; "
-            "remove data-dependent control flow and give inputs of the shape the model expects"
+            f"torch.export cannot trace {type(model).__name__}{_where(error)}: {line.strip()[:200]}; {advice}"
         ) from None
     return _Reader(model, program).read()
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the model's own code that the error passed through."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_TORCH) and frame.filename != __file__
+    ]
+    if not frames or not frames[-1].line:
+        return ""
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}, `{frames[-1].line[:120]}`"
+
+
+@contextmanager
+def _quiet_about_failures() -> Iterator[None]:
+    """Keep torch (2.13) from printing the graph traced so far: our error says what is needed of it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, printed = logger.disabled, io.StringIO()
+    logger.disabled = True
+    try:
+        with redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())
+    finally:
+        logger.disabled = disabled
 
 
 class _Reader:

@@ -102,13 +102,32 @@ class Looping(nn.Module):
         return x
 
 
+class WrongSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).view(1, 4, 50, 3)
+
+
 @pytest.mark.parametrize(
-    ("model", "named"), [(Sorting(), r"aten\.sort.*\[sort\]"), (Branching(), "Branching"), (Looping(), "Looping")]
+    ("model", "named"),
+    [
+        (Sorting(), r"aten\.sort.*\[sort\].*rewrite that part"),
+        (Branching(), r"Branching at test_difficult_models\.py:\d+, `return y \* 2 if .*`.*torch\.where"),
+        (Looping(), r"Looping at test_difficult_models\.py:\d+, `for _ in range.*`.*fixed count"),
+        (
+            WrongSize(),
+            r"WrongSize at test_difficult_models\.py:\d+, `return .*view\(1, 4, 50, 3\)`.*not \[1, 3, 12, 12\]",
+        ),
+    ],
 )
 def test_what_cannot_be_followed_is_refused_in_one_line_that_names_it(
-    model: nn.Module, named: str, tmp_path: Path
+    model: nn.Module, named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=named) as error:
         export_network(model, torch.zeros(SHAPE), tmp_path / "out")
     assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""  # torch would print the graph traced so far
     assert not (tmp_path / "out" / "pruned.onnx").exists()
