@@ -304,28 +304,33 @@ class AdbTarget:
         files = [source] if source.is_file() else sorted(source.iterdir()) if source.is_dir() else []
         if not files or not all(path.is_file() for path in files):
             raise UserError(f"{source} is neither a file nor a directory of files: nothing to push to {self.name}")
-        digest = hashlib.sha256()
+        digest, digests = hashlib.sha256(), {path: sha256_file(path) for path in files}
         for path in files:
-            digest.update(f"{path.name}:{sha256_file(path)}\n".encode(errors="surrogateescape"))
+            digest.update(f"{path.name}:{digests[path]}\n".encode(errors="surrogateescape"))
         place = f"{_STORE}/{digest.hexdigest()[:32]}"
         target = f"{place}/{name}"
         if source.is_file():
-            self.send_file(source, target)
+            self.send_file(source, target, digest=digests[source])
         else:
             # A reader takes a bundle for whole by its SHA256SUMS only, so that comes last.
             for path in sorted(files, key=lambda path: path.name == "SHA256SUMS"):
-                self.send_file(path, f"{target}/{path.name}")
+                self.send_file(path, f"{target}/{path.name}", digest=digests[path])
         self._must_succeed(f"touch {place}; {_FORGET_OLD}", f"cannot touch {place}")
         return target
 
-    def send_file(self, local: Path, remote: str) -> bool:
+    def send_file(self, local: Path, remote: str, *, digest: str | None = None) -> bool:
         """Bring one file to an absolute path on the phone, whole or not at all; parents are made.
+
+        Args:
+            local: the file, here.
+            remote: the path.
+            digest: its SHA-256, where the caller knows it already.
 
         Returns:
             Whether anything had to be sent.
         """
         remote = _checked_path(remote)
-        digest, size = sha256_file(local), local.stat().st_size
+        digest, size = digest or sha256_file(local), local.stat().st_size
         with self._reporter.task(f"push {local.name}", total=size) as task:
             sent = self._retrying(lambda: self._push_once(local, remote, digest, size, task.advance), _ATTEMPTS)
             if not sent:
