@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from structadmm.errors import UserError
-from tvm_build.kernels import Schedule
+from tvm_build.gpu import Gpu, gpu_by_name
+from tvm_build.kernels import Schedule, default_schedule
 from tvm_build.ops import Operator, with_images
+from tvm_build.precision import Precision, precision_by_name
 from tvm_build.tuning.database import TrialRecord, read_database
-from tvm_build.tuning.schedules import read_schedule
+from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.task_key import operator_key, task_line
 
 if TYPE_CHECKING:
     from tvm_build.lowered import KernelLaunch
 
 AnyOperator = TypeVar("AnyOperator", bound=Operator)
+
+
+MIN_GAIN = 0.03
+"""Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,18 @@ class TunedSchedules:
     Args:
         records: of one device, target and dtype.
         source: the database's name, for messages.
+        gpu: what is compiled for.
+        precision: of the kernels.
     """
 
-    def __init__(self, records: Iterable[TrialRecord], source: str) -> None:
+    def __init__(self, records: Iterable[TrialRecord], source: str, gpu: Gpu, precision: Precision) -> None:
         best: dict[str, TrialRecord] = {}
+        self._gpu = gpu
+        self._precision = precision
+        self._times_ms: dict[tuple[str, str], float] = {}
         for record in records:
+            if record.cost_ms is not None:
+                self._times_ms[record.task_key, schedule_line(record.schedule)] = record.cost_ms
             known = best.get(record.task_key)
             if record.cost_ms is not None and (known is None or record.cost_ms < (known.cost_ms or 0.0)):
                 best[record.task_key] = record
@@ -94,9 +107,20 @@ class TunedSchedules:
         self._device = next((record.device.key for record in best.values()), "no device")
 
     def find(self, op: Operator) -> TunedSchedule | None:
-        """The best schedule of `op`, None if it was not tuned."""
-        found = self._best.get(operator_key(op))
-        return None if found is None else TunedSchedule(found[0], found[1] * 1e3)
+        """The best schedule of `op`, None if it was not tuned.
+
+        The schedule of an untuned compilation stays unless it was beaten by `MIN_GAIN`.
+        """
+        key = operator_key(op)
+        found = self._best.get(key)
+        if found is None:
+            return None
+        best, best_ms = found
+        default = default_schedule(op, self._gpu, self._precision)
+        default_ms = self._times_ms.get((key, schedule_line(describe_schedule(default))))
+        if default_ms is not None and best_ms > (1 - MIN_GAIN) * default_ms:
+            return TunedSchedule(default, default_ms * 1e3)
+        return TunedSchedule(best, best_ms * 1e3)
 
     def measured_us(self, options: Sequence[AnyOperator]) -> dict[AnyOperator, float] | None:
         """Measured microseconds of each option, None unless all of them were measured.
@@ -153,4 +177,5 @@ def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None
         raise UserError(f"{path} holds no candidate for {target} that works: tune again")
     layers = Counter(key for key, _ in {(record.device.key, record.task_key) for record in successes})
     chosen = max(layers, key=lambda key: (layers[key], key))
-    return TunedSchedules((record for record in successes if record.device.key == chosen), path.name)
+    of_device = [record for record in successes if record.device.key == chosen]
+    return TunedSchedules(of_device, path.name, gpu_by_name(target), precision_by_name(dtype))

@@ -53,6 +53,8 @@ def measured(ops: Sequence[Conv2d], times_ms: Sequence[float]) -> TunedSchedules
             for op, ms in zip(ops, times_ms, strict=True)
         ),
         "db.jsonl",
+        GPU,
+        FLOAT32,
     )
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from structadmm.errors import UserError
 from tests.unit.tvm_build.fake_measurer import FACTS
+from tvm_build.gpu import gpu_by_name
+from tvm_build.kernels import default_schedule
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.ops import Conv2d, Dense
 from tvm_build.tuning.database import TrialRecord, merge_databases, open_database, read_database
@@ -117,6 +119,21 @@ def test_the_fastest_candidate_that_works_is_what_compilation_gets(tmp_path: Pat
     found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
     assert found is not None
     assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
+
+
+@pytest.mark.parametrize(("ahead", "taken"), [(0.98, False), (0.9, True)])
+def test_an_untuned_schedule_stays_until_it_is_clearly_beaten(tmp_path: Path, ahead: float, taken: bool) -> None:
+    op = Dense(1, 64, 24)
+    default = default_schedule(op, gpu_by_name("adreno-640"))
+    other = DenseSchedule(tiles=default.tiles, split=default.split // 2)
+    records = [
+        record(1, ms).model_copy(update={"schedule": describe_schedule(schedule)})
+        for schedule, ms in ((default, 1.0), (other, ahead))
+    ]
+    found = load_tuned(write(tmp_path / "db.jsonl", *records), target="adreno-640", dtype="float32").find(op)
+    assert found is not None
+    assert found.schedule == (other if taken else default)
+    assert found.measured_us == pytest.approx(1000 * (ahead if taken else 1.0))
 
 
 def test_a_layer_that_was_not_tuned_is_not_found(tmp_path: Path) -> None:
