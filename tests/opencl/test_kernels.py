@@ -160,7 +160,7 @@ def test_candidates_of_a_split_and_a_sparse_layer_agree_with_float64(
     sparse = Conv2d(2, 20, 5, 4, 18, (3, 3), padding=(1, 1, 1, 1), columns=tuple(range(3, 180, 5)))
     cases = [(op, schedule) for op in (small, sparse) for schedule in candidates(op, gpu)]
     # A spread of them: neighbours differ in one number only.
-    check(runner, tmp_path, cases[:: len(cases) // 14], target)
+    check(runner, tmp_path, cases[:: len(cases) // 10], target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -222,7 +222,7 @@ def test_every_operator_reads_and_writes_images(runner: Runner, tmp_path: Path) 
         stored = with_images(op, c4_roles(op))
         schedules = candidates(stored, gpu)
         assert all(schedule.weights == "image" for schedule in schedules if hasattr(schedule, "weights"))
-        cases += [(stored, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
+        cases.append((stored, schedules[len(schedules) // 2]))
     check(runner, tmp_path, cases, "adreno-640")
 
 
