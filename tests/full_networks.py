@@ -188,7 +188,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: errors of each number type on each device, and memory."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.get("errors", {})))
     heads = ["network", "input", "variant", "million MACs", "launches", *kinds, "memory / live", ""]
-    return markdown_table(heads, (cells(row, kinds) for row in rows))
+    here = f"{len(rows)} of {len(FULL_SIZE) * len(VARIANTS)} networks; each row's commit is in results.json."
+    return markdown_table(heads, (cells(row, kinds) for row in rows)) + f"\n\n{here}"
 
 
 def cells(row: Mapping[str, Any], kinds: Sequence[str]) -> Iterator[str]:
