@@ -53,9 +53,11 @@ _OPEN_DEVICE_S = 900.0
 _HOUSEKEEPING_S = 180.0
 """For anything else between two candidates."""
 
-_TIDY_EVERY = 100
 _AROUND_TRIAL_S = 120.0
 """For a candidate's way to the device, beyond its two time-outs."""
+
+_TIDY_EVERY = 100
+"""Candidates of one session after which their binaries are removed from the device."""
 
 
 class DeviceLostError(Exception):

@@ -104,7 +104,7 @@ def test_a_candidate_that_loses_every_device_it_gets_is_lost_and_the_next_one_is
     monkeypatch.setattr(Link, "measure", kill_its_server)
     outcomes = measure(tracker, key, [bad, good])
     assert [outcome.status for outcome in outcomes] == ["lost", "ok"]
-    assert server.log().count("signal 9") == MAX_ATTEMPTS
+    wait_for(lambda: server.log().count("signal 9") == MAX_ATTEMPTS, "the last kill in the log")
 
 
 def test_a_device_that_another_client_never_gives_back_ends_the_wait_in_one_line(
