@@ -1,0 +1,64 @@
+"""The page on the cost model says what its record says, and the model fed by counts behaves like the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from structadmm.files import read_json
+from tvm_build.cost import estimate, estimate_counted
+from tvm_build.gpu import gpu_by_name
+from tvm_build.kernels import default_schedule
+from tvm_build.ops import Conv2d
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "results/reference/compiler/cost_model/results.json"
+
+
+def test_the_page_is_what_its_record_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Benchmarks are scripts: they import each other by file name.
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from cost_model_page import page  # type: ignore[import-not-found]
+
+    record = read_json(RECORD, schema=1)
+    assert record["kind"] == "predicted"
+    assert (ROOT / "docs/cost-model.md").read_text() == page(record)
+
+
+def test_a_kernel_known_by_its_counts_is_predicted_like_one_known_by_its_schedule() -> None:
+    gpu = gpu_by_name("adreno-640")
+    op = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1))
+    cost = estimate(op, default_schedule(op, gpu), gpu)
+    items = cost.work_items
+    counted = estimate_counted(
+        gpu,
+        global_size=(items,),
+        local_size=(gpu.wave,),
+        flops=2 * op.macs,
+        buffer_loads=cost.load_bytes / 16 / items,
+        image_loads=cost.image_bytes / 16 / items,
+        memory_bytes=cost.memory_bytes,
+    )
+    assert counted.predicted_us == pytest.approx(cost.predicted_us, rel=0.15)
+
+
+def test_loads_of_single_numbers_are_what_a_kernel_waits_for() -> None:
+    gpu = gpu_by_name("adreno-640")
+
+    def predicted(loads: float) -> tuple[float, str]:
+        cost = estimate_counted(
+            gpu,
+            global_size=(65536,),
+            local_size=(256,),
+            flops=2 * 65536 * 576,
+            buffer_loads=loads,
+            image_loads=0.0,
+            memory_bytes=1 << 20,
+        )
+        return cost.predicted_us, cost.bound_by
+
+    few, many = predicted(576 / 16), predicted(576 * 2)
+    assert few[1] == "arithmetic"
+    assert many[1] == "loads"
+    assert many[0] > 5 * few[0]
