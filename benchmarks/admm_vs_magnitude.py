@@ -1,24 +1,24 @@
 """ADMM against one-shot and gradual magnitude pruning: same network, data, epochs, budget and ranking of the units.
 
     python benchmarks/admm_vs_magnitude.py            # goes on where it was stopped; results are kept in runs/
+    python benchmarks/admm_vs_magnitude.py --validate # on held-out training images: for choosing settings
     python benchmarks/admm_vs_magnitude.py --quick    # one seed, few epochs: shows that the script works
 
 Every method starts from the same dense network of its seed, removes exactly as many units of every layer, ranks them by
-the same norm and trains for `BEFORE + AFTER` epochs more:
+the same norm and trains for EPOCHS epochs more, with settings of its own chosen on held-out training images:
 
     one-shot   prune, then train all epochs under the mask
-    gradual    prune in STEPS steps of the cubic schedule of Zhu and Gupta (1710.01878) within BEFORE epochs, then AFTER
-    ADMM       BEFORE epochs under the penalty, in progressive rounds of about 3x, then AFTER
+    gradual    prune in STEPS steps of the cubic schedule of Zhu and Gupta (1710.01878), then train under the mask
+    ADMM       the same steps as rounds of ADMM: units leave in an epoch under the penalty, not in one cut
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from structadmm.graph import trace
 from structadmm.progress import SilentReporter
 from train.budget import keep_count
 from train.config import DataConfig, RoundConfig, TrainConfig
-from train.data import load_dataset
+from train.data import Dataset, load_dataset
 from train.layers import Network
 from train.models import build_model
 from train.rounds import plan_round
@@ -44,17 +44,16 @@ SEEDS = (0, 1, 2)
 SPARSITIES = {"column": (0.8, 0.9, 0.95, 0.98), "filter": (0.5, 0.75, 0.875)}
 METHODS = ("one-shot", "gradual", "admm")
 DENSE_EPOCHS = 12
-BEFORE = 20
-AFTER = 20
+EPOCHS = 40
+# Of EPOCHS, those before the last round; its own PULL comes on top.
+BEFORE = 12
 STEPS = 6
-STEP_RATIO = 3.2
-# Share of a round's epochs, the last one's excepted, in which what is left recovers under the mask.
-BETWEEN = 0.5
-LR = 0.02
+LR = 0.05
 RETRAIN_LR = 0.05
-ADMM = {"rho": 0.2, "rho_growth": 2.0, "rho_max": 20.0, "update_every": 1}
-
-Keep = Mapping[str, tuple[int, int]]
+# Of each round of ADMM, those under the penalty.
+PULL = 1
+ADMM = {"penalise": "removed", "rho": 1.0, "rho_growth": 2.0, "rho_max": 10.0, "update_every": 1}
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,31 @@ class Case:
 
 @dataclass(frozen=True)
 class Length:
-    """Epochs of the phases."""
+    """Epochs: of the dense network, and of everything after it."""
 
     dense: int = DENSE_EPOCHS
-    before: int = BEFORE
-    after: int = AFTER
+    pruning: int = EPOCHS
+
+    @property
+    def before(self) -> int:
+        """Epochs before the last round."""
+        return BEFORE * self.pruning // EPOCHS
+
+
+def fold(number: int) -> Dataset:
+    """Digits whose test images are a fold of the training images: settings are chosen without the test images."""
+    whole = load_dataset(DataConfig(name="digits"))
+    order = torch.randperm(len(whole.train_labels), generator=torch.Generator().manual_seed(0))
+    held = torch.zeros(len(order), dtype=torch.bool)
+    held[order[number::FOLDS]] = True
+    images = whole.train_images[torch.arange(len(order))]
+    return replace(
+        whole,
+        train_images=images[~held],
+        train_labels=whole.train_labels[~held],
+        test_images=images[held],
+        test_labels=whole.train_labels[held],
+    )
 
 
 def cases(seeds: tuple[int, ...]) -> Iterator[Case]:
@@ -100,49 +119,29 @@ def units(structure: str, sparsity: float) -> dict[str, tuple[int, int]]:
 
 def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     """The rounds of `[train]` that make the method."""
-    alive = units(case.structure, case.sparsity)
-    final = {name: kept for name, (_, kept) in alive.items()}
-    shared = {"structure": case.structure, "lr": LR, "retrain_lr": RETRAIN_LR, **ADMM}
-    whole = {name: 1 - kept / alive[name][0] for name, kept in final.items()}
-    if case.method == "one-shot":
-        return [{**shared, "sparsity": whole, "admm_epochs": 0, "retrain_epochs": length.before + length.after}]
-    steps = STEPS if case.method == "gradual" else admm_rounds(case.sparsity)
+    alive = {name: before for name, (before, _) in units(case.structure, case.sparsity).items()}
+    final = {name: kept for name, (_, kept) in units(case.structure, case.sparsity).items()}
     goals = [final]
-    for step in range(steps - 1, 0, -1):
-        # The cubic schedule cuts most at first; rounds of ADMM have one ratio.
-        if case.method == "gradual":
-            sparsity = case.sparsity * (1 - (1 - step / steps) ** 3)
-        else:
-            sparsity = 1 - (1 - case.sparsity) ** (step / steps)
-        goal = {name: max(final[name], keep_count(alive[name][0], sparsity)) for name in final}
-        if goal not in (goals[0], {name: before for name, (before, _) in alive.items()}):
+    for step in range(STEPS - 1, 0, -1) if case.method != "one-shot" else ():
+        sparsity = case.sparsity * (1 - (1 - step / STEPS) ** 3)
+        goal = {name: max(final[name], keep_count(alive[name], sparsity)) for name in final}
+        if goal not in (goals[0], alive):
             goals.insert(0, goal)
+    pull = PULL if case.method == "admm" else 0
     found: list[dict[str, Any]] = []
-    current = {name: before for name, (before, _) in alive.items()}
+    current = dict(alive)
+    spent = 0
     for number, goal in enumerate(goals, start=1):
-        last = number == len(goals)
-        after = length.after if last else 0
-        if case.method == "admm":
-            epochs = share(length.before, number, len(goals))
-            between = 0 if last else int(epochs * BETWEEN)
-            course = {"admm_epochs": epochs - between, "retrain_epochs": between + after}
-        elif last and number > 1:
-            course = {"admm_epochs": 0, "retrain_epochs": after}
-        elif last:
-            course = {"admm_epochs": 0, "retrain_epochs": length.before + after}
-        else:
-            # The first cut comes at once and the last after BEFORE epochs: one interval less than cuts.
+        course: dict[str, Any] = {"retrain_epochs": length.pruning - spent - pull, "retrain_lr": RETRAIN_LR}
+        if number < len(goals):
+            # The first round begins at once and the last after `before` epochs: one interval less than rounds.
             epochs = share(length.before, number, len(goals) - 1)
-            course = {"admm_epochs": 0, "retrain_epochs": epochs, "retrain_lr": LR, "retrain_schedule": "constant"}
+            course = {"retrain_epochs": epochs - pull, "retrain_lr": LR, "retrain_schedule": "constant"}
+            spent += epochs
         rates = {name: 1 - goal[name] / current[name] for name in final if goal[name] < current[name]}
-        found.append({**shared, **course, "sparsity": rates})
+        found.append({"structure": case.structure, "lr": LR, **ADMM, **course, "admm_epochs": pull, "sparsity": rates})
         current = goal
     return found
-
-
-def admm_rounds(sparsity: float) -> int:
-    """Rounds of at most about 3x each."""
-    return max(1, math.ceil(math.log(1 / (1 - sparsity)) / math.log(STEP_RATIO)))
 
 
 def share(total: int, step: int, steps: int) -> int:
@@ -150,7 +149,8 @@ def share(total: int, step: int, steps: int) -> int:
     return total * step // steps - total * (step - 1) // steps
 
 
-def settings(seed: int, changes: dict[str, Any]) -> TrainConfig:
+def settings(seed: int, validate: bool, changes: dict[str, Any]) -> TrainConfig:
+    data = {"name": "admm_vs_magnitude:fold", "kwargs": {"number": seed % FOLDS}} if validate else {"name": "digits"}
     values = {
         "seed": seed,
         "threads": 1,
@@ -158,30 +158,31 @@ def settings(seed: int, changes: dict[str, Any]) -> TrainConfig:
         "batch_size": 64,
         "channels_last": True,
         "model": MODEL,
-        "data": {"name": "digits"},
+        "data": data,
         "optimizer": {"weight_decay": 5e-4},
     }
     return TrainConfig.model_validate(values | changes)
 
 
-def dense_network(seed: int, length: Length, work: Path) -> Path:
+def dense_network(seed: int, length: Length, work: Path, validate: bool) -> Path:
     """Train the seed's dense network, once: the file with its weights."""
     out = work / f"dense-seed{seed}"
     if not (out / "pruning.json").exists():
         # A run has at least one round; this one takes nothing away and trains nothing.
         nothing = {"structure": "column", "sparsity": 0.0, "admm_epochs": 0, "retrain_epochs": 0}
-        run_train(settings(seed, {"dense": {"epochs": length.dense}, "rounds": [nothing]}), out, SilentReporter())
+        config = settings(seed, validate, {"dense": {"epochs": length.dense}, "rounds": [nothing]})
+        run_train(config, out, SilentReporter())
     return out / "dense.safetensors"
 
 
-def run(case: Case, length: Length, work: Path) -> dict[str, Any]:
+def run(case: Case, length: Length, work: Path, validate: bool) -> dict[str, Any]:
     """The result of one case, from its file if it was run before."""
     cached = work / f"{case.key}.json"
     if cached.exists():
         return read_json(cached, schema=1)
-    model = {**MODEL, "weights": str(dense_network(case.seed, length, work))}
+    model = {**MODEL, "weights": str(dense_network(case.seed, length, work, validate))}
     out = work / case.key
-    config = settings(case.seed, {"model": model, "dense": {"epochs": 0}, "rounds": rounds(case, length)})
+    config = settings(case.seed, validate, {"model": model, "dense": {"epochs": 0}, "rounds": rounds(case, length)})
     run_train(config, out, SilentReporter())
     record = json.loads((out / "pruning.json").read_text())
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
@@ -189,8 +190,8 @@ def run(case: Case, length: Length, work: Path) -> dict[str, Any]:
     primal = [
         max(layer["primal"] for layer in line["layers"].values()) for line in lines if line["type"] == "residuals"
     ]
-    if len(epochs) != length.before + length.after:
-        raise AssertionError(f"{case.key} trained {len(epochs)} epochs, expected {length.before + length.after}")
+    if len(epochs) != length.pruning:
+        raise AssertionError(f"{case.key} trained {len(epochs)} epochs, expected {length.pruning}")
     result = {
         "schema": 1,
         **asdict(case),
@@ -265,18 +266,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/reference/admm_vs_magnitude"))
     parser.add_argument("--work", type=Path, default=Path("runs/admm_vs_magnitude"))
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, into the work folder: for parallel processes")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="likewise, only these")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs, tables in the work folder only")
+    parser.add_argument("--validate", action="store_true", help="test on held-out training images, tables likewise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    length = Length(2, 5, 2) if arguments.quick else Length()
-    work = arguments.work / ("quick" if arguments.quick else "full")
-    out = work if arguments.quick else arguments.out
+    length = Length(2, 20) if arguments.quick else Length()
+    work = arguments.work / ("quick" if arguments.quick else "folds" if arguments.validate else "full")
+    out = work if arguments.quick or arguments.validate else arguments.out
     results = []
     for case in cases(tuple(arguments.seeds or (SEEDS[:1] if arguments.quick else SEEDS))):
-        result = run(case, length, work)
+        if arguments.methods and case.method not in arguments.methods:
+            continue
+        result = run(case, length, work, arguments.validate)
         results.append(result)
         print(f"{case.key}: {result['pruned']:.2f} % ({result['seconds']:.0f} s)", flush=True)
-    if arguments.seeds:
+    if arguments.seeds or arguments.methods:
         return
     for structure, sparsities in SPARSITIES.items():
         for sparsity in sparsities:
