@@ -131,24 +131,22 @@ def _list_networks(as_json: bool) -> None:
         ]
         typer.echo(json.dumps({"schema": 1, "networks": networks}, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.tables import print_table
 
-    table = Table()
-    table.add_column("name", no_wrap=True)
-    table.add_column("network")
-    for heading in ("top-1 % dense -> pruned", "CONV params", "MACs"):
-        table.add_column(heading, justify="right")
-    for folder in folders:
-        network = folder.network
-        table.add_row(
-            folder.name,
-            network.title,
-            f"{network.accuracy.dense:.2f} -> {network.accuracy.pruned:.2f}",
-            f"{network.conv_params.ratio:.1f}× fewer",
-            f"{network.macs.ratio:.1f}× fewer",
-        )
-    Console(highlight=False).print(table)
+    print_table(
+        ("name", "network", "top-1 % dense -> pruned", "CONV params", "MACs"),
+        (
+            (
+                folder.name,
+                folder.network.title,
+                f"{folder.network.accuracy.dense:.2f} -> {folder.network.accuracy.pruned:.2f}",
+                f"{folder.network.conv_params.ratio:.1f}× fewer",
+                f"{folder.network.macs.ratio:.1f}× fewer",
+            )
+            for folder in folders
+        ),
+        left=2,
+    )
 
 
 def _reporter(as_json: bool) -> Reporter:

@@ -103,30 +103,30 @@ def _keys(fleet: Fleet) -> list[str]:
 
 
 def _print_fleet(fleet: Fleet) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.tables import print_table
 
-    table = Table()
-    for heading in ("key", "server", "device", "GPU", "driver", "state"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("tried", justify="right")
-    for server in fleet.servers:
-        state = {True: "busy", False: "free", None: "unknown"}[server.busy]
-        table.add_row(
-            server.key,
-            server.address,
-            server.device or "no structadmm server",
-            server.facts.gpu if server.facts else "",
-            f"{server.facts.driver_family} ({server.facts.driver})" if server.facts else "",
-            state,
-            "" if server.tried is None else str(server.tried),
-        )
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    states = {True: "busy", False: "free", None: "unknown"}
+    headings = ("key", "server", "device", "GPU", "driver", "state")
+    print_table(
+        (*headings, "tried"),
+        (
+            (
+                server.key,
+                server.address,
+                server.device or "no structadmm server",
+                server.facts.gpu if server.facts else "",
+                f"{server.facts.driver_family} ({server.facts.driver})" if server.facts else "",
+                states[server.busy],
+                "" if server.tried is None else str(server.tried),
+            )
+            for server in fleet.servers
+        ),
+        left=len(headings),
+    )
     for key in _keys(fleet):
         pending = fleet.pending.get(key, 0)
         if pending:
-            console.print(f"{key}: {pending} clients wait for a device")
+            typer.echo(f"{key}: {pending} clients wait for a device")
 
 
 def _warn_of_strangers(host: str) -> None:

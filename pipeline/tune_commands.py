@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,27 +103,28 @@ def show(
     as_json: JsonOutput = False,
 ) -> None:
     """Show what a database holds: devices, layers, the best schedule of each."""
+    from pipeline.tables import print_table
     from tvm_build.tuning.summary import summarize
 
     rows = summarize(database)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "layers": rows}, indent=2))
         return
-    _print_table(
-        ("device", "dtype", "layer", "trials", "failed", "best ms", "schedule"),
+    print_table(
+        ("device", "dtype", "layer", "schedule", "trials", "failed", "best ms"),
         [
             (
                 row["device"],
                 row["dtype"],
                 row["layer"],
+                row["schedule"],
                 str(row["trials"]),
                 str(row["failed"]),
                 "" if row["best_ms"] is None else f"{row['best_ms']:.4f}",
-                row["schedule"],
             )
             for row in rows
         ],
-        left={"device", "dtype", "layer", "schedule"},
+        left=4,
     )
 
 
@@ -260,23 +261,24 @@ def _session_json(result: SessionResult) -> dict[str, Any]:
 
 
 def _print_session(result: SessionResult, out: Path) -> None:
+    from pipeline.tables import print_table
     from tvm_build.explain import describe
 
     kind = result.device.kind
-    _print_table(
-        ("layers", "trials", f"untuned ms ({kind})", f"best ms ({kind})", "ratio", "schedule"),
+    print_table(
+        ("layers", "schedule", "trials", f"untuned ms ({kind})", f"best ms ({kind})", "ratio"),
         [
             (
                 ", ".join(task.task.layers[:2]) + (f" and {task.task.count - 2} more" if task.task.count > 2 else ""),
+                "" if task.best is None else describe(task.best),
                 str(task.trials),
                 "" if task.default_ms is None else f"{task.default_ms:.4f}",
                 "" if task.best_ms is None else f"{task.best_ms:.4f}",
                 "" if task.default_ms is None or task.best_ms is None else f"{task.default_ms / task.best_ms:.2f}",
-                "" if task.best is None else describe(task.best),
             )
             for task in result.tasks
         ],
-        left={"layers", "schedule"},
+        left=2,
     )
     failed = {status: count for status, count in result.statuses.items() if status != "ok"}
     failures = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(failed.items()))
@@ -284,15 +286,3 @@ def _print_session(result: SessionResult, out: Path) -> None:
         f"{out}: {result.new_trials} new trials, {result.known_trials} from earlier sessions"
         + (f"; of the new ones {failures}" if failures else "")
     )
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: set[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
