@@ -13,6 +13,7 @@ from export.fixed_point import shrink_fully
 from export.onnx_export import export_onnx
 from export.shrink import Shrunk, rounded
 from structadmm.graph import Captured, capture
+from train.batch_norm import calibrate
 from train.config import RoundConfig
 from train.layers import Network
 from train.masking import hard_prune
@@ -26,15 +27,7 @@ def calibrated(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         model: modified; left in evaluation mode.
         shape: of the input; its batch does not matter.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None
-    with torch.no_grad():
-        model.train()(torch.randn(8, *shape[1:], generator=torch.Generator().manual_seed(0)))
-    for module in norms:
-        module.momentum = 0.1
-    return model.eval()
+    return calibrate(model, torch.randn(8, *shape[1:], generator=torch.Generator().manual_seed(0)))
 
 
 def prune(model: nn.Module, shape: tuple[int, ...], rounds: Sequence[dict[str, Any]]) -> Captured:

@@ -36,6 +36,7 @@ from tvm_build.tuning.measurer import (
 )
 
 __all__ = [
+    "TIDY_EVERY",
     "TIMED_LAYER",
     "CandidateOutcome",
     "CandidateTimes",
@@ -44,6 +45,7 @@ __all__ = [
     "Measurer",
     "Status",
     "Trial",
+    "candidate_runner",
     "describe_device",
     "facts_of_target",
     "try_candidate",
@@ -69,20 +71,38 @@ class Trial:
     timeout_s: float = 60.0
 
 
+TIDY_EVERY = 100
+"""Candidates after which their binaries are removed from the device: `candidate_runner` again."""
+
+
+def candidate_runner(target: Target) -> Runner:
+    """A runner for candidates; the binaries of those before are removed.
+
+    A candidate is built for its check and again for its times: the driver's binaries save the second time. No later
+    session meets it again, so they lie in the target's own directory for this one.
+
+    Raises:
+        DeviceError: the target does not do as it is told.
+    """
+    programs = f"{target.workdir()}/programs"
+    target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
+    return Runner(target, program_cache=programs)
+
+
 class LocalMeasurer:
     """One target that this process itself drives (this machine, or a phone over adb); one candidate at a time."""
 
     def __init__(self, target: Target, trial: Trial | None = None) -> None:
         self.target = target
-        # A tuning session builds thousands of programs once each: the driver's binaries are not worth keeping.
-        self._runner = Runner(target, use_program_cache=False)
         self._trial = trial or Trial()
         self._facts: DeviceFacts | None = None
+        self._runner: Runner | None = None
+        self._tried = 0
 
     def device_facts(self) -> DeviceFacts:
         """The target's OpenCL device."""
         if self._facts is None:
-            self._facts = facts_of_target(self._runner)
+            self._facts = facts_of_target(Runner(self.target))
         return self._facts
 
     def workers(self) -> int:
@@ -97,6 +117,9 @@ class LocalMeasurer:
         """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
+            if self._runner is None or self._tried % TIDY_EVERY == 0:
+                self._runner = candidate_runner(self.target)
+            self._tried += 1
             outcome = try_candidate(self._runner, bundle, self._trial, key)
             yield index, outcome
             if outcome.status == "lost":

@@ -13,8 +13,6 @@ from structadmm.files import write_json
 from structadmm.progress import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from device.config import MeasureConfig
     from results.records import Result
 
@@ -97,6 +95,7 @@ def export_dense(folder: Folder, path: Path) -> None:
 
     from export.onnx_export import export_onnx
     from structadmm.graph.trace import capture
+    from train.batch_norm import calibrate
     from train.models import build_model
 
     model, shape = folder.network.model, folder.network.input_shape
@@ -104,30 +103,13 @@ def export_dense(folder: Folder, path: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             network = build_model(model.entry, dict(model.kwargs))
-            _calibrate(network, torch.randn(_CALIBRATION_IMAGES, *shape[1:]))
+            # Else the check on the device would compare outputs in which nothing of the input is left.
+            calibrate(network, torch.randn(_CALIBRATION_IMAGES, *shape[1:]))
         graph, state = capture(network, (torch.zeros(shape),))
     except RuntimeError as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{model.entry} does not take {list(shape)} ({line}): restore {folder.path}") from None
     export_onnx(graph, state, path, batch=shape[0], metadata={"structadmm.network": "baseline, random weights"})
-
-
-def _calibrate(network: nn.Module, images: Tensor) -> None:
-    """Set the statistics of every normalisation to those of `images`, and leave the network in evaluation mode.
-
-    With the statistics it is built with, signals fade from layer to layer, and the check on the device would compare
-    outputs in which nothing of the input is left.
-    """
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = 1.0
-    network.train()
-    with torch.no_grad():
-        network(images)
-    network.eval()
 
 
 def _result(folder: Folder, measurement: dict[str, Any], settings: Settings) -> Result:

@@ -36,6 +36,7 @@ from tests.architectures import in_float64
 from tests.full_size_architectures import FULL_SIZE
 from tests.random_networks import NETWORK_INPUT, random_network, with_structured_zeros
 from tests.removal_probe import probe
+from train.batch_norm import calibrate
 
 STRUCTURES = {
     "coupled": "filters of coupled layers together, with their offsets: as this project's training prunes",
@@ -91,16 +92,12 @@ def full_size(name: str) -> tuple[nn.Module, Captured]:
 
 def calibrated(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """Give a fresh network statistics of its own activations and an affine of many values: outputs of ordinary size."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for module in norms:
-            module.momentum = None
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.3)
-        model.train()(torch.randn(8, *shape[1:]))
-    for module in norms:
-        module.momentum = 0.1
-    return model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+    return calibrate(model, torch.randn(8, *shape[1:]))
 
 
 def run(

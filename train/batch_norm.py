@@ -86,6 +86,24 @@ class GlobalBatchNorm(nn.Module):
         self.running_var.lerp_(variance, share)
 
 
+def calibrate(model: nn.Module, images: Tensor) -> nn.Module:
+    """Set the statistics of every batch normalisation to those of `images`; returns the model, in evaluation mode.
+
+    With the statistics it is built with, the signals of an untrained network fade from layer to layer, and little of
+    the input is left in its output.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the mean of what was seen since
+    with torch.no_grad():
+        model.train()(images)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+    return model.eval()
+
+
 def synchronise_batch_norms(model: nn.Module) -> None:
     """Replace every batch normalisation inside `model`, in place."""
     replaced: dict[nn.Module, GlobalBatchNorm] = {}

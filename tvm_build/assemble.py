@@ -68,7 +68,7 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     memory = [_activations(size, memory_plan.rows.get(number)) for number, size in enumerate(memory_plan.buffers)]
     identity = dict(memory_plan.buffer_of)
     constants = {name for launch in lowered.launches for name in launch.arguments if name in lowered.constants}
-    weights = bytearray()
+    weights = ConstantData()
     by_content: dict[tuple[bytes, ImageRow | None], int] = {}
     for name, array in lowered.constants.items():
         if name not in constants:
@@ -77,10 +77,8 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         row = lowered.images.get(name)
         key = hashlib.sha256(data).digest(), row
         if key not in by_content:
-            weights += b"\0" * (-len(weights) % CONSTANT_ALIGNMENT)
             by_content[key] = len(memory)
-            memory.append(constant_memory(len(data), len(weights), row))
-            weights += data
+            memory.append(weights.add(data, row))
         identity[name] = by_content[key]
     kernels, programs, program_of = _programs(lowered)
     launches = tuple(
@@ -108,16 +106,27 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         launches=launches,
     )
     plan.check()
-    return Assembly(plan, kernels, bytes(weights), memory_plan.total_bytes, largest_live_bytes(alive))
+    return Assembly(plan, kernels, bytes(weights.data), memory_plan.total_bytes, largest_live_bytes(alive))
 
 
 def _activations(size: int, row: ImageRow | None) -> Memory:
     return Buffer(size) if row is None else Image2d(row.width, size // row.size, row.format)
 
 
-def constant_memory(size: int, offset: int, row: ImageRow | None) -> Memory:
-    """Memory for `size` bytes of weights.bin: a buffer, or an image with such rows."""
-    return Constant(size, offset) if row is None else ConstantImage2d(row.width, size // row.size, row.format, offset)
+class ConstantData:
+    """The contents of weights.bin, as arrays are added to it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def add(self, data: bytes, row: ImageRow | None) -> Memory:
+        """Append `data` where it may begin; returns its memory: a buffer, or an image with such rows."""
+        self.data.extend(bytes(-len(self.data) % CONSTANT_ALIGNMENT))
+        offset, size = len(self.data), len(data)
+        self.data.extend(data)
+        if row is None:
+            return Constant(size, offset)
+        return ConstantImage2d(row.width, size // row.size, row.format, offset)
 
 
 def image_row(parameter: Parameter) -> ImageRow | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_build.assemble import BUILD_OPTIONS, constant_memory, image_row
+from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_row
 from tvm_build.bundle import Bundle, write_bundle
 from tvm_build.emit import emit_opencl
 from tvm_build.gpu import Gpu
@@ -22,7 +22,6 @@ from tvm_build.kernels import build_kernel
 from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
-    CONSTANT_ALIGNMENT,
     Buffer,
     Endpoint,
     Image2d,
@@ -106,16 +105,14 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, preci
     """
     start = np.zeros(4, np.float32)
     memory: list[Memory] = [Buffer(start.nbytes)]
-    weights = bytearray()
+    weights = ConstantData()
     source = bytearray()
     outputs: list[Endpoint] = []
     programs: list[Program] = []
     launches: list[Launch] = []
 
     def constant(array: Array, parameter: Parameter) -> MemoryArgument:
-        weights.extend(bytes(-len(weights) % CONSTANT_ALIGNMENT))
-        memory.append(constant_memory(array.nbytes, len(weights), image_row(parameter)))
-        weights.extend(np.ascontiguousarray(array).tobytes())
+        memory.append(weights.add(np.ascontiguousarray(array).tobytes(), image_row(parameter)))
         return MemoryArgument(len(memory) - 1)
 
     def launch(built: BuiltKernel, layer: str, memory_of: Callable[[str], MemoryArgument]) -> None:
@@ -180,7 +177,7 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, preci
         path,
         plan=plan,
         kernels=bytes(source),
-        weights=bytes(weights),
+        weights=bytes(weights.data),
         manifest={"schema": 1, "name": "kernels", "target": gpu.name},
         inputs=[start],
         outputs=[np.zeros(endpoint.shape, np.float32) for endpoint in outputs],

@@ -24,7 +24,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from device.adb_target import AdbTarget
-from device.candidates import CandidateOutcome, DeviceFacts, Trial, facts_of_target, try_candidate
+from device.candidates import (
+    TIDY_EVERY,
+    CandidateOutcome,
+    DeviceFacts,
+    Trial,
+    candidate_runner,
+    facts_of_target,
+    try_candidate,
+)
 from device.errors import DeviceError, RunnerError, RunnerStatus
 from device.rpc.address import check_key, parse_address
 from device.rpc.archive import MAX_ARCHIVE_BYTES, unpack_bundle
@@ -55,9 +63,6 @@ _HOUSEKEEPING_S = 180.0
 
 _AROUND_TRIAL_S = 120.0
 """For a candidate's way to the device, beyond its two time-outs."""
-
-_TIDY_EVERY = 100
-"""Candidates of one session after which their binaries are removed from the device."""
 
 
 class DeviceLostError(Exception):
@@ -227,7 +232,7 @@ class Bridge:
                 partner.frames.send(answer)
                 if lost:
                     raise DeviceLostError(lost)
-                if self._tried >= tried + _TIDY_EVERY:
+                if self._tried >= tried + TIDY_EVERY:
                     runner, tried = self._session_runner(device), self._tried
         except FrameTimeoutError:
             self._say("a session's process stopped in the middle of a message: killed")
@@ -237,18 +242,13 @@ class Bridge:
             partner.end()
 
     def _session_runner(self, device: OpenDevice) -> Runner:
-        """A runner that is on the device for sure, beside candidates of the last day and no older ones.
-
-        A candidate is built for its check and again for its times; the driver's binaries save the second time.
-        """
+        """A runner that is on the device for sure, beside candidates of the last day and no older ones."""
         try:
             if isinstance(device.target, AdbTarget):
                 device.target.prune(unused_for_minutes=24 * 60)
-            programs = f"{device.target.workdir()}/programs"
-            device.target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
+            return candidate_runner(device.target)
         except DeviceError as error:
             raise DeviceLostError(str(error)) from None
-        return Runner(device.target, program_cache=programs)
 
     def _answer(
         self, device: OpenDevice, runner: Runner, message: dict[str, Any], payload: bytes

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.assemble import BUILD_OPTIONS, constant_memory, image_row
+from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_row
 from tvm_build.bundle import write_bundle
 from tvm_build.emit import OpenClKernel
 from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
-    CONSTANT_ALIGNMENT,
     Buffer,
     Endpoint,
     Image2d,
@@ -61,17 +60,14 @@ def write_candidate_bundle(
         precision: of the kernel.
     """
     memory: list[Memory] = [Buffer(16)]
-    weights = bytearray()
+    weights = ConstantData()
 
     def add(item: Memory) -> MemoryArgument:
         memory.append(item)
         return MemoryArgument(len(memory) - 1)
 
     def constant(array: Array, parameter: Parameter) -> MemoryArgument:
-        weights.extend(bytes(-len(weights) % CONSTANT_ALIGNMENT))
-        offset = len(weights)
-        weights.extend(np.ascontiguousarray(array).tobytes())
-        return add(constant_memory(array.nbytes, offset, image_row(parameter)))
+        return add(weights.add(np.ascontiguousarray(array).tobytes(), image_row(parameter)))
 
     (output,) = (name for name, role in built.roles.items() if role == "output")
     result = add(Buffer(data.expected.size * 4))
@@ -131,7 +127,7 @@ def write_candidate_bundle(
         path,
         plan=plan,
         kernels=source.encode(),
-        weights=bytes(weights),
+        weights=bytes(weights.data),
         manifest={"schema": 1, "name": path.stem, "target": target, "dtype": precision.name},
         inputs=[np.zeros(4, np.float32)],
         outputs=[expected, np.zeros(_COUNTERS, np.float32)] if before else [expected],

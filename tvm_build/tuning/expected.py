@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, blocks
+from tvm_build.ops import Activation, Conv2d, Dense, GlobalAverage, Operator, blocks
 from tvm_build.tuning.task_key import describe_operator
 
 Array = np.ndarray[Any, Any]
@@ -105,30 +105,21 @@ def _dense(op: Dense, random: np.random.Generator) -> TaskData:
     return TaskData({"input0": given}, {"weight": weight, "bias": bias}, _activated(total, op.activation), None)
 
 
-def _activated(x: Array, activation: str) -> Array:
-    def sigmoid(value: Array) -> Array:
-        return 1 / (1 + np.exp(-value))
+def _activated(x: Array, activation: Activation) -> Array:
+    import torch
+    from torch.nn import functional as F
 
-    def hard_sigmoid(value: Array) -> Array:
-        return np.clip(value / 6 + 0.5, 0, 1)
-
-    match activation:
-        case "none":
-            return x
-        case "relu":
-            return np.maximum(x, 0)
-        case "relu6":
-            return np.clip(x, 0, 6)
-        case "sigmoid":
-            return sigmoid(x)
-        case "silu":
-            return x * sigmoid(x)
-        case "hard_sigmoid":
-            return hard_sigmoid(x)
-        case "hard_swish":
-            return x * hard_sigmoid(x)
-        case _:
-            raise InvariantError(f"there is no activation {activation!r}")
+    functions: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+        "none": lambda value: value,
+        "relu": torch.relu,
+        "relu6": F.relu6,
+        "sigmoid": torch.sigmoid,
+        "silu": F.silu,
+        "hard_sigmoid": F.hardsigmoid,
+        "hard_swish": F.hardswish,
+    }
+    found: Array = functions[activation](torch.from_numpy(x)).numpy()
+    return found
 
 
 def _c4(x: Array, random: np.random.Generator | None = None) -> Array:
