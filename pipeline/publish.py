@@ -1,6 +1,7 @@
-"""Make a reference network of a finished run.
+r"""Make a reference network of a finished run.
 
-    python -m pipeline.publish RUN results/reference/networks/NAME --title "ResNet-18 on CIFAR-10, 54x" [--note TEXT]
+    python -m pipeline.publish RUN results/reference/networks/NAME --title "ResNet-18 on CIFAR-10, 54x" \
+        [--note TEXT] [--data-root DIR]
 
 The pruned ONNX file is evaluated once more, and what it classifies rightly is what its description says.
 """
@@ -32,8 +33,18 @@ MAX_POINTS_APART = 0.05
 """Training counts in its own precision, ONNX Runtime in float32: an image or two of ten thousand may fall otherwise."""
 
 
-def publish(run: Path, out: Path, *, title: str, note: str, reporter: Reporter) -> ReferenceNetwork:
+def publish(
+    run: Path, out: Path, *, title: str, note: str, reporter: Reporter, data_root: Path | None = None
+) -> ReferenceNetwork:
     """Write the folder `out` from a run directory; a folder that is there is replaced file by file.
+
+    Args:
+        run: of which all stages are done.
+        out: the folder.
+        title: one line for people.
+        note: what a reader must know about the test images.
+        reporter: shows progress.
+        data_root: where the data set lies on this machine, if it is not where the run had it.
 
     Raises:
         UserError: the run is not finished, or its data set is not there.
@@ -44,7 +55,8 @@ def publish(run: Path, out: Path, *, title: str, note: str, reporter: Reporter) 
 
     result = read_result(run / "report" / "result.json")
     pruning = read_json(run / "train" / "pruning.json", schema=1)
-    data = load_dataset(DataConfig(**pruning["data"]["config"]))
+    where = {} if data_root is None else {"root": data_root}
+    data = load_dataset(DataConfig(**{**pruning["data"]["config"], **where}))
     answers = evaluate_onnx(run / "export" / ONNX, data, reporter)
     if abs(answers.percent - result.accuracy.pruned) > MAX_POINTS_APART:
         raise InvariantError(
@@ -81,9 +93,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="", help="about the test images")
+    parser.add_argument("--data-root", type=Path, help="where the data set lies, if not where the run had it")
     arguments = parser.parse_args()
     network = publish(
-        arguments.run, arguments.out, title=arguments.title, note=arguments.note, reporter=console_reporter()
+        arguments.run,
+        arguments.out,
+        title=arguments.title,
+        note=arguments.note,
+        reporter=console_reporter(),
+        data_root=arguments.data_root,
     )
     print(
         f"{arguments.out}: {network.correct} of {network.data.images} images right, "

@@ -1,4 +1,4 @@
-"""The commands that work on a run directory: `demo`, `run`, and one for each stage."""
+"""The commands that work on run directories: `demo`, `run`, `train-all`, and one for each stage."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(demo)
     app.command()(run)
+    app.command("train-all")(train_all)
     app.command()(export)
     for stage, help_text in (
         ("train", "Train and prune: the first stage of a run directory."),
@@ -65,6 +66,25 @@ def run(
     if out is None:
         out = Path("runs") / load_run_config(config, overrides).name
     _run(config, out, device, overrides, as_json, forced_from=from_stage)
+
+
+def train_all(
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG.toml...", help="The experiments' configurations.")],
+    *,
+    runs: Annotated[Path, typer.Option("--runs", help="Where the run directories lie, each by its name.")] = Path(
+        "runs"
+    ),
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="How many are trained at a time.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="Stop all with a checkpoint after this time.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train several experiments, those first whose weights others start from. The same command goes on after a stop."""
+    from pipeline.train_all import plan_jobs, train_jobs
+
+    jobs = plan_jobs(configs, runs, overrides or [])
+    train_jobs(jobs, at_once=at_once, minutes=minutes, reporter=_reporter(False), overrides=overrides or [])
 
 
 def _run(

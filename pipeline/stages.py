@@ -36,7 +36,9 @@ class Stage:
         name: its directory in the run directory, its command, and its section in the configuration.
         upstream: the stages whose files it reads.
         resumes: whether it continues from what an interrupted attempt left; the others start over.
-        packages: the distributions whose version its output depends on.
+        packages: the distributions whose version decides whether it is up to date. None for training: a night's weights
+            stay what they are when PyTorch is updated, or when the run directory moves to the machine with the phone;
+            `pruning.json` names the versions that made them.
         execute: does the stage, writing into the directory it is given.
     """
 
@@ -107,7 +109,7 @@ def _report(context: StageContext, out: Path) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("train", (), True, ("structadmm", "torch", "accelerate"), _train),
+    Stage("train", (), True, (), _train),
     Stage("export", ("train",), False, ("structadmm", "torch", "onnx"), _export),
     Stage("build", ("export",), False, ("structadmm", "apache-tvm"), _build),
     Stage("measure", ("build",), False, ("structadmm",), _measure),
