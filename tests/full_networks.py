@@ -3,11 +3,12 @@
     python -m tests.full_networks                        # goes on where it was stopped; writes the reference table
     python -m tests.full_networks --table                # runs nothing: the table of what was found so far
     python -m tests.full_networks --networks resnet18 unet --variants dense columns --out runs/some
+    python -m tests.full_networks --memory-only          # runs no network: memory plans, half an hour
 
 Each network, dense and pruned by random structured masks (shrunk as export does), in every number type that a device
 has, on an input that the compiler has not seen. The bound is relative to the largest output: 1e-3 for float32, 2e-2 for
 the two half types. Planned activation memory must stay within 1.3 times the most that is alive at one launch. Exit
-status 1 if anything fails.
+status 1 if anything fails. `--memory-only` plans alone, for buffers and for images, and writes another table.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from results.environment import source_commit
 from structadmm.files import write_json
 from structadmm.graph import Captured, capture
 from tests.full_size_architectures import FULL_SIZE
-from tvm_build.compile import compile_onnx
+from tvm_build.compile import compile_onnx, plan_onnx
 
 # The project's bounds on any device, relative to the output's scale.
 BOUNDS = {"float32": 1e-3, "float16": 2e-2, "float16_float32": 2e-2}
@@ -53,6 +54,13 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "columns": ({"structure": "column", "sparsity": 0.77},),
     "column blocks": ({"structure": "column", "sparsity": 0.77, "block": 4},),
 }
+# Target, number type, and where tensors lie. On an Adreno all of them lie in images that are small enough.
+PLANS = {
+    "float32": ("opencl-cpu", "float32", "buffer"),
+    "float16": ("opencl-cpu", "float16", "buffer"),
+    "float16_float32": ("opencl-cpu", "float16_float32", "buffer"),
+    "float16, images": ("adreno-640", "float16", "image"),
+}
 Arrays = Sequence[NDArray[np.float32]]
 
 
@@ -61,10 +69,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=sorted(FULL_SIZE), default=list(FULL_SIZE))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--work", type=Path, default=Path("runs/full_networks"), help="what was found so far")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/networks"))
+    parser.add_argument("--out", type=Path, help="instead of results/reference/compiler/{networks,memory}")
     parser.add_argument("--table", action="store_true", help="run nothing, write what was found so far")
+    parser.add_argument("--memory-only", action="store_true", help="compile as far as the memory plan")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    out = options.out or Path("results/reference/compiler") / ("memory" if options.memory_only else "networks")
+    if options.memory_only:
+        sys.exit(memory_only(options.networks, options.variants, options.work, out))
     devices = find_local_devices().devices
     found = {}
     for variant, name in itertools.product(options.variants, options.networks):
@@ -78,7 +90,7 @@ def main() -> None:
     rows = [found[key] for key in itertools.product(options.networks, options.variants) if key in found]
     failed = [f"{row['network']} {row['variant']}: {reason}" for row in rows for reason in row["failed"]]
     write_record(
-        options.out,
+        out,
         made_by="python -m tests.full_networks",
         kind="host",
         rows=rows,
@@ -104,6 +116,56 @@ def cached_row(name: str, variant: str, devices: Sequence[LocalDevice], path: Pa
     row |= {"commit": source_commit(), "seconds": round(time.perf_counter() - started, 1)}
     write_json(path, row)
     return row
+
+
+def memory_only(networks: Sequence[str], variants: Sequence[str], work: Path, out: Path) -> bool:
+    """Plan every network for buffers in each number type, and for images; returns whether buffers break the bound."""
+    rows = []
+    for name, variant in itertools.product(networks, variants):
+        path = work / f"{name}-{variant.replace(' ', '-')}-memory.json"
+        if not path.exists():
+            write_json(path, memory_row(name, variant) | {"commit": source_commit()})
+        rows.append(json.loads(path.read_text()))
+        print(json.dumps(rows[-1]), flush=True)
+    plans = list(PLANS)
+    heads = ["network", "input", "variant", "alive, float32, KB", *plans]
+    lines = (
+        [
+            row["network"],
+            "x".join(str(size) for size in row["input"][2:]),
+            row["variant"],
+            f"{row['live_bytes']['float32'] / 1e3:.0f}",
+            *(f"{row['memory_ratio'][plan]:.3f}" for plan in plans),
+        ]
+        for row in rows
+    )
+    worst = {plan: max(row["memory_ratio"][plan] for row in rows) for plan in plans}
+    summary = ", ".join(f"{plan} {ratio:.3f}" for plan, ratio in worst.items())
+    text = f"{markdown_table(heads, lines)}\n\nPlanned activations over the most that is alive at one launch. Worst: {summary}."
+    write_record(
+        out,
+        made_by="python -m tests.full_networks --memory-only",
+        kind="host",
+        rows=rows,
+        table=text,
+        worst=worst,
+        bound=MEMORY_BOUND,
+    )
+    print(text)
+    return any(worst[plan] > MEMORY_BOUND for plan, (target, _, _) in PLANS.items() if target == "opencl-cpu")
+
+
+def memory_row(name: str, variant: str) -> dict[str, Any]:
+    """Planned bytes over live bytes of one network, for every plan."""
+    captured, shape = network_of(name, variant)
+    ratios, live = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = save_onnx(shrunk(captured) if VARIANTS[variant] else captured, Path(scratch) / "network.onnx")
+        for plan, (target, dtype, memory) in PLANS.items():
+            assembly = plan_onnx(path, target=target, dtype=dtype, memory=memory)
+            ratios[plan] = round(assembly.activation_bytes / assembly.live_bytes, 4)
+            live[plan] = assembly.live_bytes
+    return {"network": name, "variant": variant, "input": list(shape), "memory_ratio": ratios, "live_bytes": live}
 
 
 def network_of(name: str, variant: str) -> tuple[Captured, tuple[int, ...]]:

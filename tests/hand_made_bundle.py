@@ -61,9 +61,10 @@ def bundle_files(
     weights: bytes = b"",
     tolerance: float = 1e-6,
     launches: Sequence[str] = (),
+    version: int = 1,
 ) -> dict[str, bytes]:
     """All files of a bundle except SHA256SUMS. `plan_body` holds the memory, input and output lines."""
-    lines = ["structadmm-plan 1", "target test-device", "dtype float32", *plan_body]
+    lines = [f"structadmm-plan {version}", "target test-device", "dtype float32", *plan_body]
     files: dict[str, bytes] = {}
     for side, arrays in (("input", inputs), ("output", outputs)):
         for k, array in enumerate(arrays):
@@ -106,4 +107,38 @@ def scale_add_files(size: int = 64, *, scale: float = 2.0, shift: int = -3) -> d
             f"launch 0 scale_add 1 {size} 16 {3 * size} {12 * size} layer/one 5 m0 m1 m2 f{scale} i{shift}",
             f"launch 1 relu 1 {size} 0 {size} {8 * size} layer/two 2 m2 m3",
         ],
+    )
+
+
+def part_files() -> dict[str, bytes]:
+    """All activations in parts of one buffer: one shows what was written through another, and is overwritten last."""
+    x = np.random.default_rng(0).standard_normal(512, dtype=np.float32)
+    w = np.full(512, 0.5, np.float32)
+    # Exact: sums of a float32 and a few halves would round, halves alone do not.
+    x = np.round(x * 8) / np.float32(8)
+    first = x + 0.5
+    last = np.maximum(first[128:384] + 0.5 + 1, 0)
+    return bundle_files(
+        [
+            "buffer 0 8192",
+            "part 1 0 0 2048",
+            "part 2 0 2048 2048",
+            "part 3 0 2560 1024",
+            "part 4 0 4096 1024",
+            "part 5 0 2048 1024",
+            "constant 6 2048 0",
+            "input 1 float32 1 512 x",
+            "output 5 float32 1 256 y",
+        ],
+        [Program(SCALE_ADD), Program(RELU)],
+        [x],
+        [last.astype(np.float32)],
+        weights=w.tobytes(),
+        tolerance=0,
+        launches=[
+            "launch 0 scale_add 1 512 0 0 0 whole 5 m1 m6 m2 f1.0 i0",
+            "launch 0 scale_add 1 256 0 0 0 middle 5 m3 m6 m4 f1.0 i1",
+            "launch 1 relu 1 256 0 0 0 over 2 m4 m5",
+        ],
+        version=2,
     )

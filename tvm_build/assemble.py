@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +20,13 @@ from tvm_build.launch_plan import (
     LaunchPlan,
     Memory,
     MemoryArgument,
+    Part,
     Program,
     valid_name,
 )
 from tvm_build.lowered import External, LoweredNetwork
-from tvm_build.memory_plan import ImageRow, largest_live_bytes, lives, plan_memory
+from tvm_build.memory_check import check_memory
+from tvm_build.memory_plan import ImageRow, MemoryPlan, largest_live_bytes, lives, plan_memory
 from tvm_build.network import Array
 
 # What the mobile engines pass. Not -cl-fast-relaxed-math: it lets a driver assume that no value is NaN or infinite, and
@@ -54,19 +57,14 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     """Give every tensor and constant its memory object, and join the kernels into programs.
 
     Raises:
-        InvariantError: two live tensors would share memory, or the plan breaks a rule of the format.
+        InvariantError: two live tensors share memory, or the plan breaks a rule of the format.
     """
     accesses = [[name for name in launch.arguments if name in lowered.sizes] for launch in lowered.launches]
-    alive = lives(
-        lowered.sizes,
-        accesses,
-        inputs=[external.tensor for external in lowered.inputs],
-        outputs=[external.tensor for external in lowered.outputs],
-        rows=lowered.images,
-    )
+    inputs = [external.tensor for external in lowered.inputs]
+    outputs = [external.tensor for external in lowered.outputs]
+    alive = lives(lowered.sizes, accesses, inputs, outputs, lowered.images)
     memory_plan = plan_memory(alive)
-    memory = [_activations(size, memory_plan.rows.get(number)) for number, size in enumerate(memory_plan.buffers)]
-    identity = dict(memory_plan.buffer_of)
+    memory, identity = activation_memory(memory_plan, lowered.sizes)
     constants = {name for launch in lowered.launches for name in launch.arguments if name in lowered.constants}
     weights = ConstantData()
     by_content: dict[tuple[bytes, ImageRow | None], int] = {}
@@ -106,11 +104,29 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         launches=launches,
     )
     plan.check()
+    check_memory(plan.memory, identity, lowered.sizes, accesses, inputs, outputs, lowered.images)
     return Assembly(plan, kernels, bytes(weights.data), memory_plan.total_bytes, largest_live_bytes(alive))
 
 
-def _activations(size: int, row: ImageRow | None) -> Memory:
-    return Buffer(size) if row is None else Image2d(row.width, size // row.size, row.format)
+def activation_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> tuple[list[Memory], dict[str, int]]:
+    """Memory objects for activations, and the number of each tensor's: an object as a whole, or a part of it."""
+    memory: list[Memory] = []
+    for number, size in enumerate(plan.objects):
+        row = plan.rows.get(number)
+        memory.append(Buffer(size) if row is None else Image2d(row.width, size // row.size, row.format))
+    cut = {place.object for place in plan.places.values() if place.offset > 0}
+    identity: dict[str, int] = {}
+    numbers: dict[Part, int] = {}
+    for name, place in plan.places.items():
+        if place.object not in cut:
+            identity[name] = place.object
+            continue
+        part = Part(place.object, place.offset, sizes[name])
+        if part not in numbers:
+            numbers[part] = len(memory)
+            memory.append(part)
+        identity[name] = numbers[part]
+    return memory, identity
 
 
 class ConstantData:

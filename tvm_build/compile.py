@@ -143,6 +143,17 @@ def compile_onnx(
     )
 
 
+def plan_onnx(path: Path, *, target: str = "adreno-640", dtype: str = "float32", memory: str = "auto") -> Assembly:
+    """What `compile_onnx` puts into a bundle, without samples: enough to know launches and memory.
+
+    Raises:
+        UserError: as for `compile_onnx`.
+    """
+    gpu = with_memory(gpu_by_name(target), memory)
+    lowered, _ = _lower(import_onnx(path), gpu, precision_by_name(dtype), "structadmm", SilentReporter(), None)
+    return assemble(lowered, gpu.name, dtype)
+
+
 def _lower(
     imported: ImportedNetwork,
     gpu: Gpu,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "int32": 4}
 IMAGE_FORMATS = {"rgba_float": 16, "rgba_half": 8}
 NAME = re.compile(r"[A-Za-z0-9_.:/+-]{1,255}")
 CONSTANT_ALIGNMENT = 128
+# What CL_DEVICE_MEM_BASE_ADDR_ALIGN may ask of a part's offset: 128 bytes (long16, OpenCL's largest type) on an Adreno
+# and on the CPU runtimes, 512 on NVIDIA's GPUs, the most of any driver known.
+PART_ALIGNMENT = 512
 
 ImageFormat = Literal["rgba_float", "rgba_half"]
 
@@ -22,6 +26,15 @@ ImageFormat = Literal["rgba_float", "rgba_half"]
 class Buffer:
     """Read-write memory of `size` bytes."""
 
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes [offset, offset + size) of the buffer with the number `buffer`, which comes before it."""
+
+    buffer: int
+    offset: int
     size: int
 
 
@@ -41,6 +54,11 @@ class Image2d:
     height: int
     format: ImageFormat
 
+    @property
+    def size(self) -> int:
+        """Bytes of the texels."""
+        return self.width * self.height * IMAGE_FORMATS[self.format]
+
 
 @dataclass(frozen=True)
 class Image2dArray:
@@ -50,6 +68,11 @@ class Image2dArray:
     height: int
     depth: int
     format: ImageFormat
+
+    @property
+    def size(self) -> int:
+        """Bytes of the texels."""
+        return self.width * self.height * self.depth * IMAGE_FORMATS[self.format]
 
 
 @dataclass(frozen=True)
@@ -67,7 +90,7 @@ class ConstantImage2d:
         return self.width * self.height * IMAGE_FORMATS[self.format]
 
 
-Memory = Buffer | Constant | Image2d | Image2dArray | ConstantImage2d
+Memory = Buffer | Part | Constant | Image2d | Image2dArray | ConstantImage2d
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,8 @@ class LaunchPlan:
         _require(bool(self.inputs and self.outputs and self.launches), "a plan needs inputs, outputs and launches")
         for number, memory in enumerate(self.memory):
             _check_memory(number, memory)
+            if isinstance(memory, Part):
+                self._check_part(number, memory)
         for endpoint in (*self.inputs, *self.outputs):
             self._check_endpoint(endpoint)
         for samples, endpoints in ((self.sample_inputs, self.inputs), (self.sample_outputs, self.outputs)):
@@ -185,6 +210,27 @@ class LaunchPlan:
         for number, launch in enumerate(self.launches):
             self._check_launch(number, launch)
 
+    def _check_part(self, number: int, part: Part) -> None:
+        about = f"memory object {number}"
+        _require(0 <= part.buffer < number, f"{about}: part of memory object {part.buffer}")
+        buffer = self.memory[part.buffer]
+        _require(isinstance(buffer, Buffer), f"{about}: part of memory object {part.buffer}, which is no buffer")
+        assert isinstance(buffer, Buffer)
+        _require(part.offset >= 0 and part.offset % PART_ALIGNMENT == 0, f"{about}: offset {part.offset}")
+        _require(part.offset + part.size <= buffer.size, f"{about}: ends beyond memory object {part.buffer}")
+
+    def share_bytes(self, one: int, other: int) -> bool:
+        """Whether two different memory objects have a byte in common."""
+        (owner, start, end), (owner2, start2, end2) = self._extent(one), self._extent(other)
+        return owner == owner2 and start < end2 and start2 < end
+
+    def _extent(self, number: int) -> tuple[int, int, int]:
+        """The object that is allocated, and the bytes of it [start, end)."""
+        memory = self.memory[number]
+        if isinstance(memory, Part):
+            return memory.buffer, memory.offset, memory.offset + memory.size
+        return number, 0, memory.size
+
     def _check_endpoint(self, endpoint: Endpoint) -> None:
         about = f"input or output {endpoint.name!r}"
         _require(bool(NAME.fullmatch(endpoint.name)), f"{about}: name")
@@ -192,7 +238,8 @@ class LaunchPlan:
         _require(all(dim > 0 for dim in endpoint.shape), f"{about}: shape {endpoint.shape}")
         _require(0 <= endpoint.memory < len(self.memory), f"{about}: memory object {endpoint.memory}")
         memory = self.memory[endpoint.memory]
-        _require(isinstance(memory, Buffer) and memory.size >= endpoint.size, f"{about}: its memory is too small")
+        fits = isinstance(memory, Buffer | Part) and memory.size >= endpoint.size
+        _require(fits, f"{about}: its memory is too small")
 
     def _check_launch(self, number: int, launch: Launch) -> None:
         about = f"launch {number} ({launch.layer})"
@@ -213,11 +260,14 @@ class LaunchPlan:
                 _require(-(2**31) <= argument.value < 2**31, f"{about}: integer {argument.value}")
             else:
                 _require(math.isfinite(argument.value), f"{about}: number {argument.value}")
+        given = sorted({argument.memory for argument in launch.arguments if isinstance(argument, MemoryArgument)})
+        for one, other in itertools.combinations(given, 2):
+            _require(not self.share_bytes(one, other), f"{about}: m{one} and m{other} share bytes")
 
 
 def _check_memory(number: int, memory: Memory) -> None:
     about = f"memory object {number}"
-    if isinstance(memory, Buffer | Constant):
+    if isinstance(memory, Buffer | Part | Constant):
         _require(memory.size > 0, f"{about} is empty")
     else:
         _require(memory.width > 0 and memory.height > 0 and memory.format in IMAGE_FORMATS, f"{about}: image")

@@ -1,21 +1,24 @@
-"""Which tensors share a memory object.
+"""Where each tensor lies in memory.
 
-Tensors whose lives do not overlap may share memory: a buffer, or an image of one width and format, which takes tensors
-with fewer rows than it has. Not shorter rows: what lies beside a row must read as zero, not as what another tensor left
-there. Below the last row no kernel reads.
+Tensors in buffers are parts of one large buffer, the arena: two whose lives do not overlap may share bytes. As the
+order of launches is fixed, this is the packing of rectangles, time by bytes, into the lowest strip ("dynamic storage
+allocation"). It is hard in general; each greedy plan here looks at the tensors in an order of its own, and the smallest
+is kept (compared by Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", arXiv 2001.03288).
 
-A buffer is as large as its largest tensor; tensors are never
-split over buffers or laid at offsets within one, because the plan's kernels take whole memory objects. `check_plan`
-proves a plan from the launches alone, whatever made it.
+An image cannot lie in a buffer everywhere, so tensors in images share whole images, of one width and format, which take
+tensors with fewer rows than they have. Not shorter rows: what lies beside a row must read as zero, not as what another
+tensor left there. Below the last row no kernel reads.
+
+`tvm_build.memory_check` proves what comes out, from the launches alone.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from structadmm.errors import InvariantError
-from tvm_build.launch_plan import IMAGE_FORMATS, ImageFormat
+from tvm_build.launch_plan import IMAGE_FORMATS, PART_ALIGNMENT, ImageFormat
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,31 @@ class Life:
 
 
 @dataclass(frozen=True)
+class Place:
+    """From byte `offset` of memory object `object`."""
+
+    object: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes of memory objects, and the object of each tensor.
+    """Sizes of memory objects, and the place of each tensor.
 
     Attributes:
-        buffers: bytes of each object, images included.
-        buffer_of: the object's number by tensor.
+        objects: bytes of each object, images included.
+        places: by tensor.
         rows: what a row of an image is, by object's number; all others are buffers.
     """
 
-    buffers: tuple[int, ...]
-    buffer_of: Mapping[str, int]
+    objects: tuple[int, ...]
+    places: Mapping[str, Place]
     rows: Mapping[int, ImageRow] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all objects."""
-        return sum(self.buffers)
+        return sum(self.objects)
 
 
 def lives(
@@ -107,23 +118,60 @@ def largest_live_bytes(alive: Sequence[Life]) -> int:
 
 
 def plan_memory(alive: Sequence[Life]) -> MemoryPlan:
-    """Assign buffers greedily, largest tensor first and, separately, in order of time; keep the smaller result.
-
-    Largest first wastes least where sizes differ much (a buffer's size is fixed by its first tensor); time order wins
-    in long chains of growing tensors.
-    """
-    by_size = _first_fit(sorted(alive, key=lambda life: (-life.size, life.first, life.name)))
-    by_time = _first_fit(sorted(alive, key=lambda life: (life.first, -life.size, life.name)))
-    plan = min(by_size, by_time, key=lambda plan: plan.total_bytes)
-    check_plan(plan, alive)
-    return plan
+    """A place for every tensor: the smallest of the greedy plans, never more than the tensors' sum."""
+    orders = [order(alive) for order in (_by_size, _by_time, _by_breadth)]
+    buffers = [[life for life in order if life.row is None] for order in orders]
+    # Whole objects need no alignment: for a handful of tiny tensors they may take less than an arena.
+    plans = [fit(order) for fit in (_arena, _whole_objects) for order in buffers]
+    in_images = [_whole_objects([life for life in order if life.row is not None]) for order in orders]
+    smallest = [min(some, key=lambda plan: plan.total_bytes) for some in (plans, in_images)]
+    return _joined(*smallest)
 
 
-def _first_fit(order: Sequence[Life]) -> MemoryPlan:
-    """Put each tensor into the free object of its kind that fits best: no growth if possible, then least waste."""
+def _by_size(alive: Sequence[Life]) -> list[Life]:
+    """Largest first: what is hardest to place finds the most room."""
+    return sorted(alive, key=lambda life: (-life.size, life.first, life.name))
+
+
+def _by_time(alive: Sequence[Life]) -> list[Life]:
+    """Earliest first: wins in long chains of growing tensors."""
+    return sorted(alive, key=lambda life: (life.first, -life.size, life.name))
+
+
+def _by_breadth(alive: Sequence[Life]) -> list[Life]:
+    """The fullest launch's tensors first, largest of them first: the launch that sets the bound packs without gaps."""
+    together = {at.first: [life for life in alive if life.first <= at.first <= life.last] for at in alive}
+    order: dict[Life, None] = {}
+    for _, tensors in sorted(together.items(), key=lambda item: (-sum(life.size for life in item[1]), item[0])):
+        order |= dict.fromkeys(_by_size(tensors))
+    return list(order)
+
+
+def _arena(order: Sequence[Life]) -> MemoryPlan:
+    """One buffer; each tensor at the lowest offset where nothing lies that is alive with it."""
+    if not order:
+        return MemoryPlan((), {})
+    places: dict[str, Place] = {}
+    placed: list[tuple[int, int, Life]] = []
+    for life in order:
+        offset = 0
+        for start, end, other in placed:
+            if life.overlaps(other):
+                if start - offset >= life.size:
+                    break
+                offset = max(offset, end)
+        places[life.name] = Place(0, offset)
+        # Ends are rounded up, so that every gap begins where a part may.
+        end = offset + -(-life.size // PART_ALIGNMENT) * PART_ALIGNMENT
+        bisect.insort(placed, (offset, end, life), key=lambda item: item[:2])
+    return MemoryPlan((max(places[life.name].offset + life.size for life in order),), places)
+
+
+def _whole_objects(order: Sequence[Life]) -> MemoryPlan:
+    """Each tensor into the free object of its kind that fits best: no growth if possible, then least waste."""
     sizes: list[int] = []
     held: list[list[Life]] = []
-    buffer_of: dict[str, int] = {}
+    places: dict[str, Place] = {}
     for life in order:
         free = [
             i
@@ -138,31 +186,14 @@ def _first_fit(order: Sequence[Life]) -> MemoryPlan:
             best = len(sizes)
             sizes.append(life.size)
             held.append([life])
-        buffer_of[life.name] = best
+        places[life.name] = Place(best)
     rows = {i: residents[0].row for i, residents in enumerate(held) if residents[0].row is not None}
-    return MemoryPlan(tuple(sizes), buffer_of, rows)
+    return MemoryPlan(tuple(sizes), places, rows)
 
 
-def check_plan(plan: MemoryPlan, alive: Sequence[Life]) -> None:
-    """Prove that no two tensors share memory while both are alive, and that each fits, its rows included.
-
-    Raises:
-        InvariantError: they do, or one does not, or a tensor has no memory or that of the wrong kind.
-    """
-    for life in alive:
-        buffer = plan.buffer_of.get(life.name)
-        if buffer is None or not 0 <= buffer < len(plan.buffers):
-            raise InvariantError(f"tensor {life.name} has no buffer")
-        if life.size > plan.buffers[buffer]:
-            raise InvariantError(
-                f"tensor {life.name} needs {life.size} bytes, buffer {buffer} has {plan.buffers[buffer]}"
-            )
-        row = plan.rows.get(buffer)
-        if life.row != row:
-            raise InvariantError(f"tensor {life.name} lies in rows of {life.row}, memory object {buffer} has {row}")
-        if row is not None and (life.size % row.size or plan.buffers[buffer] % row.size):
-            raise InvariantError(f"tensor {life.name} and image {buffer} must be whole rows of {row.size} bytes")
-    for i, life in enumerate(alive):
-        for other in alive[:i]:
-            if plan.buffer_of[life.name] == plan.buffer_of[other.name] and life.overlaps(other):
-                raise InvariantError(f"tensors {life.name} and {other.name} share memory while both are alive")
+def _joined(first: MemoryPlan, second: MemoryPlan) -> MemoryPlan:
+    """Both, the second's objects after the first's."""
+    start = len(first.objects)
+    moved = {name: Place(start + place.object, place.offset) for name, place in second.places.items()}
+    rows = {**first.rows, **{start + number: row for number, row in second.rows.items()}}
+    return MemoryPlan(first.objects + second.objects, {**first.places, **moved}, rows)

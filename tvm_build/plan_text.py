@@ -22,13 +22,16 @@ from tvm_build.launch_plan import (
     LaunchPlan,
     Memory,
     MemoryArgument,
+    Part,
     Program,
     SampleInput,
     SampleOutput,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LINE_BYTES = 4096
+# Lines that the first version did not have.
+_SINCE = {"part": 2}
 
 
 def write_plan(plan: LaunchPlan) -> str:
@@ -75,6 +78,8 @@ def _memory_line(number: int, memory: Memory) -> str:
     match memory:
         case Buffer():
             return _join("buffer", number, memory.size)
+        case Part():
+            return _join("part", number, memory.buffer, memory.offset, memory.size)
         case Constant():
             return _join("constant", number, memory.size, memory.offset)
         case Image2d():
@@ -132,6 +137,7 @@ class _Reader:
             raise UserError("plan.txt is cut off: its last line has no end: build the bundle again")
         numbered = enumerate(text.split("\n")[:-1], start=1)
         self.lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
+        self.version = FORMAT_VERSION
         self.number = 0
         self.fields: list[str] = []
         self.section = 0
@@ -187,6 +193,7 @@ class _Reader:
             )
         if version < 1:
             raise UserError(f"plan.txt: there is no format version {version}: build the bundle again")
+        self.version = version
 
     def _line(self) -> bool:
         keyword = self.fields[0]
@@ -196,6 +203,7 @@ class _Reader:
             "target": ("target", self._single),
             "dtype": ("dtype", self._single),
             "buffer": ("memory", self._memory),
+            "part": ("memory", self._memory),
             "constant": ("memory", self._memory),
             "image2d": ("memory", self._memory),
             "image2d_array": ("memory", self._memory),
@@ -210,6 +218,8 @@ class _Reader:
         }
         if keyword not in readers:
             raise self._error(f"unknown line {keyword[:40]!r}")
+        if self.version < _SINCE.get(keyword, 1):
+            raise self._error(f"`{keyword}` came with format version {_SINCE[keyword]}, the plan's is {self.version}")
         name, read = readers[keyword]
         section = self._SECTIONS.index(name)
         if section < self.section:
@@ -236,13 +246,15 @@ class _Reader:
         if not numbers or numbers[0] != len(self.memory):
             raise self._error(f"expected memory ID {len(self.memory)}")
         values = numbers[1:]
-        expected = {"buffer": 1, "constant": 2, "image2d": 2, "image2d_array": 3, "constant_image2d": 3}[keyword]
-        if len(values) != expected:
-            raise self._error(f"expected {expected} numbers after the ID, got {len(values)}")
+        expected = {"buffer": 1, "part": 3, "constant": 2, "image2d": 2, "image2d_array": 3, "constant_image2d": 3}
+        if len(values) != expected[keyword]:
+            raise self._error(f"expected {expected[keyword]} numbers after the ID, got {len(values)}")
         image_format = next((field for field in rest if field in IMAGE_FORMATS), "rgba_float")
         memory: Memory
         if keyword == "buffer":
             memory = Buffer(values[0])
+        elif keyword == "part":
+            memory = Part(values[0], values[1], values[2])
         elif keyword == "constant":
             memory = Constant(values[0], values[1])
         elif keyword == "image2d":

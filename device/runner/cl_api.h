@@ -35,6 +35,10 @@ typedef struct {
     cl_mem buffer;
 } cl_image_desc;
 
+typedef struct {
+    size_t origin, size;
+} cl_buffer_region;
+
 enum {
     CL_SUCCESS = 0,
     CL_DEVICE_NOT_FOUND = -1,
@@ -83,6 +87,7 @@ enum {
     CL_MEM_READ_WRITE = 1 << 0,
     CL_MEM_READ_ONLY = 1 << 2,
     CL_MEM_COPY_HOST_PTR = 1 << 5,
+    CL_BUFFER_CREATE_TYPE_REGION = 0x1220,
     CL_MEM_OBJECT_IMAGE2D = 0x10F1,
     CL_MEM_OBJECT_IMAGE2D_ARRAY = 0x10F3,
     CL_RGBA = 0x10B5,
@@ -115,6 +120,7 @@ typedef void (*cl_program_callback)(cl_program, void *);
     X(cl_command_queue, clCreateCommandQueue, (cl_context, cl_device_id, cl_bitfield, cl_int *))                    \
     X(cl_int, clReleaseCommandQueue, (cl_command_queue))                                                            \
     X(cl_mem, clCreateBuffer, (cl_context, cl_bitfield, size_t, void *, cl_int *))                                  \
+    X(cl_mem, clCreateSubBuffer, (cl_mem, cl_bitfield, cl_uint, const void *, cl_int *))                            \
     X(cl_mem, clCreateImage,                                                                                        \
       (cl_context, cl_bitfield, const cl_image_format *, const cl_image_desc *, void *, cl_int *))                  \
     X(cl_int, clReleaseMemObject, (cl_mem))                                                                         \

@@ -1,12 +1,12 @@
 #include "network.h"
 
 static const char *kind_name(enum memory_kind kind) {
-    static const char *const names[] = {"buffer", "constant", "image2d", "image2d_array", "constant_image2d"};
+    static const char *const names[] = {"buffer", "part", "constant", "image2d", "image2d_array", "constant_image2d"};
     return names[kind];
 }
 
 static bool is_image(const struct plan_memory *memory) {
-    return memory->kind != MEMORY_BUFFER && memory->kind != MEMORY_CONSTANT;
+    return memory->kind == MEMORY_IMAGE2D || memory->kind == MEMORY_IMAGE2D_ARRAY || memory->kind == MEMORY_CONSTANT_IMAGE2D;
 }
 
 static int check_image(const struct device *device, const struct plan_memory *memory, uint32_t id) {
@@ -21,6 +21,13 @@ static int check_image(const struct device *device, const struct plan_memory *me
                 device->name, device->image_max_width, device->image_max_height, device->image_max_layers);
 }
 
+static int check_part(const struct device *device, const struct plan_memory *memory, uint32_t id) {
+    uint64_t alignment = device->base_align_bits / 8; /* 0 where a driver does not tell: it may still refuse */
+    if (alignment == 0 || memory->offset % alignment == 0) return STATUS_OK;
+    return fail(STATUS_DEVICE_LIMIT, "memory object %u begins at byte %llu of its buffer, '%s' wants multiples of %llu: use another device",
+                id, (unsigned long long)memory->offset, device->name, (unsigned long long)alignment);
+}
+
 static int check_memory(const struct device *device, const struct plan *plan) {
     for (uint32_t i = 0; i < plan->memory_count; i++) {
         const struct plan_memory *memory = &plan->memories[i];
@@ -28,8 +35,9 @@ static int check_memory(const struct device *device, const struct plan *plan) {
             return fail(STATUS_MEMORY, "memory object %u has %llu bytes, '%s' allows %llu: use a smaller network", i,
                         (unsigned long long)memory->size_bytes, device->name, (unsigned long long)device->max_object_bytes);
         }
-        if (!is_image(memory)) continue;
-        int status = check_image(device, memory, i);
+        int status = STATUS_OK;
+        if (is_image(memory)) status = check_image(device, memory, i);
+        if (memory->kind == MEMORY_PART) status = check_part(device, memory, i);
         if (status != STATUS_OK) return status;
     }
     if (plan->memory_bytes <= device->global_bytes) return STATUS_OK;
@@ -69,20 +77,30 @@ static cl_mem create_image(const struct network *network, const struct plan_memo
     return clCreateImage(network->session->context, flags, &format, &desc, texels, code);
 }
 
+static cl_mem create_part(const struct network *network, const struct plan_memory *memory, cl_int *code) {
+    cl_buffer_region region = {memory->offset, memory->size_bytes};
+    return clCreateSubBuffer(network->memories[memory->buffer], CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, code);
+}
+
+static cl_mem create_memory(const struct network *network, const struct plan_memory *memory, cl_int *code) {
+    bool constant = memory->kind == MEMORY_CONSTANT || memory->kind == MEMORY_CONSTANT_IMAGE2D;
+    void *content = constant ? network->bundle->weights->data + memory->offset : NULL;
+    if (is_image(memory)) return create_image(network, memory, content, code);
+    if (memory->kind == MEMORY_PART) return create_part(network, memory, code);
+    cl_bitfield flags = constant ? CL_MEM_READ_ONLY | CL_MEM_COPY_HOST_PTR : CL_MEM_READ_WRITE;
+    return clCreateBuffer(network->session->context, flags, memory->size_bytes, content, code);
+}
+
 static int create_memories(struct network *network) {
     const struct plan *plan = &network->bundle->plan;
     for (uint32_t i = 0; i < plan->memory_count; i++) {
         const struct plan_memory *memory = &plan->memories[i];
-        bool constant = memory->kind == MEMORY_CONSTANT || memory->kind == MEMORY_CONSTANT_IMAGE2D;
-        void *content = constant ? network->bundle->weights->data + memory->offset : NULL;
-        cl_bitfield flags = constant ? CL_MEM_READ_ONLY | CL_MEM_COPY_HOST_PTR : CL_MEM_READ_WRITE;
         cl_int code;
-        network->memories[i] = is_image(memory)
-                                   ? create_image(network, memory, content, &code)
-                                   : clCreateBuffer(network->session->context, flags, memory->size_bytes, content, &code);
+        network->memories[i] = create_memory(network, memory, &code);
         if (code == CL_SUCCESS) continue;
-        return opencl_failed(code, is_image(memory) ? "clCreateImage" : "clCreateBuffer", "memory object %u (%s of %llu bytes)", i,
-                             kind_name(memory->kind), (unsigned long long)memory->size_bytes);
+        const char *call = is_image(memory) ? "clCreateImage" : memory->kind == MEMORY_PART ? "clCreateSubBuffer" : "clCreateBuffer";
+        return opencl_failed(code, call, "memory object %u (%s of %llu bytes)", i, kind_name(memory->kind),
+                             (unsigned long long)memory->size_bytes);
     }
     return STATUS_OK;
 }
@@ -206,7 +224,7 @@ void network_close(struct network *network) {
     for (uint32_t i = 0; network->programs != NULL && i < plan->program_count; i++) {
         if (network->programs[i] != NULL) clReleaseProgram(network->programs[i]);
     }
-    for (uint32_t i = 0; network->memories != NULL && i < plan->memory_count; i++) {
+    for (uint32_t i = plan->memory_count; network->memories != NULL && i-- > 0;) { /* parts before their buffers */
         if (network->memories[i] != NULL) clReleaseMemObject(network->memories[i]);
     }
     for (uint32_t i = 0; i < plan->output_count; i++) {

@@ -5,7 +5,7 @@
 
 static const char magic[] = "structadmm-plan ";
 
-int plan_check_version(const char *text, size_t size) {
+static int take_version(const char *text, size_t size, uint32_t *taken) {
     size_t prefix = sizeof magic - 1;
     size_t common = size < prefix ? size : prefix;
     if (memcmp(text, magic, common) != 0) {
@@ -26,7 +26,13 @@ int plan_check_version(const char *text, size_t size) {
         return fail(STATUS_NEWER, "bundle format %llu is newer than %d, the newest this runner reads: update the runner",
                     (unsigned long long)version, PLAN_VERSION);
     }
+    *taken = (uint32_t)version;
     return STATUS_OK;
+}
+
+int plan_check_version(const char *text, size_t size) {
+    uint32_t version;
+    return take_version(text, size, &version);
 }
 
 struct array {
@@ -92,6 +98,22 @@ static int parse_image(struct plan_line *line, struct plan_memory *memory) {
                 line->number, (unsigned long long)memory->size_bytes, (unsigned long long)MAX_OBJECT_BYTES);
 }
 
+static int parse_part(const struct plan *plan, struct plan_line *line, struct plan_memory *memory) {
+    int status = take_index(line, "the memory ID of a buffer", plan->memory_count - 1, &memory->buffer);
+    if (status == STATUS_OK) status = take_uint(line, "an offset in the buffer", 0, MAX_OBJECT_BYTES, &memory->offset);
+    if (status == STATUS_OK) status = take_uint(line, "a size in bytes", 1, MAX_OBJECT_BYTES, &memory->size_bytes);
+    if (status != STATUS_OK) return status;
+    const struct plan_memory *buffer = &plan->memories[memory->buffer];
+    if (buffer->kind != MEMORY_BUFFER || !range_fits(memory->offset, memory->size_bytes, buffer->size_bytes)) {
+        return fail(STATUS_MALFORMED, "plan.txt line %u: a part is bytes [%llu, +%llu) of memory object %u, which is %s of %llu: rebuild the bundle",
+                    line->number, (unsigned long long)memory->offset, (unsigned long long)memory->size_bytes, memory->buffer,
+                    buffer->kind == MEMORY_BUFFER ? "a buffer" : "no buffer, but something", (unsigned long long)buffer->size_bytes);
+    }
+    if (memory->offset % PART_ALIGNMENT == 0) return STATUS_OK;
+    return fail(STATUS_MALFORMED, "plan.txt line %u: a part begins at byte %llu, expected a multiple of %d: rebuild the bundle",
+                line->number, (unsigned long long)memory->offset, PART_ALIGNMENT);
+}
+
 static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_kind kind) {
     uint64_t id;
     int status = take_uint(line, "the next memory ID", plan->memory_count, plan->memory_count, &id);
@@ -102,6 +124,8 @@ static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_k
     memory->kind = kind;
     if (kind == MEMORY_BUFFER || kind == MEMORY_CONSTANT) {
         status = take_uint(line, "a size in bytes", 1, MAX_OBJECT_BYTES, &memory->size_bytes);
+    } else if (kind == MEMORY_PART) {
+        status = parse_part(plan, line, memory);
     } else {
         status = parse_image(line, memory);
     }
@@ -109,7 +133,7 @@ static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_k
         status = take_uint(line, "an offset in weights.bin", 0, INT64_MAX, &memory->offset);
     }
     if (status != STATUS_OK) return status;
-    plan->memory_bytes += memory->size_bytes; /* at most 2^16 objects of 2^32 bytes */
+    if (kind != MEMORY_PART) plan->memory_bytes += memory->size_bytes; /* at most 2^16 objects of 2^32 bytes */
     if (plan->memory_bytes > MAX_TOTAL_BYTES) {
         return fail(STATUS_MALFORMED, "plan.txt asks for more than %llu bytes of memory objects: rebuild the bundle",
                     (unsigned long long)MAX_TOTAL_BYTES);
@@ -147,11 +171,11 @@ static int parse_tensor(struct plan *plan, struct plan_line *line, struct plan_t
     if (status == STATUS_OK) status = parse_text(line, &tensor->name);
     if (status != STATUS_OK) return status;
     const struct plan_memory *memory = &plan->memories[tensor->memory];
-    if (memory->kind == MEMORY_BUFFER && memory->size_bytes >= tensor->size_bytes) return STATUS_OK;
+    bool plain = memory->kind == MEMORY_BUFFER || memory->kind == MEMORY_PART;
+    if (plain && memory->size_bytes >= tensor->size_bytes) return STATUS_OK;
     return fail(STATUS_MALFORMED, "plan.txt line %u: '%s' needs a buffer of %llu bytes, memory object %u is %s of %llu: rebuild the bundle",
                 line->number, tensor->name, (unsigned long long)tensor->size_bytes, tensor->memory,
-                memory->kind == MEMORY_BUFFER ? "a buffer" : "no buffer, but something",
-                (unsigned long long)memory->size_bytes);
+                plain ? "one" : "no buffer, but something", (unsigned long long)memory->size_bytes);
 }
 
 static int parse_input(struct plan *plan, struct plan_line *line) {
@@ -244,6 +268,29 @@ static int take_arguments(struct plan *plan, struct plan_line *line, struct plan
     return status;
 }
 
+bool plan_share_bytes(const struct plan *plan, uint32_t one, uint32_t other) {
+    const struct plan_memory *a = &plan->memories[one], *b = &plan->memories[other];
+    bool a_is_part = a->kind == MEMORY_PART, b_is_part = b->kind == MEMORY_PART;
+    if ((a_is_part ? a->buffer : one) != (b_is_part ? b->buffer : other)) return false;
+    if (!a_is_part || !b_is_part) return true; /* a buffer and a part of it, or one object twice */
+    return a->offset < b->offset + b->size_bytes && b->offset < a->offset + a->size_bytes; /* ends are at most 2^33 */
+}
+
+/* OpenCL leaves undefined what becomes of memory that a kernel writes to through one object and uses through another. */
+static int check_disjoint(const struct plan *plan, const struct plan_line *line, const struct plan_launch *launch) {
+    const struct plan_argument *arguments = plan->arguments + launch->first_argument;
+    for (uint32_t i = 0; i < launch->argument_count; i++) {
+        if (arguments[i].kind != ARGUMENT_MEMORY) continue;
+        for (uint32_t k = 0; k < i; k++) {
+            if (arguments[k].kind != ARGUMENT_MEMORY || arguments[k].memory == arguments[i].memory) continue;
+            if (!plan_share_bytes(plan, arguments[k].memory, arguments[i].memory)) continue;
+            return fail(STATUS_MALFORMED, "plan.txt line %u: m%u and m%u of one launch share bytes: rebuild the bundle", line->number,
+                        arguments[k].memory, arguments[i].memory);
+        }
+    }
+    return STATUS_OK;
+}
+
 static int parse_launch(struct plan *plan, struct plan_line *line) {
     struct plan_launch *launch;
     uint64_t dims = 0;
@@ -257,6 +304,7 @@ static int parse_launch(struct plan *plan, struct plan_line *line) {
     if (status == STATUS_OK) status = take_uint(line, "a count of bytes", 0, INT64_MAX, &launch->bytes);
     if (status == STATUS_OK) status = take_name(line, "a layer name", &launch->layer);
     if (status == STATUS_OK) status = take_arguments(plan, line, launch);
+    if (status == STATUS_OK) status = check_disjoint(plan, line, launch);
     return status != STATUS_OK ? status : take_end(line);
 }
 
@@ -267,22 +315,24 @@ struct keyword {
     const char *word;
     enum section section;
     enum memory_kind kind;
+    uint32_t since; /* the first version that has it */
 };
 
 static const struct keyword keywords[] = {
-    {"target", TARGET, 0},
-    {"dtype", DTYPE, 0},
-    {"buffer", MEMORY, MEMORY_BUFFER},
-    {"constant", MEMORY, MEMORY_CONSTANT},
-    {"image2d", MEMORY, MEMORY_IMAGE2D},
-    {"image2d_array", MEMORY, MEMORY_IMAGE2D_ARRAY},
-    {"constant_image2d", MEMORY, MEMORY_CONSTANT_IMAGE2D},
-    {"input", INPUT, 0},
-    {"output", OUTPUT, 0},
-    {"sample", SAMPLE, 0},
-    {"program", PROGRAM, 0},
-    {"launch", LAUNCH, 0},
-    {"end", END, 0},
+    {"target", TARGET, 0, 1},
+    {"dtype", DTYPE, 0, 1},
+    {"buffer", MEMORY, MEMORY_BUFFER, 1},
+    {"part", MEMORY, MEMORY_PART, 2},
+    {"constant", MEMORY, MEMORY_CONSTANT, 1},
+    {"image2d", MEMORY, MEMORY_IMAGE2D, 1},
+    {"image2d_array", MEMORY, MEMORY_IMAGE2D_ARRAY, 1},
+    {"constant_image2d", MEMORY, MEMORY_CONSTANT_IMAGE2D, 1},
+    {"input", INPUT, 0, 1},
+    {"output", OUTPUT, 0, 1},
+    {"sample", SAMPLE, 0, 1},
+    {"program", PROGRAM, 0, 1},
+    {"launch", LAUNCH, 0, 1},
+    {"end", END, 0, 1},
 };
 
 static const struct keyword *find_keyword(const char *word) {
@@ -313,6 +363,10 @@ static int parse_line(struct plan *plan, struct plan_line *line, enum section *s
     const struct keyword *keyword = find_keyword(word);
     if (keyword == NULL) {
         return fail(STATUS_MALFORMED, "plan.txt line %u: unknown keyword '%.40s': rebuild the bundle", line->number, word);
+    }
+    if (plan->version < keyword->since) {
+        return fail(STATUS_MALFORMED, "plan.txt line %u: '%s' came with bundle format %u, the plan says %u: rebuild the bundle",
+                    line->number, word, keyword->since, plan->version);
     }
     bool once = keyword->section == TARGET || keyword->section == DTYPE;
     if (keyword->section < *section || (once && keyword->section == *section)) {
@@ -383,7 +437,7 @@ static int check_complete(const struct plan *plan) {
 
 int plan_parse(struct plan *plan, const char *text, size_t size) {
     memset(plan, 0, sizeof *plan);
-    int status = plan_check_version(text, size);
+    int status = take_version(text, size, &plan->version);
     if (status != STATUS_OK) return status;
     if (size > MAX_PLAN_BYTES) {
         return fail(STATUS_MALFORMED, "plan.txt has %zu bytes, more than the %d allowed: rebuild the bundle", size, MAX_PLAN_BYTES);

@@ -5,7 +5,7 @@
 #include "dtype.h"
 #include "status.h"
 
-enum { PLAN_VERSION = 1 };
+enum { PLAN_VERSION = 2 };
 
 /* Bounds far above any real network, so that a bad plan cannot ask for absurd work. */
 enum {
@@ -19,15 +19,17 @@ enum {
     MAX_ARGUMENTS = 64, /* of one launch */
     MAX_IMAGE_SIDE = 1 << 16,
 };
+enum { PART_ALIGNMENT = 512 }; /* of a part's offset in its buffer, in bytes */
 #define MAX_OBJECT_BYTES ((uint64_t)1 << 32) /* one memory object */
 #define MAX_TOTAL_BYTES ((uint64_t)1 << 36)  /* all of them together */
 
-enum memory_kind { MEMORY_BUFFER, MEMORY_CONSTANT, MEMORY_IMAGE2D, MEMORY_IMAGE2D_ARRAY, MEMORY_CONSTANT_IMAGE2D };
+enum memory_kind { MEMORY_BUFFER, MEMORY_PART, MEMORY_CONSTANT, MEMORY_IMAGE2D, MEMORY_IMAGE2D_ARRAY, MEMORY_CONSTANT_IMAGE2D };
 
 struct plan_memory {
     enum memory_kind kind;
     uint64_t size_bytes;           /* of an image: width * height * depth * texel_bytes */
-    uint64_t offset;               /* in weights.bin, of the constant kinds */
+    uint64_t offset;               /* of the constant kinds in weights.bin, of a part in its buffer */
+    uint32_t buffer;               /* that a part belongs to, an earlier object */
     uint64_t width, height, depth; /* of images; depth is 1 unless it is an array */
     uint32_t texel_bytes;          /* 16: rgba_float, 8: rgba_half */
 };
@@ -70,6 +72,7 @@ struct plan_launch {
 
 struct plan {
     char *text; /* the names point into it */
+    uint32_t version;
     const char *target, *dtype;
     struct plan_memory *memories;
     struct plan_tensor *inputs, *outputs;
@@ -78,7 +81,7 @@ struct plan {
     struct plan_argument *arguments;
     uint32_t memory_count, input_count, output_count, program_count, launch_count, argument_count;
     uint32_t memory_room, input_room, output_room, program_room, launch_room, argument_room;
-    uint64_t memory_bytes; /* of all memory objects */
+    uint64_t memory_bytes; /* of all memory objects; parts are their buffer's */
 };
 
 /* Whether `text` opens with a version this runner reads: STATUS_NEWER, STATUS_TRUNCATED or STATUS_MALFORMED if not. */
@@ -93,6 +96,9 @@ int plan_check_ranges(const struct plan *plan, uint64_t kernels_bytes, uint64_t 
 /* How long those files must be at the least. */
 uint64_t plan_kernels_bytes(const struct plan *plan);
 uint64_t plan_weights_bytes(const struct plan *plan);
+
+/* Whether two memory objects have a byte in common. */
+bool plan_share_bytes(const struct plan *plan, uint32_t one, uint32_t other);
 
 /* A file name without directories, not hidden. */
 bool is_plain_file_name(const char *name);

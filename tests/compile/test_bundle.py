@@ -96,8 +96,8 @@ def edit(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
 def test_a_newer_version_is_refused_before_its_digests_are_looked_at(tmp_path: Path) -> None:
     path = write(tmp_path / "a.clbundle")
     text = (path / "plan.txt").read_text()
-    (path / "plan.txt").write_text(text.replace("structadmm-plan 1", "structadmm-plan 7"))
-    with pytest.raises(UserError, match="format version 7, this program reads up to 1"):
+    (path / "plan.txt").write_text(text.replace("structadmm-plan 2", "structadmm-plan 7"))
+    with pytest.raises(UserError, match="format version 7, this program reads up to 2"):
         read_bundle(path)
 
 
@@ -156,7 +156,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path) -> None:
     from structadmm.errors import InvariantError
 
     plan = small_plan()
-    outside = LaunchPlan(**{**plan.__dict__, "memory": (plan.memory[0], Constant(4096, 128))})
+    outside = LaunchPlan(**{**plan.__dict__, "memory": (plan.memory[0], Constant(4096, 128), *plan.memory[2:])})
     with pytest.raises(InvariantError, match="cannot be read"):
         write(tmp_path / "a.clbundle", outside)
     assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structadmm.errors import InvariantError, UserError
 from tvm_build.launch_plan import (
+    PART_ALIGNMENT,
     Argument,
     Buffer,
     Constant,
@@ -18,6 +21,7 @@ from tvm_build.launch_plan import (
     Launch,
     LaunchPlan,
     MemoryArgument,
+    Part,
     Program,
     SampleInput,
     SampleOutput,
@@ -42,15 +46,19 @@ memories = st.one_of(
 @st.composite
 def plans(draw: st.DrawFn) -> LaunchPlan:
     first = Buffer(draw(st.integers(4096, 10**6)))
-    memory = (first, *draw(st.lists(memories, max_size=6)))
-    shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
-    endpoint = st.builds(Endpoint, st.just(0), st.sampled_from(["float32", "float16", "int32"]), shapes, names)
+    parts = [Part(0, PART_ALIGNMENT * k, draw(st.integers(64, PART_ALIGNMENT))) for k in range(draw(st.integers(0, 8)))]
+    memory = (first, *parts, *draw(st.lists(memories, max_size=6)))
+    # A buffer and a part of it are no arguments of one launch.
+    arguments = range(1 if parts else 0, len(memory))
+    shapes = st.lists(st.integers(1, 2), min_size=1, max_size=4).map(tuple)
+    ends = st.integers(0, len(parts))
+    endpoint = st.builds(Endpoint, ends, st.sampled_from(["float32", "float16", "int32"]), shapes, names)
     inputs = tuple(draw(st.lists(endpoint, min_size=1, max_size=3)))
     outputs = tuple(draw(st.lists(endpoint, min_size=1, max_size=3)))
     options = st.lists(st.sampled_from(["-cl-mad-enable", "-DX=1", "-cl-std=CL1.2"]), max_size=3).map(tuple)
     programs = tuple(draw(st.lists(st.builds(Program, st.integers(0, 10**6), sizes, options), min_size=1, max_size=3)))
     argument: st.SearchStrategy[Argument] = st.one_of(
-        st.builds(MemoryArgument, st.integers(0, len(memory) - 1)),
+        st.builds(MemoryArgument, st.sampled_from(arguments)),
         st.builds(IntArgument, st.integers(-(2**31), 2**31 - 1)),
         st.builds(FloatArgument, floats32),
     )
@@ -89,13 +97,16 @@ def small_plan() -> LaunchPlan:
     return LaunchPlan(
         target="adreno-640",
         dtype="float32",
-        memory=(Buffer(16), Constant(16, 128)),
+        memory=(Buffer(16), Constant(16, 128), Buffer(2048), Part(2, 512, 640), Part(2, 1536, 512), Part(2, 1024, 512)),
         inputs=(Endpoint(0, "float32", (1, 4), "x"),),
         outputs=(Endpoint(0, "float32", (4,), "y"),),
         sample_inputs=(SampleInput(0, "input_0.npy"),),
         sample_outputs=(SampleOutput(0, "output_0.npy", 1e-4),),
         programs=(Program(0, 100, ("-cl-mad-enable",)),),
-        launches=(Launch(0, "relu", (64, 2), (32, 1), 8, 48, "layer1.0.relu", (MemoryArgument(0), IntArgument(-3))),),
+        launches=(
+            Launch(0, "relu", (64, 2), (32, 1), 8, 48, "layer1.0.relu", (MemoryArgument(0), IntArgument(-3))),
+            Launch(0, "add", (64,), (0,), 8, 48, "sum", (MemoryArgument(3), MemoryArgument(4), MemoryArgument(3))),
+        ),
     )
 
 
@@ -107,19 +118,31 @@ def test_a_plan_reads_back_as_it_was_written(plan: LaunchPlan) -> None:
 
 def test_the_text_is_what_the_format_describes() -> None:
     assert write_plan(small_plan()) == (
-        "structadmm-plan 1\n"
+        "structadmm-plan 2\n"
         "target adreno-640\n"
         "dtype float32\n"
         "buffer 0 16\n"
         "constant 1 16 128\n"
+        "buffer 2 2048\n"
+        "part 3 2 512 640\n"
+        "part 4 2 1536 512\n"
+        "part 5 2 1024 512\n"
         "input 0 float32 2 1 4 x\n"
         "output 0 float32 1 4 y\n"
         "sample input 0 input_0.npy\n"
         "sample output 0 output_0.npy 0.0001\n"
         "program 0 0 100 -cl-mad-enable\n"
         "launch 0 relu 2 64 2 32 1 8 48 layer1.0.relu 2 m0 i-3\n"
+        "launch 0 add 1 64 0 8 48 sum 3 m3 m4 m3\n"
         "end\n"
     )
+
+
+def test_a_plan_of_the_first_version_is_read() -> None:
+    lines = write_plan(small_plan()).splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("part") and " add " not in line)
+    plan = replace(small_plan(), memory=small_plan().memory[:3], launches=small_plan().launches[:1])
+    assert read_plan(text.replace("structadmm-plan 2", "structadmm-plan 1")) == plan
 
 
 def test_comments_and_empty_lines_are_ignored() -> None:
@@ -150,16 +173,26 @@ def test_damaged_text_is_refused_or_still_a_valid_plan(plan: LaunchPlan, data: s
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("structadmm-plan 1", "structadmm-plan 2", "format version 2, this program reads up to 1"),
-        ("structadmm-plan 1", "something", "expected `structadmm-plan VERSION` first"),
+        ("structadmm-plan 2", "structadmm-plan 3", "format version 3, this program reads up to 2"),
+        ("structadmm-plan 2", "structadmm-plan 1", "line 7: `part` came with format version 2, the plan's is 1"),
+        ("structadmm-plan 2", "something", "expected `structadmm-plan VERSION` first"),
+        ("part 3 2 512 640", "part 3 2 512", "line 7: expected 3 numbers after the ID, got 2"),
+        ("part 3 2 512 640", "part 3 2 500 640", "memory object 3: offset 500"),
+        ("part 3 2 512 640", "part 3 2 512 0", "memory object 3 is empty"),
+        ("part 3 2 512 640", "part 3 2 512 1537", "memory object 3: ends beyond memory object 2"),
+        ("part 3 2 512 640", "part 3 3 512 640", "memory object 3: part of memory object 3"),
+        ("part 3 2 512 640", "part 3 1 512 640", "part of memory object 1, which is no buffer"),
+        ("part 4 2 1536 512", "part 4 3 0 512", "part of memory object 3, which is no buffer"),
+        ("m3 m4 m3", "m3 m5 m3", "m3 and m5 share bytes"),
+        ("m3 m4 m3", "m2 m4 m3", "m2 and m3 share bytes"),
         ("end\n", "", "last line must be `end`"),
         ("buffer 0 16", "buffer 1 16", "line 4: expected memory ID 0"),
         ("buffer 0 16", "buffer 0 15", "memory is too small"),
-        ("m0", "m2", "memory object 2"),
+        ("m0", "m6", "memory object 6"),
         ("i-3", "i2147483648", "integer 2147483648"),
         ("64 2 32 1", "64 2 33 1", "is no multiple of local size"),
         ("launch 0", "launch 1", "program 1"),
-        ("2 m0 i-3", "3 m0 i-3", "line 11: expected 3 arguments, got 2"),
+        ("2 m0 i-3", "3 m0 i-3", "line 15: expected 3 arguments, got 2"),
         ("constant 1 16 128", "constant 1 16 100", "offset 100"),
         ("target adreno-640\n", "", "target name"),
         ("end\n", "end\nend\n", "nothing may follow `end`"),

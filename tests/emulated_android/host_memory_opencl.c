@@ -26,8 +26,10 @@ enum {
     DEVICE_NOT_FOUND = -1,
     MEM_OBJECT_ALLOCATION_FAILURE = -4,
     PROFILING_INFO_NOT_AVAILABLE = -7,
+    MISALIGNED_SUB_BUFFER_OFFSET = -13,
     INVALID_VALUE = -30,
     INVALID_COMMAND_QUEUE = -36,
+    INVALID_MEM_OBJECT = -38,
     INVALID_BINARY = -42,
     INVALID_KERNEL_NAME = -46,
     INVALID_ARG_INDEX = -49,
@@ -41,7 +43,9 @@ enum {
 
 struct memory {
     size_t size;
-    uint8_t bytes[];
+    uint8_t *bytes; /* of a sub-buffer: its buffer's */
+    struct memory *buffer;
+    int parts; /* sub-buffers that exist */
 };
 
 struct program {
@@ -141,7 +145,9 @@ CL cl_int clGetDeviceIDs(void *platform, uint64_t types, cl_uint room, void **de
 
 CL cl_int clGetDeviceInfo(void *device, cl_uint what, size_t room, void *to, size_t *needed) {
     static const size_t items[3] = {64, 64, 64}, group = 64, none = 0;
-    static const cl_uint one = 1, align_bits = 1024;
+    static const cl_uint one = 1;
+    const char *asked = getenv("DOUBLE_ALIGNMENT_BITS");
+    cl_uint align_bits = asked != NULL ? (cl_uint)strtoul(asked, NULL, 10) : 1024;
     static const cl_ulong type = 1 << 2, bytes = 1 << 26;
     if (device != &the_device) return INVALID_VALUE;
     switch (what) {
@@ -191,12 +197,28 @@ CL void *clCreateCommandQueue(void *context, void *device, uint64_t properties, 
 CL cl_int clReleaseCommandQueue(void *queue) { return queue != NULL ? SUCCESS : INVALID_VALUE; }
 
 CL void *clCreateBuffer(void *context, uint64_t flags, size_t size, const void *content, cl_int *code) {
-    struct memory *memory = context == &the_context && size > 0 ? malloc(sizeof *memory + size) : NULL;
-    *code = memory != NULL ? SUCCESS : MEM_OBJECT_ALLOCATION_FAILURE;
-    if (memory == NULL) return NULL;
+    struct memory *memory = context == &the_context && size > 0 ? calloc(1, sizeof *memory) : NULL;
+    if (memory != NULL) memory->bytes = malloc(size);
+    *code = memory != NULL && memory->bytes != NULL ? SUCCESS : MEM_OBJECT_ALLOCATION_FAILURE;
+    if (*code != SUCCESS) return NULL;
     memory->size = size;
     if (flags & 1 << 5) memcpy(memory->bytes, content, size);
     return memory;
+}
+
+/* The rules of the specification: within a buffer that is no sub-buffer itself, where the device's alignment allows. */
+CL void *clCreateSubBuffer(void *object, uint64_t flags, cl_uint type, const void *info, cl_int *code) {
+    const size_t *region = info; /* origin, size */
+    struct memory *buffer = object;
+    *code = INVALID_VALUE;
+    if (flags != 1 || type != 0x1220 || region[1] == 0) return NULL;
+    if (region[0] > buffer->size || region[1] > buffer->size - region[0]) return NULL;
+    *code = buffer->buffer != NULL ? INVALID_MEM_OBJECT : region[0] % 128 != 0 ? MISALIGNED_SUB_BUFFER_OFFSET : SUCCESS;
+    struct memory *part = *code == SUCCESS ? calloc(1, sizeof *part) : NULL;
+    if (part == NULL) return NULL;
+    *part = (struct memory){region[1], buffer->bytes + region[0], buffer, 0};
+    buffer->parts += 1;
+    return part;
 }
 
 CL void *clCreateImage(void *context, uint64_t flags, const void *format, const void *desc, void *content, cl_int *code) {
@@ -205,7 +227,12 @@ CL void *clCreateImage(void *context, uint64_t flags, const void *format, const 
     return NULL;
 }
 
-CL cl_int clReleaseMemObject(void *memory) {
+/* A driver keeps a buffer as long as it has sub-buffers; here releasing it too early is an error. */
+CL cl_int clReleaseMemObject(void *object) {
+    struct memory *memory = object;
+    if (memory->parts > 0) return INVALID_MEM_OBJECT;
+    if (memory->buffer != NULL) memory->buffer->parts -= 1;
+    if (memory->buffer == NULL) free(memory->bytes);
     free(memory);
     return SUCCESS;
 }
@@ -412,7 +439,7 @@ EXPORTED void *loadOpenCLPointer(const char *name) {
         void *function;
     } functions[] = {
         KNOWN(clGetPlatformIDs), KNOWN(clGetPlatformInfo), KNOWN(clGetDeviceIDs), KNOWN(clGetDeviceInfo), KNOWN(clCreateContext),
-        KNOWN(clReleaseContext), KNOWN(clCreateCommandQueue), KNOWN(clReleaseCommandQueue), KNOWN(clCreateBuffer),
+        KNOWN(clReleaseContext), KNOWN(clCreateCommandQueue), KNOWN(clReleaseCommandQueue), KNOWN(clCreateBuffer), KNOWN(clCreateSubBuffer),
         KNOWN(clCreateImage), KNOWN(clReleaseMemObject), KNOWN(clCreateProgramWithSource), KNOWN(clCreateProgramWithBinary),
         KNOWN(clBuildProgram), KNOWN(clGetProgramInfo), KNOWN(clGetProgramBuildInfo), KNOWN(clReleaseProgram), KNOWN(clCreateKernel),
         KNOWN(clGetKernelInfo), KNOWN(clGetKernelWorkGroupInfo), KNOWN(clSetKernelArg), KNOWN(clReleaseKernel),

@@ -36,7 +36,7 @@ static size_t delete(uint8_t *input, size_t size, size_t at, size_t length) {
 
 static size_t mutate(uint8_t *input, size_t size) {
     static const char *const pieces[] = {"0", "18446744073709551615", "4294967296", "-1", "9223372036854775807", " ", "\n", "\nend\n",
-                                         "m0", "f1e999", "fnan", "i-2147483648", "#", "launch ", "buffer ", "image2d_array ", "../"};
+                                         "m0", "f1e999", "fnan", "i-2147483648", "#", "launch ", "buffer ", "part ", "512", "image2d_array ", "../"};
     size_t at = below(size + 1);
     const char *piece = pieces[below(sizeof pieces / sizeof *pieces)];
     uint8_t copied[256];

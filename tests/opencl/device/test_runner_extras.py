@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from device.errors import RunnerStatus
 from device.runner_build import build_runner, find_compilers
-from tests.hand_made_bundle import RELU, SCALE_ADD, Program, bundle_files, npy_bytes, write_files
+from tests.hand_made_bundle import RELU, SCALE_ADD, Program, bundle_files, npy_bytes, part_files, write_files
 from tests.opencl.device.conftest import RunnerProcess
 
 DOUBLE = Path(__file__).parents[2] / "emulated_android" / "host_memory_opencl.c"
@@ -62,6 +63,26 @@ def test_recorded_and_live_launches_give_the_same_bytes(runner: RunnerProcess, b
         assert outcome.status == 0, outcome
         assert outcome.one("run")["recordings"] == (3 if switch == "on" else 0)
     assert (tmp_path / "on.npy").read_bytes() == (tmp_path / "off.npy").read_bytes()
+
+
+def test_parts_of_a_buffer_are_arguments_of_recorded_launches(runner: RunnerProcess, tmp_path: Path) -> None:
+    bundle = write_files(tmp_path / "parts.clbundle", part_files())
+    for switch, recordings in (("on", 1), ("off", 0)):
+        checked = runner("check", bundle, "--recording", switch)
+        assert checked.status == 0, checked
+        assert checked.one("check")["recordings"] == recordings
+
+
+@pytest.mark.parametrize(("bits", "allowed"), [(0, True), (8 * 512, True), (8 * 1024, False), (8 * 4096, False)])
+def test_a_part_where_the_device_allows_none_is_refused_before_any_memory_is_taken(
+    runner: RunnerProcess, tmp_path: Path, bits: int, allowed: bool
+) -> None:
+    bundle = write_files(tmp_path / "parts.clbundle", part_files())
+    outcome = runner("check", bundle, DOUBLE_ALIGNMENT_BITS=str(bits))
+    assert outcome.status == (0 if allowed else RunnerStatus.DEVICE_LIMIT), outcome
+    if not allowed:
+        assert f"wants multiples of {bits // 8}" in outcome.stderr
+        assert outcome.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["perf-hint", "priority-hint", "recording"])

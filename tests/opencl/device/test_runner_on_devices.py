@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from device.errors import RunnerStatus
-from tests.hand_made_bundle import Program, bundle_files, npy_bytes, scale_add_files
+from tests.hand_made_bundle import Program, bundle_files, npy_bytes, part_files, scale_add_files
 from tests.opencl.device.conftest import DRIVERS, RunnerProcess, WriteBundle
 
 IMAGES = """
@@ -129,6 +129,26 @@ def test_check_accepts_what_the_bundle_expects(runner: RunnerProcess, bundle: Pa
     # A driver may fuse the multiplication and the addition, which moves the last bit of values near 5.
     assert output["max_abs_error"] <= 1e-6
     assert output["max_abs_expected"] == pytest.approx(np.load(bundle / "output_0.npy").max())
+
+
+def test_parts_of_a_buffer_share_its_bytes(runner: RunnerProcess, write_bundle: WriteBundle, tmp_path: Path) -> None:
+    bundle = write_bundle(part_files())
+    outcome = runner("check", bundle, "--device", "0.0")
+    assert outcome.status == 0, outcome
+    # Inputs and outputs in parts, several runs of one plan.
+    x = np.arange(3 * 512, dtype=np.float32) - 700
+    (tmp_path / "x.npy").write_bytes(npy_bytes(x))
+    files = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy", "--samples", 3)
+    assert runner("run", bundle, *files, "--device", "0.0").status == 0
+    expected = np.maximum(x.reshape(3, 512)[:, 128:384] + 2, 0)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy").reshape(3, 256), expected)
+
+
+def test_a_part_that_nothing_wrote_fails_the_check(runner: RunnerProcess, write_bundle: WriteBundle) -> None:
+    files = part_files()
+    files["plan.txt"] = files["plan.txt"].replace(b"part 3 0 2560 1024", b"part 3 0 6144 1024")
+    outcome = runner("check", write_bundle(files), "--device", "0.0")
+    assert outcome.status == RunnerStatus.CHECK, outcome
 
 
 def test_run_agrees_with_numpy_on_an_input_of_ones_own(runner: RunnerProcess, bundle: Path, tmp_path: Path) -> None:

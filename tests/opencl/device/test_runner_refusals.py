@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from device.errors import RunnerStatus
-from tests.hand_made_bundle import npy_bytes, scale_add_files, sums_of, write_files
+from tests.hand_made_bundle import npy_bytes, part_files, scale_add_files, sums_of, write_files
 from tests.opencl.device.conftest import Outcome, RunnerProcess, WriteBundle
 
 FILES = ["SHA256SUMS", "input_0.npy", "kernels.cl", "manifest.json", "output_0.npy", "plan.txt", "weights.bin"]
@@ -26,8 +26,8 @@ def refused(outcome: Outcome, status: RunnerStatus, *said: str) -> None:
         assert text in outcome.stderr
 
 
-def changed_plan(old: str, new: str) -> dict[str, bytes]:
-    files = scale_add_files()
+def changed_plan(old: str, new: str, files: dict[str, bytes] | None = None) -> dict[str, bytes]:
+    files = scale_add_files() if files is None else files
     plan = files["plan.txt"].decode()
     assert old in plan
     files["plan.txt"] = plan.replace(old, new, 1).encode()
@@ -79,8 +79,8 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(blind_runner: RunnerProcess, bu
 
 
 def test_a_newer_format_is_refused_before_anything_else_is_read(blind_runner: RunnerProcess, tmp_path: Path) -> None:
-    (tmp_path / "plan.txt").write_bytes(b"structadmm-plan 2\n\x00\xff nothing that version 1 knows")
-    refused(blind_runner("check", tmp_path), RunnerStatus.NEWER, "format 2 is newer than 1")
+    (tmp_path / "plan.txt").write_bytes(b"structadmm-plan 3\n\x00\xff nothing that version 2 knows")
+    refused(blind_runner("check", tmp_path), RunnerStatus.NEWER, "format 3 is newer than 2")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,49 @@ def test_a_malformed_plan_is_refused_with_its_line(
     blind_runner: RunnerProcess, write_bundle: WriteBundle, old: str, new: str, said: str
 ) -> None:
     refused(blind_runner("check", write_bundle(changed_plan(old, new))), RunnerStatus.MALFORMED, said)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("structadmm-plan 2", "structadmm-plan 1", "line 5: 'part' came with bundle format 2, the plan says 1"),
+        ("part 1 0 0 2048", "part 1 1 0 2048", "the memory ID of a buffer"),
+        ("part 1 0 0 2048", "part 1 7 0 2048", "the memory ID of a buffer"),
+        ("part 1 0 0 2048", "part 2 0 0 2048", "the next memory ID"),
+        ("part 1 0 0 2048", "part 1 0 0 0", "a size in bytes"),
+        ("part 1 0 0 2048", "part 1 0 0", "a size in bytes"),
+        ("part 1 0 0 2048", "part 1 0 0 2048 1", "after its last field"),
+        ("part 1 0 0 2048", "part 1 0 256 2048", "line 5: a part begins at byte 256, expected a multiple of 512"),
+        ("part 1 0 0 2048", "part 1 0 6656 2048", "bytes [6656, +2048) of memory object 0, which is a buffer of 8192"),
+        ("part 1 0 0 2048", "part 1 0 0 4294967296", "of memory object 0, which is a buffer of 8192"),
+        ("part 1 0 0 2048", "part 1 0 4294967296 4294967296", "of memory object 0, which is a buffer of 8192"),
+        ("part 1 0 0 2048", "part 1 0 18446744073709551104 1024", "an offset in the buffer"),
+        ("part 2 0 2048 2048", "part 2 1 0 2048", "of memory object 1, which is no buffer, but something of 2048"),
+        ("buffer 0 8192", "constant 0 8192 0", "which is no buffer"),
+        (
+            "input 1 float32 1 512 x",
+            "input 3 float32 1 512 x",
+            "needs a buffer of 2048 bytes, memory object 3 is one",
+        ),
+        ("m3 m6 m4", "m3 m6 m5", "line 18: m3 and m5 of one launch share bytes"),
+        ("m3 m6 m4", "m3 m6 m0", "m3 and m0 of one launch share bytes"),
+        ("m3 m6 m4", "m2 m3 m4", "m2 and m3 of one launch share bytes"),
+    ],
+)
+def test_a_malformed_part_is_refused_with_its_line(
+    blind_runner: RunnerProcess, write_bundle: WriteBundle, old: str, new: str, said: str
+) -> None:
+    bundle = write_bundle(changed_plan(old, new, part_files()))
+    refused(blind_runner("check", bundle), RunnerStatus.MALFORMED, said)
+
+
+def test_a_plan_with_parts_gets_as_far_as_looking_for_opencl(
+    blind_runner: RunnerProcess, write_bundle: WriteBundle
+) -> None:
+    refused(blind_runner("check", write_bundle(part_files())), RunnerStatus.NO_OPENCL)
+    # One object may be two arguments: nothing is known of what the kernel writes.
+    twice = changed_plan("m3 m6 m4", "m3 m3 m4", part_files())
+    refused(blind_runner("check", write_bundle(twice)), RunnerStatus.NO_OPENCL)
 
 
 def test_a_plan_without_end_whose_digest_agrees_is_truncated(
