@@ -141,7 +141,8 @@ def memory_only(networks: Sequence[str], variants: Sequence[str], work: Path, ou
     )
     worst = {plan: max(row["memory_ratio"][plan] for row in rows) for plan in plans}
     summary = ", ".join(f"{plan} {ratio:.3f}" for plan, ratio in worst.items())
-    text = f"{markdown_table(heads, lines)}\n\nPlanned activations over the most that is alive at one launch. Worst: {summary}."
+    said = f"Planned activations over the most that is alive at one launch. Worst: {summary}."
+    text = f"{markdown_table(heads, lines)}\n\n{said}"
     write_record(
         out,
         made_by="python -m tests.full_networks --memory-only",
