@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from device.target import open_target
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, randomise
 from tests.full_networks import network_of
 from train.models.cifar_resnet import cifar_resnet18
-from tvm_build.bundle import read_bundle
+from tvm_build.bundle import Bundle, read_bundle, write_bundle
 from tvm_build.compile import CompileSummary, compile_onnx
+from tvm_build.launch_plan import PART_ALIGNMENT, Buffer, Memory, MemoryArgument, Part
 
 # The project's bound for float32 on any device, relative to the output's scale: sums in another order, over tens of
 # layers. What is measured is around 1e-6.
@@ -64,6 +66,51 @@ def agrees(runner: Runner, path: Path, shape: tuple[int, ...], **options: str) -
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_the_network_computes_what_onnx_runtime_computes(name: str, runner: Runner, tmp_path: Path) -> None:
     agrees(runner, export(build(name), INPUT_SHAPE, tmp_path / f"{name}.onnx"), INPUT_SHAPE)
+
+
+def with_gaps(path: Path, out: Path, gap: int = 64 * 1024) -> Bundle:
+    """The same bundle with each activation alone between gaps that nothing writes to, but `check`, with NaN."""
+    bundle = read_bundle(path)
+    memory: list[Memory] = [Buffer(gap)]
+    renumbered = {}
+    end = gap
+    for number, item in enumerate(bundle.plan.memory):
+        if isinstance(item, Buffer | Part):
+            memory.append(Part(0, end, item.size))
+            end += item.size + gap + -item.size % PART_ALIGNMENT
+        else:
+            memory.append(item)
+        renumbered[number] = len(memory) - 1
+    memory[0] = Buffer(end)
+    plan = replace(
+        bundle.plan,
+        memory=tuple(memory),
+        inputs=tuple(replace(end, memory=renumbered[end.memory]) for end in bundle.plan.inputs),
+        outputs=tuple(replace(end, memory=renumbered[end.memory]) for end in bundle.plan.outputs),
+        launches=tuple(
+            replace(launch, arguments=tuple(MemoryArgument(renumbered[a.memory]) for a in launch.arguments))  # type: ignore[union-attr]
+            for launch in bundle.plan.launches
+        ),
+    )
+    return write_bundle(
+        out,
+        plan=plan,
+        kernels=bundle.kernels.encode(),
+        weights=(path / "weights.bin").read_bytes(),
+        manifest=bundle.manifest,
+        inputs=[np.load(path / sample.file) for sample in plan.sample_inputs],
+        outputs=[np.load(path / sample.file) for sample in plan.sample_outputs],
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["googlenet", "mobilenet_v2", "resnet18", "unet"])
+def test_no_kernel_uses_what_lies_beside_its_tensors(name: str, dtype: str, runner: Runner, tmp_path: Path) -> None:
+    # Odd sizes: tiles of pixels and blocks of channels hang over.
+    shape = (1, 3, 19, 17) if name != "unet" else INPUT_SHAPE
+    model = export(build(name), shape, tmp_path / f"{name}.onnx")
+    summary = compile_onnx(model, tmp_path / "dense.clbundle", target="opencl-cpu", dtype=dtype)
+    runner.check(with_gaps(summary.path, tmp_path / "gaps.clbundle").path)
 
 
 def zero_columns(model: nn.Module, keep: float) -> nn.Module:

@@ -12,7 +12,7 @@ import pytest
 from device.errors import RunnerStatus
 from device.runner_build import build_runner
 from tests.emulated_android import PIXEL_OPENCL, VENDOR_OPENCL, Emulated, add_opencl, android, missing_requirement
-from tests.hand_made_bundle import scale_add_files, write_files
+from tests.hand_made_bundle import part_files, scale_add_files, write_files
 
 pytestmark = pytest.mark.skipif(bool(missing_requirement()), reason=missing_requirement() or "nothing is missing")
 
@@ -126,6 +126,13 @@ def test_a_bundle_is_checked_with_all_of_qualcomms_extras(phone: Emulated, execu
     assert said["session"]["perf_hint_set"] is True
     assert said["session"]["priority_hint_set"] is True
     assert said["session"]["recording_set"] is True
+    assert said["check"]["recordings"] == 1
+    assert said["check"]["passed"] is True
+
+
+def test_parts_of_a_buffer_are_made_and_recorded(phone: Emulated, executable: Path, tmp_path: Path) -> None:
+    bundle = write_files(tmp_path / "parts.clbundle", part_files())
+    said = events(execute(phone, executable, "check", bundle))
     assert said["check"]["recordings"] == 1
     assert said["check"]["passed"] is True
 
