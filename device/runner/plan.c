@@ -278,8 +278,8 @@ bool plan_share_bytes(const struct plan *plan, uint32_t one, uint32_t other) {
 
 /* OpenCL leaves undefined what becomes of memory that a kernel writes to through one object and uses through another. */
 static int check_disjoint(const struct plan *plan, const struct plan_line *line, const struct plan_launch *launch) {
-    const struct plan_argument *arguments = plan->arguments + launch->first_argument;
-    for (uint32_t i = 0; i < launch->argument_count; i++) {
+    for (uint32_t i = 1; i < launch->argument_count; i++) {
+        const struct plan_argument *arguments = &plan->arguments[launch->first_argument];
         if (arguments[i].kind != ARGUMENT_MEMORY) continue;
         for (uint32_t k = 0; k < i; k++) {
             if (arguments[k].kind != ARGUMENT_MEMORY || arguments[k].memory == arguments[i].memory) continue;
