@@ -64,8 +64,11 @@ def run_stages(
     done: list[str] = []
     try:
         with open_run_directory(out, STAGE_NAMES) as directory:
-            _keep_config(config_path, directory, values if overrides else None)
             context = StageContext(config, directory, device, reporter)
+            for stage in (STAGE_BY_NAME[name] for name in stages if name not in forced):
+                if stage.resumes:
+                    directory.refuse_to_drop(stage.name, stage.inputs(context))
+            _keep_config(config_path, directory, values if overrides else None)
             _require_up_to_date(STAGE_NAMES[: STAGE_NAMES.index(stages[0])], context)
             if "measure" in stages and _will_train(stages, forced, context):
                 _warn_of_absent_phone(context)
@@ -91,7 +94,10 @@ def _run_stage(stage: Stage, context: StageContext, *, force: bool) -> bool:
     else:
         reason = directory.why_run(stage.name, inputs)
     if reason is None:
-        directory.discard_partial(stage.name)
+        if stage.resumes:
+            directory.discard_repetition(stage.name, inputs)
+        else:
+            directory.discard_partial(stage.name)
         reporter.say(f"{stage.name}: up to date")
         return False
     reporter.say(f"{stage.name}: {reason}")

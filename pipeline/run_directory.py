@@ -96,6 +96,29 @@ class RunDirectory:
         _write_record(self.partial_dir(stage), stage, inputs, complete=True)
         self._promote(stage)
 
+    def refuse_to_drop(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Keep what an interrupted attempt at a resumable stage left from being replaced by one with other inputs.
+
+        Raises:
+            UserError: the stage must run, and there is such an attempt that has come as far as writing a file.
+        """
+        partial = self.partial_dir(stage)
+        record = self._record(partial)
+        if record is None or record["fingerprint"] == fingerprint(inputs) or self.why_run(stage, inputs) is None:
+            return
+        if any(path.is_file() and path != partial / RECORD and path.suffix != ".tmp" for path in partial.rglob("*")):
+            raise UserError(
+                f"{partial} holds an unfinished {stage} stage made from something else "
+                f"({_difference(record['inputs'], inputs)}): restore that to go on with it, choose another run "
+                f"directory, or start over with `structadmm {stage} {self.path} --force`"
+            )
+
+    def discard_repetition(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Forget an interrupted attempt to make the finished stage again; one with other inputs stays."""
+        record = self._record(self.partial_dir(stage))
+        if record is None or record["fingerprint"] == fingerprint(inputs):
+            self.discard_partial(stage)
+
     def discard_partial(self, stage: str) -> None:
         """Forget what an interrupted attempt left."""
         _remove_tree(self.partial_dir(stage))

@@ -67,6 +67,30 @@ def test_an_interrupted_stage_resumes_only_with_the_same_inputs(tmp_path: Path) 
         assert not (directory.begin("first", changed(1), resume=True) / "checkpoint").exists()
 
 
+def test_an_interrupted_stage_is_not_dropped_for_one_with_other_inputs(tmp_path: Path) -> None:
+    with open_run_directory(tmp_path, STAGES) as directory:
+        directory.refuse_to_drop("first", INPUTS)
+        out = directory.begin("first", changed(1), resume=True)
+        directory.refuse_to_drop("first", INPUTS)  # it has written nothing yet
+        (out / "checkpoint").write_text("half")
+        directory.refuse_to_drop("first", changed(1))
+        with pytest.raises(UserError, match=r"unfinished first stage .*\(first\.seed: 1 -> 0\).*--force"):
+            directory.refuse_to_drop("first", INPUTS)
+        assert (out / "checkpoint").read_text() == "half"
+
+
+def test_going_back_to_what_is_finished_keeps_an_interrupted_stage_with_other_inputs(tmp_path: Path) -> None:
+    with open_run_directory(tmp_path, STAGES) as directory:
+        finish(directory, "first", INPUTS)
+        out = directory.begin("first", changed(1), resume=True)
+        (out / "checkpoint").write_text("half")
+        directory.refuse_to_drop("first", INPUTS)  # nothing needs to run
+        directory.discard_repetition("first", INPUTS)
+        assert (out / "checkpoint").exists()
+        directory.discard_repetition("first", changed(1))
+        assert not out.exists()
+
+
 def test_a_stage_that_starts_over_finds_an_empty_directory(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
         (directory.begin("second", INPUTS, resume=False) / "half").write_text("x")

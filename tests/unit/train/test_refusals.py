@@ -87,6 +87,25 @@ def test_weights_and_checkpoints_of_another_architecture(
     assert "does not fit the model" in refused(capsys, write(tmp_path / "y.toml", model=model), tmp_path / "other")
 
 
+def test_a_configuration_with_another_architecture_does_not_drop_a_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rounds = [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "lr": 1e30}]
+    run = tmp_path / "run"
+    refused(capsys, write(tmp_path / "x.toml", rounds=rounds), run)  # leaves a checkpoint
+    checkpoint = next(run.glob("**/checkpoint.safetensors"))
+    before, kept = checkpoint.read_bytes(), (run / "config.toml").read_text()
+    wider = {"entry": "tests.unit.train.tiny:resnet", "kwargs": {"width": 8}}
+    line = refused(capsys, write(tmp_path / "y.toml", rounds=rounds, model=wider), run)
+    assert "train.model.kwargs.width: unset -> 8" in line
+    assert checkpoint.read_bytes() == before
+    assert (run / "config.toml").read_text() == kept
+    # Asked for by name, training starts over: a good configuration completes in the same directory.
+    config = write(tmp_path / "y.toml", model=wider)
+    assert run_command_line(["train", str(run), "--config", str(config), "--force"]) == 0
+    assert load_file(run / "train" / "pruned.safetensors")["conv1.weight"].shape[0] == 8
+
+
 def test_data_that_was_tampered_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     batches = tmp_path / "cifar-10-batches-py"
     batches.mkdir()
