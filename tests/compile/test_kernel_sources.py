@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -104,6 +105,23 @@ def test_convolutions_read_and_write_vectors_only(op: Conv2d) -> None:
 def test_a_tile_of_a_large_layer_makes_at_least_eight_multiply_adds_of_each_load() -> None:
     for op in (CONV, BLOCKS):
         assert estimate(op, default_schedule(op, ADRENO), ADRENO).macs_per_load >= 8
+
+
+@pytest.mark.parametrize("gather", ["lanes", "blocks"])
+def test_a_layer_without_some_columns_holds_and_multiplies_the_others_alone(gather: Literal["lanes", "blocks"]) -> None:
+    # Trap: zero columns left in a dense convolution make it smaller on paper and no faster. Every weight that the
+    # kernel holds is multiplied once for each pixel, and each step of its reduction is an entry of the offset table.
+    for op in (SPARSE, BLOCKS):
+        assert op.columns is not None
+        case, _, _ = make_case(op)
+        schedule = replace(default_schedule(op, ADRENO), gather=gather)
+        whole = gather == "blocks" and op is SPARSE  # every fourth column: each block of four channels has one
+        built = build_kernel(op, case.constants, ADRENO, schedule)
+        columns = 576 if whole else len(op.columns)
+        assert built.constants["weight"].size == 64 * columns
+        assert np.count_nonzero(built.constants["weight"]) == 64 * len(op.columns)
+    case, _, _ = make_case(CONV)
+    assert build_kernel(CONV, case.constants, ADRENO).constants["weight"].size == 64 * 576
 
 
 def test_the_source_of_a_layer_does_not_grow_with_its_channels() -> None:

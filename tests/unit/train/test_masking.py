@@ -117,6 +117,29 @@ def test_a_dead_filter_emits_exactly_zero_behind_its_batch_norm(structure: Liter
         assert outputs["bn"][:, ~dead].any()
 
 
+def test_scale_and_shift_of_a_batch_norm_count_in_the_rank_of_their_filter_and_are_driven_to_zero_with_it() -> None:
+    # Trap: BatchNorm divides by the filter's deviation, so that weights alone say nothing about what a filter emits.
+    model = fresh()
+    parameters = dict(model.named_parameters())
+    weight, scale, shift = (parameters[f"layer3.0.{name}"] for name in ("conv1.weight", "bn1.weight", "bn1.bias"))
+    with torch.no_grad():
+        weight.fill_(1.0)  # all filters alike: those of lower index would stay
+        scale.copy_(torch.arange(len(scale)) % 4)
+        shift.copy_(torch.arange(len(shift)) % 2 * 10)
+    for structure, expected in (("filter", torch.arange(32) % 2 == 1), ("channel", None)):
+        chosen = plan(RoundConfig.model_validate({"structure": structure, "sparsity": 0.5}))
+        (group,) = (c for c in chosen.constraints if c.name == "layer3.0.conv1")
+        driven = {"layer3.0.conv1.weight", "layer3.0.bn1.weight", "layer3.0.bn1.bias"}
+        if expected is None:
+            # Readers' channels are one and the same function of the input whatever scale they are read at.
+            assert not driven & set(group.parameters)
+            continue
+        assert set(group.parameters) == driven
+        kept = group.project({name: parameters[name].detach() for name in driven}, {}).kept
+        assert kept is not None
+        assert torch.equal(kept, expected)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet", "unet", "alexnet"])
 def test_channels_that_a_filter_round_masks_change_nothing(name: str) -> None:
     # The consumers' weights for dead channels multiply exact zeros: with and without them the output is the same.
