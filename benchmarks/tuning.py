@@ -49,7 +49,7 @@ def tune(networks: list[Path], database: Path, measurer: LocalMeasurer, trials_p
     """A session over all layers that matter, or the rest of it."""
     gpu = gpu_by_name(TARGET)
     tasks = extract_tasks([fused_network(path, gpu, FLOAT32) for path in networks], gpu, FLOAT32)
-    groups = len({task.group for task in tasks})
+    groups = len({use.group for task in tasks for use in task.uses})
     return run_session(
         tasks,
         database,

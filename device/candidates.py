@@ -36,7 +36,6 @@ from tvm_build.tuning.measurer import (
 )
 
 __all__ = [
-    "TIDY_EVERY",
     "TIMED_LAYER",
     "CandidateOutcome",
     "CandidateTimes",
@@ -63,7 +62,7 @@ class Trial:
     Attributes:
         runs: timed inferences behind the times.
         warmup_runs: at least so many before.
-        timeout_s: for the check, and again for the timing, driver's compilation included; then it is killed.
+        timeout_s: for all of it, check and times, the driver's compilation included; then it is killed.
     """
 
     runs: int = 15
@@ -71,22 +70,9 @@ class Trial:
     timeout_s: float = 60.0
 
 
-TIDY_EVERY = 100
-"""Candidates after which their binaries are removed from the device: `candidate_runner` again."""
-
-
 def candidate_runner(target: Target) -> Runner:
-    """A runner for candidates; the binaries of those before are removed.
-
-    A candidate is built for its check and again for its times: the driver's binaries save the second time. No later
-    session meets it again, so they lie in the target's own directory for this one.
-
-    Raises:
-        DeviceError: the target does not do as it is told.
-    """
-    programs = f"{target.workdir()}/programs"
-    target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
-    return Runner(target, program_cache=programs)
+    """A runner for candidates: each is built once and never met again, so nothing is kept of it."""
+    return Runner(target, use_program_cache=False)
 
 
 class LocalMeasurer:
@@ -96,13 +82,12 @@ class LocalMeasurer:
         self.target = target
         self._trial = trial or Trial()
         self._facts: DeviceFacts | None = None
-        self._runner: Runner | None = None
-        self._tried = 0
+        self._runner = candidate_runner(target)
 
     def device_facts(self) -> DeviceFacts:
         """The target's OpenCL device."""
         if self._facts is None:
-            self._facts = facts_of_target(Runner(self.target))
+            self._facts = facts_of_target(self._runner)
         return self._facts
 
     def workers(self) -> int:
@@ -117,9 +102,6 @@ class LocalMeasurer:
         """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
-            if self._runner is None or self._tried % TIDY_EVERY == 0:
-                self._runner = candidate_runner(self.target)
-            self._tried += 1
             outcome = try_candidate(self._runner, bundle, self._trial, key)
             yield index, outcome
             if outcome.status == "lost":
@@ -132,7 +114,7 @@ class LocalMeasurer:
 
 
 def try_candidate(runner: Runner, bundle: Path, trial: Trial, device: str) -> CandidateOutcome:
-    """Check one candidate and, if it is right, time it.
+    """Check one candidate and, if it is right, time it; one process does both.
 
     Args:
         runner: on the device.
@@ -148,8 +130,9 @@ def try_candidate(runner: Runner, bundle: Path, trial: Trial, device: str) -> Ca
         return CandidateOutcome(status=status, message=" ".join(str(error).split())[:500], device=device)
 
     try:
-        runner.check(bundle, timeout_s=trial.timeout_s)
-        profile = runner.profile(bundle, runs=trial.runs, warmup_runs=trial.warmup_runs, timeout_s=trial.timeout_s)
+        profile = runner.profile(
+            bundle, runs=trial.runs, warmup_runs=trial.warmup_runs, check=True, timeout_s=trial.timeout_s
+        )
     except CheckError as error:
         return ended("wrong", error)
     except TargetTimeoutError as error:

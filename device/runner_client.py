@@ -136,14 +136,7 @@ class Runner:
             CheckError: an output differs by more than its tolerance, or is not finite.
             RunnerError: the bundle is damaged or cannot run.
         """
-        path = self._push(bundle)
-        try:
-            output = self._call(["check", path, *self._options()], timeout_s, retry=True)
-        except RunnerError as error:
-            if error.status is RunnerStatus.CHECK:
-                raise CheckError(f"{bundle}: {error}") from None
-            raise
-        return output.one("check", Check)
+        return self._checked(bundle, ["check"], timeout_s).one("check", Check)
 
     def run(self, bundle: Path, inputs: Sequence[Array], *, samples: int = 1) -> RunResult:
         """One inference, or many in one process.
@@ -232,7 +225,14 @@ class Runner:
         return BenchResult(output.one("session", Session), rounds, tuple(times), watched)
 
     def profile(
-        self, bundle: Path, *, runs: int = 20, warmup_runs: int = 3, warmup_ms: int = 0, timeout_s: float = 3600.0
+        self,
+        bundle: Path,
+        *,
+        runs: int = 20,
+        warmup_runs: int = 3,
+        warmup_ms: int = 0,
+        check: bool = False,
+        timeout_s: float = 3600.0,
     ) -> ProfileResult:
         """Time each launch by the device's own clock.
 
@@ -241,12 +241,27 @@ class Runner:
             runs: inferences; medians are over them.
             warmup_runs: at least so many before.
             warmup_ms: and at least so long.
+            check: first do what `check` does, in the same process.
             timeout_s: for all of it.
+
+        Raises:
+            CheckError: with `check`, an output is wrong; nothing was timed then.
         """
         counts = _counts(runs=runs, warmup_runs=warmup_runs, warmup_ms=warmup_ms)
-        output = self._call(["profile", self._push(bundle), *counts, *self._options()], timeout_s, retry=True)
+        words = ["profile", *counts, "--check", "on" if check else "off"]
+        output = self._checked(bundle, words, timeout_s)
         launches = tuple(output.all("launch", LaunchTime))
         return ProfileResult(output.one("session", Session), output.one("profile", ProfileSummary), launches)
+
+    def _checked(self, bundle: Path, words: Sequence[str], timeout_s: float) -> Output:
+        """Run a command on one bundle whose outputs it may find wrong."""
+        path = self._push(bundle)
+        try:
+            return self._call([words[0], path, *words[1:], *self._options()], timeout_s, retry=True)
+        except RunnerError as error:
+            if error.status is RunnerStatus.CHECK:
+                raise CheckError(f"{bundle}: {error}") from None
+            raise
 
     def _push(self, bundle: Path) -> str:
         if not bundle.is_dir():

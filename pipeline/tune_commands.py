@@ -80,8 +80,9 @@ def tune(
         tasks = extract_tasks([fused_network(path, gpu, precision) for path in networks], gpu, precision)
         if not tasks:
             raise UserError(f"{model} has no layer whose schedule can be tuned: compile it without a database")
-        wanted = TRIALS_PER_LAYER * len(tasks) if trials is None else trials
-        reporter.say(f"{len(tasks)} distinct layers, {wanted} trials, on {facts.key} ({facts.kind})")
+        layers = len({use.group for task in tasks for use in task.uses})
+        wanted = TRIALS_PER_LAYER * layers if trials is None else trials
+        reporter.say(f"{layers} distinct layers, {len(tasks)} launches, {wanted} trials, on {facts.key} ({facts.kind})")
         result = run_session(
             tasks,
             out,
@@ -111,20 +112,21 @@ def show(
         typer.echo(json.dumps({"schema": 1, "layers": rows}, indent=2))
         return
     print_table(
-        ("device", "dtype", "layer", "schedule", "trials", "failed", "best ms"),
+        ("device", "dtype", "launch", "schedule", "computed as", "trials", "failed", "best ms"),
         [
             (
                 row["device"],
                 row["dtype"],
                 row["layer"],
                 row["schedule"],
+                row["form"] or "",
                 str(row["trials"]),
                 str(row["failed"]),
                 "" if row["best_ms"] is None else f"{row['best_ms']:.4f}",
             )
             for row in rows
         ],
-        left=4,
+        left=5,
     )
 
 
@@ -247,8 +249,13 @@ def _session_json(result: SessionResult) -> dict[str, Any]:
         "statuses": result.statuses,
         "default_ms": result.default_ms,
         "curve_ms": list(result.curve_ms),
+        "forms": [
+            {"layers": list(found.layers), "form": found.form, "forms_ms": dict(found.forms_ms)}
+            for found in result.layers
+        ],
         "layers": [
             {
+                "form": task.task.forms,
                 "layers": list(task.task.layers),
                 "trials": task.trials,
                 "default_ms": task.default_ms,
@@ -266,10 +273,11 @@ def _print_session(result: SessionResult, out: Path) -> None:
 
     kind = result.device.kind
     print_table(
-        ("layers", "schedule", "trials", f"untuned ms ({kind})", f"best ms ({kind})", "ratio"),
+        ("layers", "part of", "schedule", "trials", f"untuned ms ({kind})", f"best ms ({kind})", "ratio"),
         [
             (
                 ", ".join(task.task.layers[:2]) + (f" and {task.task.count - 2} more" if task.task.count > 2 else ""),
+                task.task.forms,
                 "" if task.best is None else describe(task.best),
                 str(task.trials),
                 "" if task.default_ms is None else f"{task.default_ms:.4f}",
@@ -278,8 +286,14 @@ def _print_session(result: SessionResult, out: Path) -> None:
             )
             for task in result.tasks
         ],
-        left=2,
+        left=3,
     )
+    for found in result.layers:
+        if len(found.forms_ms) > 1:
+            times = ", ".join(
+                f"{form} {ms:.4f}" for form, ms in sorted(found.forms_ms.items(), key=lambda item: item[1])
+            )
+            typer.echo(f"{', '.join(found.layers)}: {times} ms")
     failed = {status: count for status, count in result.statuses.items() if status != "ok"}
     failures = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(failed.items()))
     typer.echo(

@@ -36,10 +36,9 @@ from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
-from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.stored import Memory
-from tvm_build.kernels.winograd import input_loads, output_loads
+from tvm_build.kernels.winograd import TransformSchedule, input_loads, output_loads
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -371,8 +370,8 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
     )
 
 
-def _transform(op: WinogradInput | WinogradOutput, schedule: FlatSchedule) -> _Work:
-    """A work-item has one row of a tile: it reads rows of n vectors, adds them up, and stores a row."""
+def _transform(op: WinogradInput | WinogradOutput, schedule: TransformSchedule) -> _Work:
+    """A work-item has one row of its tiles, or all: it reads rows of n vectors, adds them up, and stores rows."""
     n = op.tile + 2
     tiles = op.batch * blocks(op.channels) * op.tiles_y * op.tiles_x
     if isinstance(op, WinogradInput):
@@ -381,24 +380,32 @@ def _transform(op: WinogradInput | WinogradOutput, schedule: FlatSchedule) -> _W
     else:
         rows, reads, stores, pixels = op.tile, output_loads(op.tile), op.tile, op.out_height * op.out_width
         predicated = 0.0
+    # Multiplied by few numbers other than one; the second matrix is as dense as the first.
+    macs = reads + reads * stores / n
+    accumulators = n
+    if schedule.whole:
+        rows, reads, stores, macs, predicated = 1, n * n, rows * stores, rows * macs, n * n if predicated else 0.0
+        accumulators = n * n
+    # Reads of the image are of single vectors; those of elements, and all arithmetic, of as many as the tiles have.
+    across = schedule.tiles
     residual = stores if isinstance(op, WinogradOutput) and op.has_residual else 0
     texels = (reads if "input0" in op.images else 0) + (residual if "residual" in op.images else 0)
+    narrow, wide = (reads, stores) if isinstance(op, WinogradInput) else (stores + residual, reads)
     image_vectors = op.batch * blocks(op.channels) * pixels
     return _Work(
-        items=tiles * rows,
-        groups=ceil_div(tiles, schedule.local) * rows,
-        # Multiplied by few numbers other than one; the second matrix is as dense as the first.
-        vector_macs=reads + reads * stores / n,
-        loads=reads + residual + stores - texels,
+        items=tiles // across * rows,
+        groups=ceil_div(tiles // across, schedule.local) * rows,
+        vector_macs=macs,
+        loads=narrow + wide / across - texels,
         texels=texels,
         narrow_loads=0.0,
         predicated=0.0 if "input0" in op.images else predicated,
-        lanes=4,
-        accumulators=n,
+        lanes=4 * across,
+        accumulators=accumulators,
         spreads=0.0,
         inputs_held=1,
         tile_weight_bytes=0,
-        registers=n + 2 + _ADDRESS_REGISTERS,
+        registers=accumulators * across + 2 + _ADDRESS_REGISTERS,
         local_bytes=0,
         memory_bytes=16 * (n * n * tiles + image_vectors * (2 if residual else 1)),
     )

@@ -11,6 +11,7 @@ from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.kernels.winograd import TransformSchedule
 from tvm_build.lowered import KernelLaunch
 
 
@@ -21,7 +22,7 @@ class ExplainedLaunch:
     Attributes:
         layer: the source network's name for it.
         kernel: the OpenCL kernel's name.
-        schedule: how it is tiled, in words.
+        schedule: how it is tiled, in words, after the form of a layer that takes several launches.
         memory: what of it lies in images and constant memory, in words.
         fallbacks: what does not for its size, with the reason.
         flops: that it must do at the least.
@@ -108,6 +109,9 @@ def describe(schedule: Any) -> str:
             looped = "" if schedule.unroll_rows else ", rows looped"
             lanes = ", by lanes" if schedule.gather == "lanes" else ""
             return f"{tile}{split}, group {schedule.local}x{schedule.local_channels}{looped}{lanes}"
+        case TransformSchedule():
+            tiles = f"{schedule.tiles} tiles, " if schedule.tiles > 1 else ""
+            return f"{tiles}{'all rows' if schedule.whole else 'a row'}, group {schedule.local}"
         case DenseSchedule():
             return f"{schedule.lanes} features, split {schedule.split}, group {schedule.tiles}x{schedule.split}"
         case MeanSchedule():
@@ -123,7 +127,7 @@ def _explained(launch: KernelLaunch) -> ExplainedLaunch:
     return ExplainedLaunch(
         layer=launch.layer,
         kernel=launch.kernel.name,
-        schedule=describe(launch.schedule),
+        schedule=", ".join(filter(None, (launch.form, describe(launch.schedule)))),
         memory=launch.memory,
         fallbacks=launch.fallbacks,
         flops=launch.flops,

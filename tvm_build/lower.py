@@ -24,6 +24,7 @@ from tvm_build.ops import Operator
 from tvm_build.precision import FLOAT32, Precision
 from tvm_build.relax_lowering import generic_passes, lower_relax
 from tvm_build.storage import roles, where_it_lies, why_no_image
+from tvm_build.winograd import form_of_launch
 
 if TYPE_CHECKING:
     from tvm_build.tuning.tuned import TunedSchedules
@@ -138,6 +139,7 @@ class _Lowering:
                 cost=cost,
                 measured_us=None if found is None else found.measured_us,
                 memory=where_it_lies(op, built.schedule),
+                form=form_of_launch(op),
                 fallbacks=self._fallbacks(node, built.schedule),
             )
         )

@@ -30,6 +30,7 @@ class KernelLaunch:
         cost: what the cost model counts for one of our kernels.
         measured_us: what the tuning database says that it takes, if its schedule is from there.
         memory: what of it lies elsewhere than in buffers, in words.
+        form: of a layer that takes several launches, such as Winograd's, in words.
         fallbacks: what would lie in an image if it were smaller, each with its reason.
     """
 
@@ -44,6 +45,7 @@ class KernelLaunch:
     cost: KernelCost | None = None
     measured_us: float | None = None
     memory: str = ""
+    form: str = ""
     fallbacks: tuple[str, ...] = ()
 
 

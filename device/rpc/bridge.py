@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from device.adb_target import AdbTarget
 from device.candidates import (
-    TIDY_EVERY,
     CandidateOutcome,
     DeviceFacts,
     Trial,
@@ -62,7 +61,10 @@ _HOUSEKEEPING_S = 180.0
 """For anything else between two candidates."""
 
 _AROUND_TRIAL_S = 120.0
-"""For a candidate's way to the device, beyond its two time-outs."""
+"""For a candidate's way to the device, beyond its time-out."""
+
+_TIDY_EVERY = 100
+"""Candidates after which a phone is tidied up."""
 
 
 class DeviceLostError(Exception):
@@ -232,7 +234,7 @@ class Bridge:
                 partner.frames.send(answer)
                 if lost:
                     raise DeviceLostError(lost)
-                if self._tried >= tried + TIDY_EVERY:
+                if self._tried >= tried + _TIDY_EVERY:
                     runner, tried = self._session_runner(device), self._tried
         except FrameTimeoutError:
             self._say("a session's process stopped in the middle of a message: killed")
@@ -270,7 +272,7 @@ class Bridge:
         return answer, (outcome.message or "no word from it") if outcome.status == "lost" else ""
 
     def _try(self, device: OpenDevice, runner: Runner, bundle: Path, trial: Trial) -> CandidateOutcome:
-        self._expect(2 * trial.timeout_s + _AROUND_TRIAL_S, "trying a candidate")
+        self._expect(trial.timeout_s + _AROUND_TRIAL_S, "trying a candidate")
         try:
             return try_candidate(runner, bundle, trial, device.facts.key)
         except RunnerError as error:

@@ -52,7 +52,7 @@ class Link:
             LinkError: nothing is known about it.
             UserError: the server refuses it; every other server would.
         """
-        answer = self._call({"trial": trial_to_json(trial)}, archive, 2 * trial.timeout_s + _BEYOND_TRIAL_S)
+        answer = self._call({"trial": trial_to_json(trial)}, archive, trial.timeout_s + _BEYOND_TRIAL_S)
         if "refused" in answer:
             raise UserError(f"{self.server} refused a candidate: {' '.join(str(answer['refused']).split())[:300]}")
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from device.rpc.frames import Frames
 
@@ -18,9 +20,17 @@ class Partner:
         module: run as `python -m MODULE FD... FD`, the last file descriptor being its end of the socket pair.
         handed_over: sockets whose descriptors it inherits, in this order before the last.
         max_payload: see `Frames`.
+        scratch: where it puts temporary files; None: where everybody does.
     """
 
-    def __init__(self, module: str, *, handed_over: Sequence[socket.socket] = (), max_payload: int) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        handed_over: Sequence[socket.socket] = (),
+        max_payload: int,
+        scratch: Path | None = None,
+    ) -> None:
         ours, theirs = socket.socketpair()
         descriptors = [sock.fileno() for sock in (*handed_over, theirs)]
         try:
@@ -30,6 +40,7 @@ class Partner:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                env=None if scratch is None else {**os.environ, "TMPDIR": str(scratch)},
             )
         except BaseException:
             ours.close()

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 
@@ -48,10 +50,16 @@ def supervise(config: ServeConfig, reporter: Reporter) -> bool:
     Raises:
         UserError: the bridge says that it cannot go on.
     """
+    # A bridge that is killed tidies nothing up.
+    with tempfile.TemporaryDirectory(prefix="structadmm-bridge-", ignore_cleanup_errors=True) as scratch:
+        return _supervise(config, reporter, Path(scratch))
+
+
+def _supervise(config: ServeConfig, reporter: Reporter, scratch: Path) -> bool:
     others = set(psutil.Process().children())
     registered = False
     doing = "starting"
-    bridge = Partner("device.rpc.bridge", max_payload=0)
+    bridge = Partner("device.rpc.bridge", max_payload=0, scratch=scratch)
     try:
         bridge.frames.send(config.model_dump(mode="json"))
         within_s = _START_S

@@ -83,13 +83,17 @@ static int report(const struct options *options, const struct network *network, 
                 worst->name, by->max_abs_error, (unsigned long long)by->not_finite, worst->tolerance, network->session->device.name);
 }
 
-int command_check(const struct options *options, const struct session *session, const struct bundle *bundle) {
+int check_network(const struct options *options, const struct network *network) {
     struct difference differences[MAX_TENSORS] = {0};
+    int status = run_twice(network, differences);
+    return status != STATUS_OK ? status : report(options, network, differences);
+}
+
+int command_check(const struct options *options, const struct session *session, const struct bundle *bundle) {
     struct network network;
     int status = network_open(&network, session, bundle, options->cache);
     if (status != STATUS_OK) return status;
-    status = run_twice(&network, differences);
-    if (status == STATUS_OK) status = report(options, &network, differences);
+    status = check_network(options, &network);
     network_close(&network);
     return status;
 }

@@ -20,6 +20,9 @@ int command_check(const struct options *options, const struct session *session, 
 int command_bench(const struct options *options, const struct session *session, const struct bundle *bundles);
 int command_profile(const struct options *options, const struct session *session, const struct bundle *bundle);
 
+/* Runs the sample twice and prints the `check` line; STATUS_CHECK where an output is not what the bundle expects. */
+int check_network(const struct options *options, const struct network *network);
+
 /* What was loaded and built, as members of the JSON object that is open. */
 void print_preparation(const struct options *options, const struct network *network);
 

@@ -21,6 +21,7 @@ const char help_text[] =
     "  --runs N           bench, profile: timed runs of each bundle (200; profile 20)\n"
     "  --warmup-runs N    bench, profile: at least N runs of each bundle before any is timed (10; profile 3)\n"
     "  --warmup-ms MS     bench, profile: and at least MS milliseconds of them in all (200; profile 0)\n"
+    "  --check X          profile: on or off: first what `check` does, and no times where that fails (off)\n"
     "  --rest-ms MS       bench: sleep between rounds (0)\n"
     "  --watch FILE       bench: print the number that FILE holds between rounds, such as a clock; up to 8 times\n"
     "  --hot-above N      bench: rest before a round while the first --watch file holds more than N (0: never)\n"
@@ -116,6 +117,7 @@ static int set_option(struct options *options, const char *name, const char *val
         if (strcmp(name, switches[i].name) != 0 || (command & (RUN | CHECK | BENCH | PROFILE)) == 0) continue;
         return parse_switch(name, value, switches[i].value);
     }
+    if (strcmp(name, "--check") == 0 && command == PROFILE) return parse_switch(name, value, &options->check);
     if (strcmp(name, "--watch") == 0 && command == BENCH) return add_watched(options, value);
     if (strcmp(name, "--input") == 0 && command == RUN) return add_file(name, value, options->inputs, &options->input_count);
     if (strcmp(name, "--output") == 0 && command == RUN) return add_file(name, value, options->outputs, &options->output_count);

@@ -19,6 +19,7 @@ struct options {
     uint32_t watched_count;
     const char *device, *cache; /* NULL when not given */
     struct extras extras;
+    bool check; /* before a profile, in the same process */
     uint64_t runs, warmup_runs, warmup_ms, rest_ms, seed, launch_runs, samples;
     uint64_t hot_above, hot_until, hot_rest_ms; /* of the first watched file; 0: never hot */
 };

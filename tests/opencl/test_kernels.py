@@ -20,6 +20,7 @@ from tests.kernel_references import ACTIVATIONS, make_case
 from tvm_build.gpu import gpu_by_name, with_memory
 from tvm_build.kernel_bundle import write_kernel_bundle
 from tvm_build.kernels import candidates
+from tvm_build.kernels.winograd import TransformSchedule
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -263,9 +264,21 @@ def test_small_weights_and_tables_of_offsets_lie_in_constant_memory(runner: Runn
 def test_the_parts_of_a_winograd_convolution_match_float64(runner: Runner, tile: int, tmp_path: Path) -> None:
     cases: list[tuple[Operator, Any]] = []
     op = Conv2d(2, 10, 9, 11, 7, (3, 3), padding=(1, 1, 0, 2), activation="hard_swish", has_residual=True)
-    for part in winograd_parts(op, tile):
+    for part in winograd_parts(op, tile).launches:
         cases += [(stored, None) for stored in (part, with_images(part, c4_roles(part)))]
     check(runner, tmp_path, cases, "adreno-640")
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_transforms_of_several_tiles_and_of_all_rows_match_float64(runner: Runner, tile: int, tmp_path: Path) -> None:
+    cases: list[tuple[Operator, Any]] = []
+    # Four tiles in a row; the last row and the last column of tiles hang over the edge.
+    op = Conv2d(2, 10, 9, 4 * tile, 7, (3, 3), padding=(1, 1, 0, 1), activation="relu6", has_residual=True)
+    for part in winograd_parts(op, tile).launches:
+        if not isinstance(part, Conv2d):
+            shapes = [(local, tiles, whole) for local in (1, 3) for tiles in (1, 2, 4) for whole in (False, True)]
+            cases += [(part, TransformSchedule(*shape)) for shape in shapes]
+    check(runner, tmp_path, cases, "opencl-cpu")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
 
 import tvm_build.tuning.session
 from device.candidates import LocalMeasurer, Trial
@@ -20,15 +21,19 @@ from tests.compile.onnx_models import conv, save, weights
 from tvm_build.compile import compile_onnx
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import gpu_by_name
-from tvm_build.kernels import build_kernel
+from tvm_build.kernels import build_kernel, default_schedule
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, with_images
 from tvm_build.precision import FLOAT32, PRECISIONS, Precision
 from tvm_build.tuning.candidate_bundle import guard_bytes, write_candidate_bundle
-from tvm_build.tuning.database import read_database
+from tvm_build.tuning.database import TrialRecord, read_database
 from tvm_build.tuning.expected import task_data
-from tvm_build.tuning.measurer import CandidateOutcome
+from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes
+from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.session import run_session
+from tvm_build.tuning.summary import summarize
+from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks, fused_network
+from tvm_build.winograd import parts as winograd_parts
 
 CPU = gpu_by_name("opencl-cpu")
 # A candidate that hangs costs this long; the others get all the time they need on a busy machine.
@@ -84,12 +89,18 @@ def outcomes(measurer: LocalMeasurer, bundles: list[Path]) -> list[CandidateOutc
 def test_right_candidates_of_every_kind_pass_their_proof(measurer: LocalMeasurer, tmp_path: Path) -> None:
     conv = Conv2d(1, 10, 6, 7, 9, (3, 3), padding=(1, 1, 1, 1), activation="relu", has_residual=True)
     joined = Conv2d(1, 8, 6, 6, 8, (3, 3), padding=(1, 1, 1, 1), shortcut=Conv2d(1, 5, 6, 6, 8, (1, 1)))
+    tiles, product, sums = winograd_parts(replace(conv, in_width=8), 2).launches
     sparse = Conv2d(1, 8, 6, 6, 12, (3, 3), padding=(1, 1, 1, 1), columns=tuple(range(0, 72, 2)))
     imaged = with_images(conv, ["input0", "output", "residual"])
     cases: list[tuple[Operator, Precision, str]] = [
         (conv, FLOAT32, "opencl-cpu"),
         (joined, FLOAT32, "opencl-cpu"),
         (sparse, FLOAT32, "opencl-cpu"),
+        (tiles, FLOAT32, "opencl-cpu"),
+        (product, FLOAT32, "opencl-cpu"),
+        (sums, FLOAT32, "opencl-cpu"),
+        (with_images(tiles, ["input0", "output"]), FLOAT32, "adreno-640"),
+        (with_images(sums, ["input0", "output", "residual"]), FLOAT32, "adreno-640"),
         (Dense(1, 37, 10, activation="silu"), FLOAT32, "opencl-cpu"),
         (Dense(1, 24, 10, input_is_c4=True, pooled_pixels=9), FLOAT32, "adreno-640"),
         (GlobalAverage(1, 6, 5, 5), FLOAT32, "adreno-640"),
@@ -143,7 +154,9 @@ def test_a_session_survives_every_kind_of_bad_candidate_and_tunes_a_right_networ
     }
     model = save(tmp_path / "model.onnx", nodes, {"x": [1, 8, 8, 8]}, ["z"], constants)
     (first,) = (
-        task for task in extract_tasks([fused_network(model, CPU, FLOAT32)], CPU, FLOAT32) if task.layers == ("a",)
+        task
+        for task in extract_tasks([fused_network(model, CPU, FLOAT32)], CPU, FLOAT32)
+        if (task.layers, task.forms) == (("a",), "direct")
     )
     crimes = list(SABOTAGE.values())
     floats = 16 * 8 * 8
@@ -178,6 +191,49 @@ def test_a_session_survives_every_kind_of_bad_candidate_and_tunes_a_right_networ
     assert launches["a"].measured_us is not None
     assert launches["b"].measured_us is None
     assert Runner(measurer.target).check(tmp_path / "net.clbundle").passed
+
+
+@pytest.mark.parametrize("winner", ["direct", "Winograd F(2, 3)", "Winograd F(4, 3)"])
+def test_the_form_that_was_fastest_is_compiled_and_named(measurer: LocalMeasurer, winner: str, tmp_path: Path) -> None:
+    """A residual block whose second convolution takes the shortcut's into its own launch, unless it is Winograd's."""
+    nodes = [
+        conv("a", "x", "t", pads=[1, 1, 1, 1], bias=True),
+        helper.make_node("Relu", ["t"], ["u"], name="relu"),
+        conv("b", "u", "v", pads=[1, 1, 1, 1], bias=True),
+        conv("s", "x", "w", bias=True),
+        helper.make_node("Add", ["v", "w"], ["y"], name="add"),
+    ]
+    constants = {"a.weight": weights(12, 8, 3, 3), "b.weight": weights(12, 12, 3, 3), "s.weight": weights(12, 8, 1, 1)}
+    constants |= {f"{name}.bias": weights(12, seed=seed) for seed, name in enumerate("abs")}
+    model = save(tmp_path / "model.onnx", nodes, {"x": [1, 8, 10, 9]}, ["y"], constants)
+    tasks = extract_tasks([fused_network(model, CPU, FLOAT32)], CPU, FLOAT32)
+    assert {use.form for task in tasks for use in task.uses} == {"direct", "Winograd F(2, 3)", "Winograd F(4, 3)"}
+    database = tmp_path / "db.jsonl"
+    times_ms = {task.key: 1.0 if any(use.form == winner for use in task.uses) else 10.0 for task in tasks}
+    database.write_bytes(b"".join(made_up_record(measurer, task.op, times_ms[task.key]).line() for task in tasks))
+
+    summary = compile_onnx(model, tmp_path / "net.clbundle", target="opencl-cpu", tuned=database)
+    assert summary.tuned is not None
+    assert summary.tuned.untuned == tuple(layer for layer in summary.tuned.untuned if ":" not in layer)
+    assert set(summary.tuned.forms) == ({"a", "b"} if winner != "direct" else set())
+    assert set(summary.tuned.forms.values()) <= {winner}
+    assert Runner(measurer.target).check(tmp_path / "net.clbundle").passed
+    shown = [row for row in summarize(database) if row["form"] is not None]
+    assert {(row["form"], tuple(sorted(row["forms_ms"]))) for row in shown} == {
+        (winner, ("Winograd F(2, 3)", "Winograd F(4, 3)", "direct"))
+    }
+
+
+def made_up_record(measurer: LocalMeasurer, op: Operator, ms: float) -> TrialRecord:
+    return TrialRecord(
+        device=measurer.device_facts(),
+        target="opencl-cpu",
+        dtype="float32",
+        task=describe_operator(op),
+        schedule=describe_schedule(default_schedule(op, CPU)),
+        status="ok",
+        times=CandidateTimes(min_ms=ms, median_ms=ms, p90_ms=ms),
+    )
 
 
 def test_a_database_of_another_gpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:

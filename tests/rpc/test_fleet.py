@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from device.rpc.tracker_client import TrackerClient
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from tests.emulated_phone import EmulatedPhone
+from tvm_build.emit import emit_opencl
+from tvm_build.gpu import gpu_by_name
+from tvm_build.kernels import build_kernel
+from tvm_build.ops import Dense
+from tvm_build.precision import FLOAT32
+from tvm_build.tuning.candidate_bundle import write_candidate_bundle
+from tvm_build.tuning.expected import task_data
 
 from .conftest import ServeCommand, wait_for, write_candidate
 
@@ -45,6 +53,25 @@ def measure(
         pairs = list(measurer.measure(bundles))
     assert sorted(index for index, _ in pairs) == list(range(len(pairs)))
     return [outcome for _, outcome in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def test_candidates_that_write_out_of_bounds_are_wrong_and_the_next_one_is_measured(
+    shared: ServeCommand, tmp_path: Path
+) -> None:
+    op, gpu = Dense(1, 16, 8), gpu_by_name("opencl-cpu")
+    data = task_data(op)
+    built = build_kernel(op, data.constants, gpu)
+    kernel = emit_opencl(built.func)
+    head, body = kernel.source.split("{", 1)
+    bundles = []
+    for name, store in {"below": "stray[-1] = 0.0f;", "above": "stray[8 + 100] = 0.0f;", "inside": ""}.items():
+        bad = replace(kernel, source=f"{head}{{ __global float* stray = (__global float*)output_ptr; {store} {body}")
+        bundles.append(tmp_path / f"{name}.clbundle")
+        write_candidate_bundle(bundles[-1], built, bad, data, gpu.name, FLOAT32)
+    below, above, inside = measure(shared.tracker, shared.key, bundles)
+    assert (below.status, above.status, inside.status) == ("wrong", "wrong", "ok")
+    assert "written_outside" in below.message
+    assert "written_outside" in above.message
 
 
 def test_candidates_that_crash_hang_or_compute_nonsense_are_outcomes_and_the_next_ones_are_measured(

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -125,9 +126,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> list[psutil.Process]
     """Have the supervisor start this program for a bridge; gives the processes it started."""
     started: list[psutil.Process] = []
 
-    def partner(module: str, *, max_payload: int) -> Partner:
+    def partner(module: str, *, max_payload: int, scratch: Path) -> Partner:
         assert module == "device.rpc.bridge"
-        made = Partner("tests.rpc.stand_in", max_payload=max_payload)
+        made = Partner("tests.rpc.stand_in", max_payload=max_payload, scratch=scratch)
         started.append(psutil.Process(made.process.pid))
         return made
 
@@ -139,10 +140,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> list[psutil.Process]
 
 def test_a_bridge_that_breaks_its_promise_is_killed_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
-import subprocess, time
+import subprocess, tempfile, time
+tempfile.mkdtemp()
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 frames.send({"registered": "a device"})
 frames.send({"say": str(child.pid)})
+frames.send({"say": tempfile.gettempdir()})
 frames.send({"within_s": 0.2, "doing": "measuring"})
 time.sleep(1000)
 """
@@ -151,6 +154,9 @@ time.sleep(1000)
     assert heard.lines[-1] == "local: the bridge hung while measuring: killed, starting it again"
     assert not psutil.pid_exists(started[0].pid)
     assert not psutil.pid_exists(int(heard.lines[1].removeprefix("local: ")))
+    scratch = Path(heard.lines[2].removeprefix("local: "))
+    assert scratch.name.startswith("structadmm-bridge-")
+    assert not scratch.exists()
 
 
 def test_a_bridge_that_dies_again_and_again_before_it_registers_ends_in_one_line(

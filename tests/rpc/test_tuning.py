@@ -101,7 +101,8 @@ def test_a_session_of_64_trials_loses_no_record_when_servers_die_and_its_databas
     bundle = tmp_path / "net.clbundle"
     summary = compile_onnx(model, bundle, target="opencl-cpu", tuned=database)
     assert summary.tuned is not None
-    assert set(summary.tuned.tuned) == {"a", "b", "c"}
+    # Of a layer in Winograd's form, all launches are.
+    assert {layer.partition(":")[0] for layer in summary.tuned.tuned} == {"a", "b", "c"}
     sample = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
     [expected] = onnxruntime.InferenceSession(model).run(None, {"x": sample})
     with closing(LocalTarget(gpu.driver.name)) as target:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from tvm_build.kernels.built import BuiltKernel
 
 Schedule = Any
-"""A frozen dataclass of the kernel's own: `ConvSchedule`, `DenseSchedule`, `FlatSchedule`, `MeanSchedule`."""
+"""A frozen dataclass of the kernel's own: `ConvSchedule`, `DenseSchedule`, `FlatSchedule`, `MeanSchedule`,
+`TransformSchedule`."""
 
 
 def supports(op: Operator) -> bool:

@@ -66,6 +66,12 @@ class Body:
         """Bind `value` to a name, so that it is computed once."""
         return T.bind(value)
 
+    def hold(self, value: Expr, dtype: str) -> Expr:
+        """Put `value` into a register. TVM may write a `let` out at each use: of a wide vector, for each lane."""
+        register = Register(T.alloc_buffer((1,), dtype, scope="local", layout=None))
+        register.set(value)
+        return self.let(register.value)
+
     def line(self, source: Stored, number: Expr, exists: Expr | None = None) -> Line:
         """The start of line `number`, computed once.
 

@@ -15,6 +15,7 @@ from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.kernels.winograd import TransformSchedule
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
 from tvm_build.precision import FLOAT32, Precision
 
@@ -36,9 +37,17 @@ def schedules(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> list[An
         case GlobalAverage():
             return [MeanSchedule(1)] if gpu.kind == "cpu" else [MeanSchedule(split) for split in (32, 8, 1)]
         case WinogradInput() | WinogradOutput():
-            return [FlatSchedule(max(64, gpu.wave))]
+            return _transforms(op, gpu)
         case _:
             return [FlatSchedule(64)]
+
+
+def _transforms(op: WinogradInput | WinogradOutput, gpu: Gpu) -> list[TransformSchedule]:
+    """On a CPU all rows of as many tiles as lie in a row and a register; on a GPU a row of one tile."""
+    if gpu.kind != "cpu":
+        return [TransformSchedule(max(64, gpu.wave))]
+    widths = [tiles for tiles in (4, 2, 1) if op.tiles_x % tiles == 0]
+    return [TransformSchedule(1, tiles, whole=True) for tiles in (widths if not op.images else [1])]
 
 
 def _finish(op: Conv2d, **fields: Any) -> ConvSchedule:

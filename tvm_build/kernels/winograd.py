@@ -18,17 +18,30 @@ Matrices: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks"
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
+from structadmm.errors import InvariantError
 from tvm_build.kernels.activation import activate
-from tvm_build.kernels.body import Body, Expr, Grid, both, build_func, bytes_of, ceil_div, const
+from tvm_build.kernels.body import (
+    Body,
+    Expr,
+    Grid,
+    build_func,
+    bytes_of,
+    ceil_div,
+    const,
+    gathered,
+    lane,
+    quarter,
+)
 from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.conv_tiling import inside
-from tvm_build.kernels.pointwise import FlatSchedule
-from tvm_build.kernels.stored import Stored, c4, run
+from tvm_build.kernels.stored import Memory, Parameter, Stored, c4, run
 from tvm_build.ops import WinogradInput, WinogradOutput, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision, as_type
 
@@ -87,40 +100,70 @@ def _loads(matrix: Matrix) -> float:
     return sum(factor != 0 for row in matrix for factor in row) / len(matrix) * len(matrix[0])
 
 
-def build_winograd_input(op: WinogradInput, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
+@dataclass(frozen=True)
+class TransformSchedule:
+    """How a transform is cut up.
+
+    Attributes:
+        local: work-items of a group.
+        tiles: neighbouring tiles of a row per work-item, a divisor of the row's. Their channel blocks together are one
+            vector of 4, 8 or 16 lanes, so more than one is for CPUs with wide registers, and for buffers.
+        whole: a work-item computes all rows of its tiles, and reads each pixel once; else one row, which needs n
+            registers and not n * n.
+    """
+
+    local: int = 64
+    tiles: int = 1
+    whole: bool = False
+
+
+def build_winograd_input(op: WinogradInput, schedule: TransformSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
     """B^T d B for every tile: element (i, j) goes to pixel (ty, tx) of image `n * i + j`."""
     m, n = op.tile, op.tile + 2
     top, left = op.padding[:2]
     channel_blocks = blocks(op.channels)
+    strips = op.tiles_x // schedule.tiles
+    vector = f"float32x{4 * schedule.tiles}"
 
-    def write(body: Body, buffers: dict[str, Stored], place: _TilePlace, i: int) -> None:
+    def write(body: Body, buffers: dict[str, Stored], place: _TilePlace, rows: Sequence[int]) -> None:
         source = buffers["input"]
-        y, x = body.let(place.ty * m - top), body.let(place.tx * m - left)
-        sums: list[Expr | None] = [None] * n
-        for k, factor in enumerate(INPUT_MATRICES[m][i]):
-            if factor == 0:
-                continue
+        y, x = body.let(place.ty * m - top), body.let(place.strip * (m * schedule.tiles) - left)
+
+        def read_row(k: int) -> list[Expr]:
+            """Row k of the tiles, a vector for each of its n columns; zeros outside of the image."""
             row_ok = inside(y + k, k - top, (op.tiles_y - 1) * m - top + k, op.in_height)
             line = body.line(source, (place.image * channel_blocks + place.block) * op.in_height + y + k, row_ok)
-            for j in range(n):
-                column_ok = inside(x + j, j - left, (op.tiles_x - 1) * m - left + j, op.in_width)
-                value = body.let(body.load(line, x + j, _VECTOR, both(row_ok, column_ok)))
-                sums[j] = _add(sums[j], value, factor)
-        row = [body.let(total) for total in sums]
-        for j in range(n):
-            total = _combine(row, INPUT_MATRICES[m][j])
-            line_number = (place.image * (n * n) + (n * i + j)) * channel_blocks + place.block
-            line = body.line(buffers["output"], line_number * op.tiles_y + place.ty)
-            body.store(line, place.tx, body.let(total))
+            # A whole row is left out by one branch, which needs a register that was zero before.
+            registers = {} if row_ok is None or source.is_image else {p: body.register(_VECTOR) for p in pixels}
+            values = {}
+            with body.when(row_ok if registers else None):
+                for p in pixels:
+                    last = (strips - 1) * m * schedule.tiles - left + p
+                    value = body.let(body.load(line, x + p, _VECTOR, inside(x + p, p - left, last, op.in_width)))
+                    values[p] = value
+                    if registers:
+                        registers[p].set(value)
+            values.update({p: body.let(register.value) for p, register in registers.items()})
+            return [joined(body, [values[t * m + j] for t in range(schedule.tiles)]) for j in range(n)]
 
-    stored = precision.stored(4)
-    tiles = (op.batch * n * n, op.channels, op.tiles_y, op.tiles_x)
+        # What tiles that lie side by side read, each pixel once.
+        pixels = sorted({t * m + j for t in range(schedule.tiles) for j in range(n)})
+        matrix = [INPUT_MATRICES[m][i] for i in rows]
+        read = {k: read_row(k) for k in range(n) if any(row[k] != 0 for row in matrix)}
+        sums = [multiply(body, matrix, {k: read[k][j] for k in read}, vector) for j in range(n)]
+        for number, i in enumerate(rows):
+            row = dict(enumerate(column[number] for column in sums))
+            for j, total in enumerate(multiply(body, INPUT_MATRICES[m], row, vector)):
+                line_number = (place.image * (n * n) + (n * i + j)) * channel_blocks + place.block
+                line = body.line(buffers["output"], line_number * op.tiles_y + place.ty)
+                body.store(line, place.strip, total)
+
     parameters = {
-        "input": c4((op.batch, op.channels, op.in_height, op.in_width), stored, memory_of(op, "input0")),
-        "output": c4(tiles, stored, memory_of(op, "output")),
+        "input": c4((op.batch, op.channels, op.in_height, op.in_width), precision.stored(4), memory_of(op, "input0")),
+        "output": _elements(op, schedule, precision, memory_of(op, "output")),
     }
     items = op.batch * channel_blocks * op.tiles_y * op.tiles_x
-    func = _transform("winograd_input", parameters, write, op, (items, n), schedule)
+    func = _transform("winograd_input", parameters, write, op, n, schedule)
     return BuiltKernel(
         func=func,
         parameters=parameters,
@@ -132,43 +175,47 @@ def build_winograd_input(op: WinogradInput, schedule: FlatSchedule, precision: P
 
 
 def build_winograd_output(
-    op: WinogradOutput, bias: Array, schedule: FlatSchedule, precision: Precision = FLOAT32
+    op: WinogradOutput, bias: Array, schedule: TransformSchedule, precision: Precision = FLOAT32
 ) -> BuiltKernel:
     """act(A^T M A + bias + residual), each tile of n * n elements back to m * m pixels."""
     m, n = op.tile, op.tile + 2
     channel_blocks = blocks(op.channels)
+    strips = op.tiles_x // schedule.tiles
+    vector = f"float32x{4 * schedule.tiles}"
 
-    def write(body: Body, buffers: dict[str, Stored], place: _TilePlace, i: int) -> None:
-        sums: list[Expr | None] = [None] * n
-        for k, factor in enumerate(OUTPUT_MATRICES[m][i]):
-            if factor == 0:
-                continue
-            for j in range(n):
-                line_number = (place.image * (n * n) + (n * k + j)) * channel_blocks + place.block
-                line = body.line(buffers["input"], line_number * op.tiles_y + place.ty)
-                sums[j] = _add(sums[j], body.let(body.load(line, place.tx, _VECTOR)), factor)
-        row = [body.let(total) for total in sums]
-        y = body.let(place.ty * m + i)
-        # The last tile of a column may hang over the image's edge.
-        with body.when(inside(y, i, (op.tiles_y - 1) * m + i, op.out_height)):
-            number = body.let((place.image * channel_blocks + place.block) * op.out_height + y)
-            offset = body.let(body.load(buffers["bias"], place.block, _VECTOR))
-            for j in range(m):
-                x = place.tx * m + j
-                with body.when(inside(x, j, (op.tiles_x - 1) * m + j, op.out_width)):
-                    total = _combine(row, OUTPUT_MATRICES[m][j]) + offset
-                    if op.has_residual:
-                        total = total + body.load(body.line(buffers["residual"], number), x, _VECTOR)
-                    result = body.let(activate(body, total, op.activation, _VECTOR))
-                    body.store(body.line(buffers["output"], number), x, result)
+    def write(body: Body, buffers: dict[str, Stored], place: _TilePlace, rows: Sequence[int]) -> None:
+        matrix = [OUTPUT_MATRICES[m][i] for i in rows]
+        sums = []
+        for j in range(n):
+            column = {}
+            for k in range(n):
+                if any(row[k] != 0 for row in matrix):
+                    line_number = (place.image * (n * n) + (n * k + j)) * channel_blocks + place.block
+                    line = body.line(buffers["input"], line_number * op.tiles_y + place.ty)
+                    column[k] = body.let(body.load(line, place.strip, vector))
+            sums.append(multiply(body, matrix, column, vector))
+        offset = body.let(body.load(buffers["bias"], place.block, _VECTOR))
+        for number, i in enumerate(rows):
+            row = multiply(body, OUTPUT_MATRICES[m], dict(enumerate(column[number] for column in sums)), vector)
+            y = body.let(place.ty * m + i)
+            # The last tile of a column may hang over the image's edge.
+            with body.when(inside(y, i, (op.tiles_y - 1) * m + i, op.out_height)):
+                line_number = body.let((place.image * channel_blocks + place.block) * op.out_height + y)
+                for p in range(m * schedule.tiles):
+                    x = place.strip * (m * schedule.tiles) + p
+                    with body.when(inside(x, p, (strips - 1) * m * schedule.tiles + p, op.out_width)):
+                        total = quarter(row[p % m], vector, p // m) + offset
+                        if op.has_residual:
+                            total = total + body.load(body.line(buffers["residual"], line_number), x, _VECTOR)
+                        result = body.let(activate(body, total, op.activation, _VECTOR))
+                        body.store(body.line(buffers["output"], line_number), x, result)
 
     stored = precision.stored(4)
     shape = (op.batch, op.channels, op.out_height, op.out_width)
-    tiles = (op.batch * n * n, op.channels, op.tiles_y, op.tiles_x)
     padded = np.zeros(channel_blocks * 4, np.float32)
     padded[: op.channels] = bias
     parameters = {
-        "input": c4(tiles, stored, memory_of(op, "input0")),
+        "input": _elements(op, schedule, precision, memory_of(op, "input0")),
         "bias": run(channel_blocks, _VECTOR),
         "output": c4(shape, stored, memory_of(op, "output")),
     }
@@ -177,7 +224,7 @@ def build_winograd_output(
         parameters["residual"] = c4(shape, stored, memory_of(op, "residual"))
         roles["residual"] = "residual"
     items = op.batch * channel_blocks * op.tiles_y * op.tiles_x
-    func = _transform("winograd_output", parameters, write, op, (items, m), schedule)
+    func = _transform("winograd_output", parameters, write, op, m, schedule)
     return BuiltKernel(
         func=func,
         parameters=parameters,
@@ -189,13 +236,24 @@ def build_winograd_output(
     )
 
 
-class _TilePlace:
-    """The tile of one work-item: `index` counts tiles of a row, of a column, channel blocks and images."""
+def _elements(
+    op: WinogradInput | WinogradOutput, schedule: TransformSchedule, precision: Precision, memory: Memory
+) -> Parameter:
+    """The tensor of all tiles' elements, `schedule.tiles` vectors of it at a time."""
+    n = op.tile + 2
+    tensor = c4((op.batch * n * n, op.channels, op.tiles_y, op.tiles_x), precision.stored(4), memory)
+    if op.tiles_x % schedule.tiles or (schedule.tiles > 1 and memory == "image"):
+        raise InvariantError(f"{schedule} does not fit rows of {op.tiles_x} tiles in the memory {memory}")
+    return replace(tensor, width=op.tiles_x // schedule.tiles, dtype=precision.stored(4 * schedule.tiles))
 
-    def __init__(self, body: Body, op: WinogradInput | WinogradOutput, index: Expr) -> None:
-        line = body.let(tirx.floordiv(index, op.tiles_x))
+
+class _TilePlace:
+    """The tiles of one work-item: `index` counts strips of a row, rows, channel blocks and images."""
+
+    def __init__(self, body: Body, op: WinogradInput | WinogradOutput, strips: int, index: Expr) -> None:
+        line = body.let(tirx.floordiv(index, strips))
         plane = body.let(tirx.floordiv(line, op.tiles_y))
-        self.tx = body.let(tirx.floormod(index, op.tiles_x))
+        self.strip = body.let(tirx.floormod(index, strips))
         self.ty = body.let(tirx.floormod(line, op.tiles_y))
         self.block = body.let(tirx.floormod(plane, blocks(op.channels)))
         self.image = body.let(tirx.floordiv(plane, blocks(op.channels)))
@@ -204,37 +262,91 @@ class _TilePlace:
 def _transform(
     name: str,
     parameters: dict[str, Any],
-    write: Any,
+    write: Callable[[Body, dict[str, Stored], _TilePlace, Sequence[int]], None],
     op: WinogradInput | WinogradOutput,
-    grid: tuple[int, int],
-    schedule: FlatSchedule,
+    rows: int,
+    schedule: TransformSchedule,
 ) -> Any:
-    """A kernel over (tiles, rows of a tile); a group computes one row, so that the choice is the same for all of it."""
-    items, rows = grid
+    """A kernel over strips of tiles and, unless these are computed as a whole, rows of a tile.
+
+    A group computes one row, so that the choice is the same for all of it.
+    """
+    strips = op.tiles_x // schedule.tiles
+    items = op.batch * blocks(op.channels) * op.tiles_y * strips
     local = min(schedule.local, items)
 
     def body_of(body: Body, buffers: dict[str, Stored], group: tuple[Expr, ...], item: tuple[Expr, ...]) -> None:
         index = body.let(group[0] * local + item[0])
         with body.when(index < items if items % local else None):
-            place = _TilePlace(body, op, index)
+            place = _TilePlace(body, op, strips, index)
+            if schedule.whole:
+                write(body, buffers, place, range(rows))
+                return
             for i in range(rows):
                 with body.when(group[1] == i):
-                    write(body, buffers, place, i)
+                    write(body, buffers, place, [i])
 
-    return build_func(name, parameters, Grid((ceil_div(items, local), rows), (local, 1)), body_of)
-
-
-def _add(total: Expr | None, value: Expr, factor: float) -> Expr:
-    """`total + factor * value`, without a product where the factor is one."""
-    term = value if abs(factor) == 1 else value * const(abs(factor), _VECTOR)
-    if total is None:
-        return term if factor > 0 else const(0, _VECTOR) - term
-    return total + term if factor > 0 else total - term
+    grid = Grid((ceil_div(items, local), 1 if schedule.whole else rows), (local, 1))
+    return build_func(name, parameters, grid, body_of)
 
 
-def _combine(row: list[Expr], factors: tuple[float, ...]) -> Expr:
+def joined(body: Body, vectors: Sequence[Expr]) -> Expr:
+    """Vectors of four side by side in one."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return body.let(gathered([lane(vector, i) for vector in vectors for i in range(4)]))
+
+
+def multiply(body: Body, matrix: Sequence[Sequence[float]], values: Mapping[int, Expr], dtype: str) -> list[Expr]:
+    """`matrix @ values`, where columns that `values` lacks are zero.
+
+    Rows and columns of these matrices come in pairs that differ in signs: x + y and x - y share both parts.
+    """
+    columns = {k: [row[k] for row in matrix] for k in sorted(values) if any(row[k] != 0 for row in matrix)}
+    terms: list[tuple[list[float], Expr]] = []
+    while columns:
+        k = min(columns)
+        column = columns.pop(k)
+        mirror = next((j for j, other in columns.items() if _differ_in_signs(column, other)), None)
+        if mirror is None:
+            terms.append((column, values[k]))
+            continue
+        other = columns.pop(mirror)
+        for sign, value in ((1, values[k] + values[mirror]), (-1, values[k] - values[mirror])):
+            shared = [a if a == sign * b else 0.0 for a, b in zip(column, other, strict=True)]
+            terms.append((shared, body.hold(value, dtype)))
+    rows = [[column[i] for column, _ in terms] for i in range(len(matrix))]
+    vectors = [vector for _, vector in terms]
+    found: dict[int, Expr] = {}
+    for i, row in enumerate(rows):
+        mirror = next((j for j in range(i + 1, len(rows)) if j not in found and _differ_in_signs(row, rows[j])), None)
+        if i in found:
+            continue
+        if mirror is None:
+            found[i] = body.hold(_sum(vectors, row, dtype), dtype)
+            continue
+        same = [a if a == b else 0.0 for a, b in zip(row, rows[mirror], strict=True)]
+        even = body.hold(_sum(vectors, same, dtype), dtype)
+        odd = body.hold(_sum(vectors, [a - b for a, b in zip(row, same, strict=True)], dtype), dtype)
+        found[i], found[mirror] = body.hold(even + odd, dtype), body.hold(even - odd, dtype)
+    return [found[i] for i in range(len(rows))]
+
+
+def _differ_in_signs(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether both have the same numbers, and some but not all of them with another sign."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a != 0 or b != 0]
+    return all(abs(a) == abs(b) for a, b in pairs) and len({a == b for a, b in pairs}) == 2
+
+
+def _sum(vectors: Sequence[Expr], factors: Sequence[float], dtype: str) -> Expr:
+    """The sum of factor times vector, without products where the factor is one."""
     total: Expr | None = None
-    for value, factor in zip(row, factors, strict=True):
-        if factor != 0:
-            total = _add(total, value, factor)
+    for vector, factor in zip(vectors, factors, strict=True):
+        if factor == 0:
+            continue
+        term = vector if abs(factor) == 1 else vector * const(abs(factor), dtype)
+        if total is None:
+            total = term if factor > 0 else const(0, dtype) - term
+        else:
+            total = total + term if factor > 0 else total - term
     return total

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from tvm_build.tuning.forms import Forms
 from tvm_build.tuning.search import TaskSearch
 
 _WINDOW = 24
@@ -13,7 +13,7 @@ _RECENT = 0.3
 _HOPE = 0.25
 
 
-def expected_gain_ms(search: TaskSearch, rival_ms: float) -> float:
+def expected_gain_ms(search: TaskSearch, forms: Forms, task_ms: Mapping[str, float]) -> float:
     """Milliseconds of an inference that one more trial of this task should save.
 
     The gradient, as task schedulers of auto-tuners estimate it: a share of what the last trials saved each, and the
@@ -21,8 +21,8 @@ def expected_gain_ms(search: TaskSearch, rival_ms: float) -> float:
 
     Args:
         search: the task's.
-        rival_ms: the fastest other way to compute the same layers, infinity if there is none: a task that is far
-            behind it must catch up before it saves anything.
+        forms: of all tasks. A form that is far behind another one must catch up before it saves anything.
+        task_ms: of every task that has a time.
     """
     now = search.best_ms
     if now == float("inf"):
@@ -31,21 +31,17 @@ def expected_gain_ms(search: TaskSearch, rival_ms: float) -> float:
     before = search.history[-1 - window] if window else now
     recent = (before - now) / window if window and before != float("inf") else 0.0
     hope = _HOPE * now / search.trials
-    behind = min(1.0, rival_ms / now) ** 4
-    return search.task.count * behind * (_RECENT * recent + (1 - _RECENT) * hope)
+    layers = sum(len(use.layers) * forms.behind(use.group, use.form, task_ms) ** 4 for use in search.task.uses)
+    return layers * (_RECENT * recent + (1 - _RECENT) * hope)
 
 
-def most_promising(searches: Sequence[TaskSearch]) -> TaskSearch:
-    """The task that the next trials should go to; every task gets a first round."""
+def most_promising(searches: Sequence[TaskSearch], forms: Forms, task_ms: Mapping[str, float]) -> TaskSearch:
+    """The task that the next trials should go to.
+
+    Every task gets a first round, and those that an untuned compilation launches get it first.
+    """
     untouched = [search for search in searches if search.trials == 0]
     if untouched:
-        return max(untouched, key=lambda search: search.task.predicted_us * search.task.count)
-    by_group: dict[str, list[TaskSearch]] = defaultdict(list)
-    for search in searches:
-        by_group[search.task.group].append(search)
-
-    def gain(search: TaskSearch) -> float:
-        rivals = [other.best_ms for other in by_group[search.task.group] if other is not search]
-        return expected_gain_ms(search, min(rivals, default=float("inf")))
-
-    return max(searches, key=gain)
+        launched = [search for search in untouched if any(use.untuned for use in search.task.uses)]
+        return max(launched or untouched, key=lambda search: search.task.predicted_us * search.task.count)
+    return max(searches, key=lambda search: expected_gain_ms(search, forms, task_ms))

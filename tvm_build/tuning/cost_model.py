@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tvm_build.cost import estimate
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import Schedule
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput
 from tvm_build.precision import Precision
 
 Floats = NDArray[np.float64]
@@ -59,15 +59,21 @@ def _operator(op: Operator) -> list[float]:
                 op.columns is not None,
                 op.has_residual,
                 op.shortcut is not None,
+                op.filter_sets > 1,
             ]
         case Dense():
             sizes = (op.in_features * op.out_features, op.out_features, op.in_features, 1, op.pooled_pixels, 0)
-            plain = [0, 0, True, False, False, False]
+            plain = [0, 0, True, False, False, False, False]
         case GlobalAverage():
             sizes = (op.channels * op.height * op.width, op.channels, 1, op.height, op.width, 0)
-            plain = [-1, 0, True, False, False, False]
+            plain = [-1, 0, True, False, False, False, False]
+        case WinogradInput() | WinogradOutput():
+            count = op.batch * op.channels * op.tiles_y * op.tiles_x
+            sizes = (count * (op.tile + 2) ** 2, op.channels, 1, op.tiles_y, op.tiles_x, 0)
+            residual = isinstance(op, WinogradOutput) and op.has_residual
+            plain = [-2, op.tile, True, isinstance(op, WinogradOutput), residual, False, False]
         case _:
-            sizes, plain = (0,) * 6, [-2, 0, True, False, False, False]
+            sizes, plain = (0,) * 6, [-3, 0, True, False, False, False, False]
     return [math.log2(1 + size) for size in sizes] + [float(value) for value in plain]
 
 
@@ -153,5 +159,7 @@ def _work(op: Operator) -> float:
             return float(op.macs)
         case Dense():
             return float(op.batch * op.in_features * op.out_features)
+        case WinogradInput() | WinogradOutput():
+            return float(op.batch * op.channels * op.tiles_y * op.tiles_x * (op.tile + 2) ** 2)
         case _:
             return 1.0

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.ops import Activation, Conv2d, Dense, GlobalAverage, Operator, blocks
+from tvm_build.kernels.winograd import INPUT_MATRICES, OUTPUT_MATRICES
+from tvm_build.ops import (
+    Activation,
+    Conv2d,
+    Dense,
+    GlobalAverage,
+    Operator,
+    WinogradInput,
+    WinogradOutput,
+    blocks,
+)
 from tvm_build.tuning.task_key import describe_operator
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +61,11 @@ def task_data(op: Operator) -> TaskData:
             x = random.standard_normal((op.batch, op.channels, op.height, op.width), np.float32)
             mean = x.astype(np.float64).mean((2, 3), keepdims=True)
             return TaskData({"input0": _c4(x, random)}, {}, _c4(mean), op.channels)
+        case WinogradInput():
+            x = random.standard_normal((op.batch, op.channels, op.in_height, op.in_width), np.float32)
+            return TaskData({"input0": _c4(x, random)}, {}, _c4(_winograd_tiles(op, x)), op.channels)
+        case WinogradOutput():
+            return _winograd_output(op, random)
         case _:
             raise InvariantError(f"there is nothing to tune about {op}")
 
@@ -63,7 +78,7 @@ def _conv(op: Conv2d, random: np.random.Generator) -> TaskData:
     total = total.astype(np.float64)[:, None, None]
     for number, source in enumerate([op] if op.shortcut is None else [op, op.shortcut]):
         x = random.standard_normal((source.batch, source.in_channels, source.in_height, source.in_width), np.float32)
-        shape = (source.out_channels, source.in_channels // source.groups, *source.kernel)
+        shape = (source.filter_sets * source.out_channels, source.in_channels // source.groups, *source.kernel)
         weight = (random.standard_normal(shape) / np.sqrt(source.reduction)).astype(np.float32)
         inputs[f"input{number}"] = _c4(x, random)
         constants["weight" if number == 0 else "shortcut_weight"] = weight
@@ -79,6 +94,13 @@ def _convolved(op: Conv2d, x: Array, weight: Array) -> Array:
     import torch
     from torch.nn import functional as F
 
+    if op.filter_sets > 1:
+        sets = weight.astype(np.float64).reshape(op.filter_sets, op.out_channels, op.in_channels)
+        images = x.astype(np.float64).reshape(op.batch, op.in_channels, -1)
+        sums = np.matmul(sets[np.arange(op.batch) % op.filter_sets], images)
+        shaped: Array = sums.reshape(op.batch, op.out_channels, op.out_height, op.out_width)
+        return shaped
+
     kept = weight.astype(np.float64)
     if op.columns is not None:
         mask = np.zeros(weight[0].size)
@@ -89,6 +111,36 @@ def _convolved(op: Conv2d, x: Array, weight: Array) -> Array:
     result = F.conv2d(padded, torch.from_numpy(kept), stride=op.stride, dilation=op.dilation, groups=op.groups)
     found: Array = result.numpy()
     return found
+
+
+def _winograd_tiles(op: WinogradInput, x: Array) -> Array:
+    """B^T d B of each tile of the padded image, as `[N * n * n, C, tiles_y, tiles_x]`."""
+    m, n = op.tile, op.tile + 2
+    top, left = op.padding[:2]
+    height, width = (op.tiles_y - 1) * m + n, (op.tiles_x - 1) * m + n
+    padded = np.zeros((op.batch, op.channels, max(height, top + op.in_height), max(width, left + op.in_width)))
+    padded[:, :, top : top + op.in_height, left : left + op.in_width] = x
+    windows = np.lib.stride_tricks.sliding_window_view(padded[:, :, :height, :width], (n, n), (2, 3))[:, :, ::m, ::m]
+    matrix = np.asarray(INPUT_MATRICES[m], np.float64)
+    tiles = np.einsum("ik,bcyxkl,jl->bijcyx", matrix, windows, matrix, optimize=True)
+    return np.ascontiguousarray(tiles).reshape(op.batch * n * n, op.channels, op.tiles_y, op.tiles_x)
+
+
+def _winograd_output(op: WinogradOutput, random: np.random.Generator) -> TaskData:
+    m, n = op.tile, op.tile + 2
+    x = random.standard_normal((op.batch * n * n, op.channels, op.tiles_y, op.tiles_x), np.float32)
+    bias = random.standard_normal(op.channels, np.float32)
+    matrix = np.asarray(OUTPUT_MATRICES[m], np.float64)
+    elements = x.astype(np.float64).reshape(op.batch, n, n, op.channels, op.tiles_y, op.tiles_x)
+    whole = np.einsum("ik,bklcyx,jl->bcyixj", matrix, elements, matrix, optimize=True)
+    whole = np.ascontiguousarray(whole).reshape(op.batch, op.channels, op.tiles_y * m, op.tiles_x * m)
+    total = whole[:, :, : op.out_height, : op.out_width] + bias[:, None, None].astype(np.float64)
+    inputs = {"input0": _c4(x, random)}
+    if op.has_residual:
+        residual = random.standard_normal(total.shape, np.float32)
+        inputs["residual"] = _c4(residual, random)
+        total = total + residual
+    return TaskData(inputs, {"bias": bias}, _c4(_activated(np.ascontiguousarray(total), op.activation)), op.channels)
 
 
 def _dense(op: Dense, random: np.random.Generator) -> TaskData:

@@ -12,8 +12,9 @@ from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
+from tvm_build.kernels.winograd import TransformSchedule
 
-_KINDS = {kind.__name__: kind for kind in (ConvSchedule, DenseSchedule, FlatSchedule, MeanSchedule)}
+_KINDS = {kind.__name__: kind for kind in (ConvSchedule, DenseSchedule, FlatSchedule, MeanSchedule, TransformSchedule)}
 
 
 def describe_schedule(schedule: Schedule) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tvm_build.tuning.candidate_bundle import write_candidate_bundle
 from tvm_build.tuning.cost_model import CostModel
 from tvm_build.tuning.database import DatabaseWriter, TrialRecord, open_database, record_of
 from tvm_build.tuning.expected import TaskData, task_data
+from tvm_build.tuning.forms import NEVER, Forms
 from tvm_build.tuning.measurer import CandidateOutcome, DeviceFacts, Measurer
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.search import TaskSearch
@@ -53,6 +54,24 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class LayerResult:
+    """What is known about identical layers.
+
+    Attributes:
+        layers: their names.
+        forms_ms: milliseconds of one of them in each form whose tasks all have a time.
+    """
+
+    layers: tuple[str, ...]
+    forms_ms: Mapping[str, float]
+
+    @property
+    def form(self) -> str | None:
+        """The fastest; None if none has a time."""
+        return min(self.forms_ms, key=lambda form: self.forms_ms[form], default=None)
+
+
+@dataclass(frozen=True)
 class SessionResult:
     """What came out of a session.
 
@@ -63,6 +82,9 @@ class SessionResult:
         new_trials: of this one.
         statuses: how many of the new ones ended how.
         curve_ms: sum over all layers after each trial since every layer has a time, earlier sessions' included.
+        default_ms: sum over all layers, as a compilation without a database computes them; None while one of them has
+            no time.
+        layers: each group of identical layers, and what it takes in each form.
     """
 
     device: DeviceFacts
@@ -71,16 +93,8 @@ class SessionResult:
     new_trials: int
     statuses: dict[str, int]
     curve_ms: tuple[float, ...]
-
-    @property
-    def default_ms(self) -> float | None:
-        """Sum over all layers with the schedules of an untuned compilation; None while one of them has no time."""
-        first: dict[str, float | None] = {}
-        for result in self.tasks:  # of alternatives, the one that the cost model prefers comes first
-            cost = None if result.default_ms is None else result.default_ms * result.task.count
-            first.setdefault(result.task.group, cost)
-        known = [cost for cost in first.values() if cost is not None]
-        return sum(known) if len(known) == len(first) else None
+    default_ms: float | None
+    layers: tuple[LayerResult, ...]
 
 
 def run_session(
@@ -121,6 +135,7 @@ def run_session(
             device=device,
             writer=writer,
             searches=[TaskSearch(task, gpu, precision, seed) for task in tasks],
+            forms=Forms(tasks, gpu),
             model=CostModel(gpu, precision, seed),
             scratch=Path(scratch),
         )
@@ -155,6 +170,7 @@ class _Session:
     device: DeviceFacts
     writer: DatabaseWriter
     searches: list[TaskSearch]
+    forms: Forms
     model: CostModel
     scratch: Path
     data: dict[str, TaskData] = field(default_factory=dict)
@@ -183,7 +199,7 @@ class _Session:
         batch: list[_Candidate] = []
         searches = [search for search in self.searches if search.task.key not in self.exhausted]
         while searches and len(batch) < wanted:
-            search = most_promising(searches)
+            search = most_promising(searches, self.forms, self._task_ms())
             searches.remove(search)
             found = search.propose(min(_BATCH, wanted - len(batch)), self.model)
             if not found:
@@ -254,13 +270,11 @@ class _Session:
             self.curve_ms.append(total)
 
     def _total_ms(self) -> float | None:
-        """Sum over all layers, each with its best schedule; None while a layer has no time."""
-        best: dict[str, float] = {}
-        for search in self.searches:
-            cost = search.best_ms * search.task.count
-            best[search.task.group] = min(best.get(search.task.group, float("inf")), cost)
-        total = sum(best.values())
-        return total if total != float("inf") else None
+        """Sum over all layers, each in its fastest form with its best schedules; None while a layer has no time."""
+        return self.forms.total_ms(self._task_ms())
+
+    def _task_ms(self) -> dict[str, float]:
+        return {search.task.key: search.best_ms for search in self.searches}
 
     def note(self) -> str:
         """The best time so far, and how it sank."""
@@ -282,7 +296,22 @@ class _Session:
             )
             for search in self.searches
         ]
-        return SessionResult(self.device, tuple(results), known, new, dict(self.statuses), tuple(self.curve_ms))
+        default_ms = {search.task.key: search.default_ms or NEVER for search in self.searches}
+        layers = []
+        for group in self.forms.groups:
+            times = self.forms.times_ms(group, self._task_ms())
+            names = self.forms.layers(group)
+            layers.append(LayerResult(names, {form: ms for form, ms in times.items() if ms != NEVER}))
+        return SessionResult(
+            device=self.device,
+            tasks=tuple(results),
+            known_trials=known,
+            new_trials=new,
+            statuses=dict(self.statuses),
+            curve_ms=tuple(self.curve_ms),
+            default_ms=self.forms.untuned_ms(default_ms),
+            layers=tuple(layers),
+        )
 
 
 def curve(values: Sequence[float], width: int = 12) -> str:

@@ -23,7 +23,8 @@ from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.space import weight_steps, why_no_weight_image
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, blocks
+from tvm_build.kernels.winograd import TransformSchedule
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
 
 # Multiply-adds of vectors that a kernel may write out: above, drivers take seconds to compile and instruction caches
 # overflow.
@@ -89,6 +90,8 @@ class Space:
         match self.op, schedule:
             case Conv2d(), ConvSchedule():
                 return schedule if _conv_fits(self.op, schedule, self.gpu) else None
+            case ((WinogradInput() | WinogradOutput()), TransformSchedule()):
+                return schedule if _transform_fits(self.op, schedule, self.gpu) else None
             case Dense(), DenseSchedule():
                 return schedule if _dense_fits(self.op, schedule, self.gpu) else None
             case _:
@@ -131,6 +134,9 @@ def _wider(op: Operator, gpu: Gpu, kind: type) -> dict[str, list[Any]]:
         case Dense() if kind is DenseSchedule:
             lanes = [4, 8, 16] if cpu else [4]
             return {"lanes": lanes, "tiles": [1, 2, 4, 8, 16], "split": [1, 2, 4, 8, 16, 32, 64]}
+        case WinogradInput() | WinogradOutput() if kind is TransformSchedule:
+            wide = [tiles for tiles in (1, 2, 4) if op.tiles_x % tiles == 0] if cpu and not op.images else [1]
+            return {"local": [1, 2, 4, 8, 16] if cpu else [32, 64, 128, 256], "tiles": wide, "whole": [True, False]}
         case GlobalAverage() if kind is MeanSchedule:
             return {"split": [1, 2, 4, 8, 16, 32, 64]}
         case _:
@@ -190,6 +196,14 @@ def _memory_fits(op: Conv2d, sources: Sequence[Conv2d], schedule: ConvSchedule, 
 def _steps(op: Conv2d, gather: Any) -> int:
     """Into how many parts the reduction can be split at most."""
     return len(list_entries(op, gather).offsets) if op.columns is not None else blocks(op.in_channels // op.groups)
+
+
+def _transform_fits(op: WinogradInput | WinogradOutput, schedule: TransformSchedule, gpu: Gpu) -> bool:
+    # All of a tile's elements in registers are too many for a GPU where there are 36.
+    if schedule.whole and gpu.kind != "cpu" and (op.tile + 2) ** 2 > _ADRENO_ACCUMULATORS:
+        return False
+    items = op.batch * blocks(op.channels) * op.tiles_y * (op.tiles_x // schedule.tiles)
+    return schedule.local <= min(items, gpu.max_work_group)
 
 
 def _dense_fits(op: Dense, schedule: DenseSchedule, gpu: Gpu) -> bool:

@@ -6,23 +6,38 @@ from pathlib import Path
 from typing import Any
 
 from tvm_build.explain import describe
+from tvm_build.gpu import gpu_by_name
+from tvm_build.precision import precision_by_name
 from tvm_build.tuning.database import TrialRecord, read_database
 from tvm_build.tuning.schedules import read_schedule
+from tvm_build.tuning.task_key import read_convolution
+from tvm_build.tuning.tuned import TunedSchedules
+from tvm_build.winograd import fastest_tile, form_name, measured_tiles_us
 
 
 def summarize(path: Path) -> list[dict[str, Any]]:
-    """One row for each device, number type and layer, in the order of their first trials.
+    """One row for each device, number type and launch, in the order of their first trials.
+
+    Of a convolution that was also measured in Winograd's form, `forms_ms` has the milliseconds of each form, and `form`
+    the one that is compiled.
 
     Raises:
         UserError: the database is absent or malformed.
     """
     groups: dict[tuple[str, ...], list[TrialRecord]] = {}
+    by_device: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in read_database(path):
         groups.setdefault(record.identity[:4], []).append(record)
+        by_device.setdefault(record.identity[:3], []).append(record)
+    measured = {
+        key: TunedSchedules(records, path.name, gpu_by_name(key[1]), precision_by_name(key[2]))
+        for key, records in by_device.items()
+    }
     rows = []
     for (device, target, dtype, _), records in groups.items():
         successes = [(record.cost_ms, record) for record in records if record.cost_ms is not None]
         best_ms, best = min(successes, key=lambda item: item[0], default=(None, None))
+        forms_ms = _forms_ms(records[0].task, best_ms, target, dtype, measured[device, target, dtype])
         rows.append(
             {
                 "device": device,
@@ -33,9 +48,28 @@ def summarize(path: Path) -> list[dict[str, Any]]:
                 "failed": len(records) - len(successes),
                 "best_ms": best_ms,
                 "schedule": "" if best is None else describe(read_schedule(best.schedule)),
+                "form": _chosen_form(forms_ms),
+                "forms_ms": {form_name(tile): ms for tile, ms in forms_ms.items()},
             }
         )
     return rows
+
+
+def _forms_ms(
+    task: dict[str, Any], best_ms: float | None, target: str, dtype: str, tuned: TunedSchedules
+) -> dict[int | None, float]:
+    """Milliseconds by m of F(m, 3), None for the direct form; empty where there is no choice."""
+    op = read_convolution(task)
+    if op is None or best_ms is None:
+        return {}
+    tiles_us = measured_tiles_us(op, gpu_by_name(target), precision_by_name(dtype), tuned)
+    return {None: best_ms, **{tile: us / 1e3 for tile, us in tiles_us.items()}} if tiles_us else {}
+
+
+def _chosen_form(forms_ms: dict[int | None, float]) -> str | None:
+    if not forms_ms:
+        return None
+    return form_name(fastest_tile(forms_ms[None], {tile: ms for tile, ms in forms_ms.items() if tile is not None}))
 
 
 def layer_words(task: dict[str, Any]) -> str:
@@ -52,7 +86,15 @@ def layer_words(task: dict[str, Any]) -> str:
             words.append(f"{task['groups']} groups")
         if "columns" in task:
             words.append(f"{task['columns']['kept']} columns kept")
+        if "filter_sets" in task:
+            words.append(f"{task['filter_sets']} sets of filters")
         words += [word for word, key in (("residual", "has_residual"), ("shortcut", "shortcut")) if task.get(key)]
+    elif name in ("WinogradInput", "WinogradOutput"):
+        side = "to" if name == "WinogradInput" else "from"
+        size = "in" if name == "WinogradInput" else "out"
+        words = [f"{side} tiles of F({task['tile']}, 3), {task['channels']} channels"]
+        words.append(f"{task[f'{size}_height']}x{task[f'{size}_width']}")
+        words += ["residual"] if task.get("has_residual") else []
     elif name == "Dense":
         words = [f"Dense {task['in_features']} to {task['out_features']}"]
     elif name == "GlobalAverage":

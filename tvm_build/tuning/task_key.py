@@ -38,6 +38,17 @@ def task_line(described: dict[str, Any]) -> str:
     return json.dumps(described, sort_keys=True, separators=(",", ":"))
 
 
+def read_convolution(described: dict[str, Any]) -> Conv2d | None:
+    """The convolution that was described; None if it is something else, or leaves out columns: which, is not told."""
+    values = dict(described)
+    shortcut = values.pop("shortcut", None)
+    whole = values.pop("operator", None) == "Conv2d" and "columns" not in values
+    if not whole or (shortcut is not None and "columns" in shortcut):
+        return None
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Conv2d(**plain, shortcut=None if shortcut is None else read_convolution(shortcut))
+
+
 def _describe_columns(op: Conv2d) -> dict[str, int]:
     from tvm_build.kernels.column_sparse import list_entries
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,9 @@ AnyOperator = TypeVar("AnyOperator", bound=Operator)
 
 MIN_GAIN = 0.03
 """Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
+
+# What the names of a layer's launches end with where Winograd's form makes three of it.
+TILES, SUMS = ":tiles", ":sums"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TunedUse:
         tuned: layers that were built with its schedules.
         untuned: layers of kernels of ours that it does not have; the cost model chose for them.
         layers_us: measured microseconds of the tuned ones together.
+        forms: of layers that are not computed in one launch, the form.
     """
 
     database: str
@@ -57,6 +61,7 @@ class TunedUse:
     tuned: tuple[str, ...]
     untuned: tuple[str, ...]
     layers_us: float
+    forms: Mapping[str, str]
 
     def record(self) -> dict[str, Any]:
         """As JSON, for a manifest."""
@@ -65,14 +70,16 @@ class TunedUse:
             "device": self.device,
             "tuned": list(self.tuned),
             "untuned": list(self.untuned),
+            "forms": dict(self.forms),
         }
 
     def __str__(self) -> str:
         """One line."""
+        winograd = f", {len(self.forms)} layers in Winograd's form" if self.forms else ""
         rest = f"; the cost model chose for {len(self.untuned)} others" if self.untuned else ""
         return (
             f"{len(self.tuned)} launches scheduled by {self.database}, measured on {self.device} "
-            f"({self.layers_us / 1e3:.3f} ms together){rest}"
+            f"({self.layers_us / 1e3:.3f} ms together){winograd}{rest}"
         )
 
 
@@ -140,6 +147,7 @@ class TunedSchedules:
             tuned=tuple(launch.layer for launch in ours if launch.measured_us is not None),
             untuned=tuple(launch.layer for launch in ours if launch.measured_us is None),
             layers_us=sum(launch.measured_us or 0.0 for launch in ours),
+            forms={launch.layer.removesuffix(TILES).removesuffix(SUMS): launch.form for launch in ours if launch.form},
         )
 
 

@@ -11,7 +11,8 @@ from tvm_build.ops import Dense, Operator
 from tvm_build.precision import FLOAT32
 from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
 from tvm_build.tuning.task_key import operator_key
-from tvm_build.tuning.tasks import Task
+from tvm_build.tuning.tasks import Task, Use
+from tvm_build.winograd import DIRECT
 
 GPU = gpu_by_name("adreno-640")
 PRECISION = FLOAT32
@@ -76,7 +77,8 @@ class FakeMeasurer:
 
 
 def task(op: Operator, *layers: str, group: str = "") -> Task:
-    return Task(op, layers or ("layer",), group or operator_key(op), 10.0)
+    layers = layers or ("layer",)
+    return Task(op, layers, (Use(group or operator_key(op), DIRECT, layers, untuned=True),), 10.0)
 
 
 def dense_tasks() -> list[Task]:

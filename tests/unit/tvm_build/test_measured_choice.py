@@ -14,16 +14,17 @@ from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
 from tvm_build.kernels import default_schedule
 from tvm_build.network import Network, Node, Port, Tensor, zeros
-from tvm_build.ops import Conv2d
+from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput
 from tvm_build.precision import FLOAT32
 from tvm_build.recognize import recognize
 from tvm_build.tuning.database import TrialRecord
+from tvm_build.tuning.forms import Forms
 from tvm_build.tuning.measurer import CandidateTimes
 from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks
 from tvm_build.tuning.tuned import TunedSchedules
-from tvm_build.winograd import use_winograd
+from tvm_build.winograd import parts, split_node, use_winograd
 
 GPU = gpu_by_name("adreno-640")
 
@@ -38,7 +39,7 @@ def half_empty(tmp_path: Path) -> Network:
     return recognize(import_onnx(path))
 
 
-def measured(ops: Sequence[Conv2d], times_ms: Sequence[float]) -> TunedSchedules:
+def measured(ops: Sequence[Operator], times_ms: Sequence[float]) -> TunedSchedules:
     return TunedSchedules(
         (
             TrialRecord(
@@ -67,11 +68,12 @@ def only_conv(network: Network) -> Conv2d:
 def test_whether_zero_columns_are_left_out_follows_what_was_measured(
     half_empty: Network, dense_is_faster: bool
 ) -> None:
-    tasks = extract_tasks([fuse(half_empty, GPU)], GPU, FLOAT32)
+    tasks = [t for t in extract_tasks([fuse(half_empty, GPU)], GPU, FLOAT32) if "Winograd" not in t.forms]
     dense, sparse = sorted((task.op for task in tasks), key=lambda op: getattr(op, "columns", None) is not None)
     assert isinstance(dense, Conv2d)
     assert isinstance(sparse, Conv2d)
-    assert tasks[0].group == tasks[1].group
+    assert dense.columns is None
+    assert {use.group for task in tasks for use in task.uses} == {tasks[0].uses[0].group}
     assert sparse == replace(dense, columns=tuple(np.arange(1, 72, 2)))
     tuned = measured([dense, sparse], [1.0, 2.0] if dense_is_faster else [2.0, 1.0])
     assert (only_conv(fuse(half_empty, GPU, FLOAT32, tuned)).columns is None) == dense_is_faster
@@ -98,3 +100,76 @@ def test_a_layer_that_was_measured_is_not_replaced_by_a_predicted_winograd_form(
     assert layers == ["a:tiles", "a", "a:sums", "b:tiles", "b", "b:sums"]
     tuned = measured([large], [1.0])
     assert [node.layer for node in use_winograd(network, GPU, FLOAT32, tuned).nodes] == ["a", "b:tiles", "b", "b:sums"]
+
+
+@pytest.mark.parametrize("target", ["adreno-640", "opencl-cpu"])
+def test_the_form_of_a_layer_follows_what_was_measured_of_all_its_launches(target: str) -> None:
+    gpu = gpu_by_name(target)
+    op = Conv2d(1, 16, 8, 8, 16, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    constants = {"weight": weights(16, 16, 3, 3), "bias": zeros(16)}
+    shape = (1, 16, 8, 8)
+    network = Network(
+        {name: Tensor(name, shape) for name in "xy"},
+        (Node("a", op, ("x",), ("y",), constants),),
+        (Port("x", "x"),),
+        (Port("y", "y"),),
+    )
+
+    def launches(ops: Sequence[Operator], times_ms: Sequence[float]) -> int:
+        return len(use_winograd(network, gpu, FLOAT32, measured(ops, times_ms)).nodes)
+
+    forms = [parts(op, tile).launches for tile in (2, 4)]
+    everything = [op, *forms[0], *forms[1]]
+    assert launches([op], [9.0]) == 1
+    assert launches(everything, [9.0, 1, 2, 3, 2, 3, 2]) == 3
+    assert launches(everything, [5.0, 1, 2, 3, 2, 3, 2]) == 1
+    # One that is not measured to its end is none, and what lies between launches counts.
+    assert launches([op, *forms[0][:2]], [9.0, 1, 1]) == 1
+    assert launches([op, *forms[0]], [6 + 1.9 * gpu.launch_us / 1e3, 1, 2, 3]) == 1
+    chosen = use_winograd(network, gpu, FLOAT32, measured(everything, [9.0, 1, 2, 3, 2, 1, 2])).nodes[0].op
+    assert isinstance(chosen, WinogradInput)
+    assert chosen.tile == 4
+
+
+def test_a_shortcut_is_a_launch_of_its_own_where_its_layer_is_winograds() -> None:
+    shortcut = Conv2d(1, 8, 16, 16, 16, (1, 1), stride=(2, 2))
+    op = Conv2d(1, 16, 8, 8, 16, (3, 3), padding=(1, 1, 1, 1), activation="relu", shortcut=shortcut)
+    constants = {"weight": weights(16, 16, 3, 3), "bias": zeros(16), "shortcut_weight": weights(16, 8, 1, 1)}
+    nodes, tensors = split_node(Node("a", op, ("x", "s"), ("y",), constants), 2)
+    forward, product, side, back = nodes
+    assert (forward.inputs, side.inputs) == (("x",), ("s",))
+    assert side.op == shortcut
+    assert back.inputs == (product.output, side.output)
+    assert isinstance(back.op, WinogradOutput)
+    assert back.op.has_residual
+    assert {tensor.name for tensor in tensors} == {forward.output, product.output, side.output}
+
+
+def test_layers_that_differ_after_the_sum_share_a_transform_and_a_product() -> None:
+    op = Conv2d(1, 16, 8, 8, 16, (3, 3), padding=(1, 1, 1, 1))
+    constants = {"weight": weights(16, 16, 3, 3), "bias": zeros(16)}
+    network = Network(
+        {name: Tensor(name, (1, 16, 8, 8)) for name in "xyz"},
+        (
+            Node("a", replace(op, activation="relu"), ("x",), ("y",), constants),
+            Node("b", replace(op, has_residual=True), ("y", "x"), ("z",), constants),
+        ),
+        (Port("x", "x"),),
+        (Port("z", "z"),),
+    )
+    tasks = extract_tasks([network], GPU, FLOAT32)
+    layers = {type(task.op).__name__ + task.forms: set(task.layers) for task in tasks if "4" in task.forms}
+    assert layers["WinogradInputWinograd F(4, 3)"] == layers["Conv2dWinograd F(4, 3)"] == {"a", "b"}
+    outputs = [task.layers for task in tasks if isinstance(task.op, WinogradOutput) and task.op.tile == 4]
+    assert sorted(outputs) == [("a",), ("b",)]
+    forms = Forms(tasks, GPU)
+    times_ms = dict.fromkeys((task.key for task in tasks), 1.0)
+    extra_ms = 2 * GPU.launch_us / 1e3
+    for group in forms.groups:
+        assert forms.times_ms(group, times_ms) == {
+            "direct": 1.0,
+            "Winograd F(2, 3)": pytest.approx(3 + extra_ms),
+            "Winograd F(4, 3)": pytest.approx(3 + extra_ms),
+        }
+    assert forms.total_ms(times_ms) == forms.untuned_ms(times_ms) == 2.0
+    assert forms.total_ms({}) is None
