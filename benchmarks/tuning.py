@@ -30,7 +30,9 @@ from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
 from tvm_build.precision import FLOAT32
 from tvm_build.tuning.session import SessionResult, run_session
-from tvm_build.tuning.tasks import extract_tasks, fused_network
+from tvm_build.tuning.summary import layer_words
+from tvm_build.tuning.task_key import describe_operator
+from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
 
 TARGET = "opencl-cpu"
 GOAL = 1.3
@@ -48,7 +50,8 @@ def write_network(path: Path, width: int) -> None:
 def tune(networks: list[Path], database: Path, measurer: LocalMeasurer, trials_per_layer: int) -> SessionResult:
     """A session over all layers that matter, or the rest of it."""
     gpu = gpu_by_name(TARGET)
-    tasks = extract_tasks([fused_network(path, gpu, FLOAT32) for path in networks], gpu, FLOAT32)
+    fused = [fused_network(path, gpu, FLOAT32) for path in networks]
+    tasks = extract_tasks(fused, gpu, FLOAT32)
     groups = len({use.group for task in tasks for use in task.uses})
     return run_session(
         tasks,
@@ -58,6 +61,7 @@ def tune(networks: list[Path], database: Path, measurer: LocalMeasurer, trials_p
         precision=FLOAT32,
         trials=trials_per_layer * groups,
         reporter=console_reporter(),
+        network_bytes=weight_bytes(fused[0], FLOAT32),
     )
 
 
@@ -80,41 +84,45 @@ def compare(network: Path, database: Path, runner: Runner, scratch: Path, rounds
 
 
 def layer_rows(result: SessionResult) -> list[dict[str, Any]]:
-    """What was found for each distinct layer."""
-    return [
-        {
-            "layers": list(task.task.layers),
-            "trials": task.trials,
-            "untuned_ms": task.default_ms,
-            "best_ms": task.best_ms,
-            "schedule": None if task.best is None else describe(task.best),
-        }
-        for task in result.tasks
-    ]
+    """What was found for each distinct layer, and how each of its forms is scheduled."""
+    rows = []
+    for found in result.layers:
+        launches: dict[str, list[dict[str, Any]]] = {form: [] for form in found.forms_ms}
+        for task in result.tasks:
+            for use in task.task.uses:
+                if use.layers == found.layers and use.form in launches:
+                    launch = {
+                        "launch": layer_words(describe_operator(task.task.op)),
+                        "trials": task.trials,
+                        "untuned_ms": task.default_ms,
+                        "best_ms": task.best_ms,
+                        "schedule": None if task.best is None else describe(task.best),
+                    }
+                    launches[use.form].append(launch)
+        row = {"layers": list(found.layers), "untuned_ms": found.untuned_ms, "form": found.form}
+        rows.append(row | {"forms_ms": dict(found.forms_ms), "launches": launches})
+    return rows
 
 
 def table(rows: list[dict[str, Any]], compared: dict[str, Any]) -> str:
     """The layers, and the network in the last row."""
 
-    def line(name: str, trials: str, before: float | None, after: float | None, schedule: str) -> list[str]:
+    def line(name: str, before: float | None, after: float | None, form: str, others: str) -> list[str]:
         ratio = f"{before / after:.2f}" if before and after else ""
-        return [name, trials, f"{before:.3f}" if before else "", f"{after:.3f}" if after else "", ratio, schedule]
+        return [name, f"{before:.3f}" if before else "", f"{after:.3f}" if after else "", ratio, form, others]
 
-    cells = [
-        line(
-            ", ".join(row["layers"]),
-            str(row["trials"]),
-            row["untuned_ms"],
-            row["best_ms"],
-            row["schedule"] or "",
+    cells = []
+    for row in rows:
+        forms = row["forms_ms"]
+        others = ", ".join(f"{form} {ms:.3f}" for form, ms in forms.items() if form != row["form"])
+        cells.append(
+            line(", ".join(row["layers"]), row["untuned_ms"], forms.get(row["form"]), row["form"] or "", others)
         )
-        for row in rows
-    ]
     low, high = compared["speed_up"]["ci95"]
     before, after = compared["untuned_ms"]["median"], compared["tuned_ms"]["median"]
     note = f"{compared['rounds']} interleaved rounds, 95 % within {low:.2f} to {high:.2f}"
-    network = ["whole network", "", f"{before:.3f}", f"{after:.3f}", f"{compared['speed_up']['median']:.2f}", note]
-    return markdown_table(["Layers", "Trials", "Untuned ms", "Tuned ms", "Ratio", "Schedule"], [*cells, network])
+    network = ["whole network", f"{before:.3f}", f"{after:.3f}", f"{compared['speed_up']['median']:.2f}", "", note]
+    return markdown_table(["Layers", "Untuned ms", "Tuned ms", "Ratio", "Form", "Other forms, ms"], [*cells, network])
 
 
 def plot(result: SessionResult, path: Path) -> None:
@@ -165,6 +173,7 @@ def main() -> None:
         rows=rows,
         table=table(rows, compared),
         database=database.name,
+        trials=result.known_trials + result.new_trials,
         network=compared,
         curve_ms=list(result.curve_ms),
     )

@@ -82,12 +82,12 @@ class LocalMeasurer:
         self.target = target
         self._trial = trial or Trial()
         self._facts: DeviceFacts | None = None
-        self._runner = candidate_runner(target)
+        self.runner = candidate_runner(target)
 
     def device_facts(self) -> DeviceFacts:
         """The target's OpenCL device."""
         if self._facts is None:
-            self._facts = facts_of_target(self._runner)
+            self._facts = facts_of_target(self.runner)
         return self._facts
 
     def workers(self) -> int:
@@ -102,11 +102,11 @@ class LocalMeasurer:
         """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
-            outcome = try_candidate(self._runner, bundle, self._trial, key)
+            outcome = try_candidate(self.runner, bundle, self._trial, key)
             yield index, outcome
             if outcome.status == "lost":
                 # A device that is still away is the session's end, not the next candidate's fault.
-                self._runner.info()
+                self.runner.info()
 
     def close(self) -> None:
         """Close the target."""

@@ -66,7 +66,7 @@ def tune(
     from structadmm.progress import SilentReporter
     from tvm_build.precision import precision_by_name
     from tvm_build.tuning.session import run_session
-    from tvm_build.tuning.tasks import extract_tasks, fused_network
+    from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
 
     reporter: Reporter = SilentReporter() if as_json else console_reporter()
     precision = precision_by_name(dtype)
@@ -77,7 +77,8 @@ def tune(
         gpu = _gpu(facts, target)
         if dtype != "float32" and not facts.fp16:
             raise UserError(f"{facts.gpu} does not compute in half precision: tune with --dtype float32")
-        tasks = extract_tasks([fused_network(path, gpu, precision) for path in networks], gpu, precision)
+        fused = [fused_network(path, gpu, precision) for path in networks]
+        tasks = extract_tasks(fused, gpu, precision)
         if not tasks:
             raise UserError(f"{model} has no layer whose schedule can be tuned: compile it without a database")
         layers = len({use.group for task in tasks for use in task.uses})
@@ -92,6 +93,7 @@ def tune(
             trials=wanted,
             reporter=reporter,
             seed=seed,
+            network_bytes=max(weight_bytes(network, precision) for network in fused),
         )
     if as_json:
         typer.echo(json.dumps(_session_json(result), indent=2))

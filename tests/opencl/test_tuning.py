@@ -27,7 +27,7 @@ from tvm_build.precision import FLOAT32, PRECISIONS, Precision
 from tvm_build.tuning.candidate_bundle import guard_bytes, write_candidate_bundle
 from tvm_build.tuning.database import TrialRecord, read_database
 from tvm_build.tuning.expected import task_data
-from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes
+from tvm_build.tuning.measurer import TIMED_LAYER, CandidateOutcome, CandidateTimes
 from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.session import run_session
 from tvm_build.tuning.summary import summarize
@@ -73,11 +73,13 @@ def write(
     precision: Precision = FLOAT32,
     target: str = "opencl-cpu",
     change: Callable[[OpenClKernel], OpenClKernel] = lambda kernel: kernel,
+    network_bytes: int = 0,
 ) -> Path:
     gpu = gpu_by_name(target)
     data = task_data(op)
     built = build_kernel(op, data.constants, gpu, schedule, precision)
-    write_candidate_bundle(path, built, change(emit_opencl(built.func)), data, target, precision)
+    kernel = change(emit_opencl(built.func))
+    write_candidate_bundle(path, built, kernel, data, target, precision, network_bytes=network_bytes)
     return path
 
 
@@ -116,6 +118,25 @@ def test_right_candidates_of_every_kind_pass_their_proof(measurer: LocalMeasurer
         assert outcome.status == "ok", (case, outcome.message)
         assert outcome.times is not None
         assert 0 < outcome.times.min_ms <= outcome.times.median_ms <= outcome.times.p90_ms
+
+
+@pytest.mark.parametrize("images", [(), ("input0", "output", "residual")], ids=["buffers", "images"])
+def test_between_two_runs_the_rest_of_the_network_and_the_inputs_are_read(
+    measurer: LocalMeasurer, images: tuple[str, ...], tmp_path: Path
+) -> None:
+    op = with_images(Conv2d(1, 10, 6, 7, 9, (3, 3), padding=(1, 1, 1, 1), has_residual=True), images)
+    target = "adreno-640" if images else "opencl-cpu"
+    bundle = write(tmp_path / "a.clbundle", op, target=target, network_bytes=1 << 20)
+    (outcome,) = outcomes(measurer, [bundle])
+    assert outcome.status == "ok", outcome.message
+    launches = measurer.runner.profile(bundle, runs=1).launches
+    kernels = [launch.kernel for launch in launches]
+    reads = [kernel for kernel in kernels if kernel.startswith("proof_read")]
+    assert reads == ["proof_read_0", "proof_read_1", "proof_read_2"]
+    assert kernels.index("proof_read_2") + 1 == [launch.layer for launch in launches].index(TIMED_LAYER)
+    # A network that is no more than this layer leaves its weights where they are.
+    alone = write(tmp_path / "b.clbundle", op, target=target, network_bytes=4 * 9 * 10 * 9)
+    assert not any(launch.kernel.startswith("proof_read") for launch in measurer.runner.profile(alone, runs=1).launches)
 
 
 def test_an_image_that_was_not_written_is_found(measurer: LocalMeasurer, tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ pattern of its own; the candidate, whose output pointer is moved past the first 
 output to where `check` compares it with float64's result and counts the guard's words that have changed, which must be
 none. What the candidate did not write is still NaN and fails the comparison, too. Stores beyond the guards, megabytes
 away from the output, are the driver's to notice. An output in an image needs no guards: OpenCL drops stores beyond it.
+
+In a network, the rest of an inference lies between two runs of a layer: its weights come from memory unless the whole
+network's fit into a cache, and its inputs were just written. So a launch reads as many bytes as that before every run,
+and another one the candidate's inputs.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ from structadmm.errors import InvariantError
 from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_row
 from tvm_build.bundle import write_bundle
 from tvm_build.emit import OpenClKernel
+from tvm_build.kernels.body import bytes_of
 from tvm_build.kernels.built import BuiltKernel
-from tvm_build.kernels.stored import Parameter
+from tvm_build.kernels.stored import Parameter, run
 from tvm_build.launch_plan import (
     Buffer,
     Endpoint,
@@ -39,15 +44,25 @@ from tvm_build.tuning.measurer import TIMED_LAYER
 
 MIN_GUARD_BYTES = 64 * 1024
 MAX_GUARD_BYTES = 1024 * 1024
+MAX_REST_BYTES = 64 * 1024 * 1024
 _PAGE = 4096
 # A NaN in float32, and in float16 both halves are.
 _PATTERN = 0x7FC1FE5A
 _COUNTERS = 64
 _GROUP = 64
+# Vectors of 128 bits that a work-group reads.
+_CHUNK = 4096
 
 
 def write_candidate_bundle(
-    path: Path, built: BuiltKernel, kernel: OpenClKernel, data: TaskData, target: str, precision: Precision
+    path: Path,
+    built: BuiltKernel,
+    kernel: OpenClKernel,
+    data: TaskData,
+    target: str,
+    precision: Precision,
+    *,
+    network_bytes: int = 0,
 ) -> None:
     """Write the bundle `path` for one candidate.
 
@@ -58,6 +73,7 @@ def write_candidate_bundle(
         data: inputs and the expected result.
         target: the GPU it was built for.
         precision: of the kernel.
+        network_bytes: weights of the whole network; what of them is not the candidate's is replaced by other reads.
     """
     memory: list[Memory] = [Buffer(16)]
     weights = ConstantData()
@@ -92,6 +108,7 @@ def write_candidate_bundle(
             _proof_launch("proof_strays", _COUNTERS, written, strays),
         ]
     arguments = []
+    inputs: list[tuple[MemoryArgument, Parameter]] = []
     for name in kernel.arguments:
         kind, _, key = built.roles[name].partition(":")
         if kind == "output":
@@ -99,6 +116,20 @@ def write_candidate_bundle(
             continue
         array = built.constants[key] if kind == "constant" else data.inputs[kind].astype(built.scalars[name])
         arguments.append(constant(array, built.parameters[name]))
+        if kind != "constant":
+            inputs.append((arguments[-1], built.parameters[name]))
+    rest_bytes = min(network_bytes, MAX_REST_BYTES) - sum(array.nbytes for array in built.constants.values())
+    if rest_bytes > 0:
+        rest = run(-(-rest_bytes // 16), "float32x4")
+        read = [(add(Buffer(rest.elements * 16)), rest), *inputs]
+        source += "".join(_reader(number, parameter) for number, (_, parameter) in enumerate(read))
+        sink = add(Buffer(4 * max(_reader_items(parameter) for _, parameter in read)))
+        first, *last = (
+            _proof_launch(f"proof_read_{number}", _reader_items(parameter), argument, sink)
+            for number, (argument, parameter) in enumerate(read)
+        )
+        # What is written and read right before is where a network's activations are.
+        before = [first, *before, *last]
     candidate = Launch(
         0, kernel.name, kernel.global_size, kernel.local_size, built.flops, built.bytes, TIMED_LAYER, tuple(arguments)
     )
@@ -113,12 +144,12 @@ def write_candidate_bundle(
         inputs=(Endpoint(0, "float32", (4,), "unused"),),
         outputs=(
             Endpoint(result.memory, "float32", data.expected.shape, "result"),
-            *((Endpoint(strays.memory, "float32", (_COUNTERS,), "written_outside"),) if before else ()),
+            *((Endpoint(strays.memory, "float32", (_COUNTERS,), "written_outside"),) if row is None else ()),
         ),
         sample_inputs=(SampleInput(0, "input_0.npy"),),
         sample_outputs=(
             SampleOutput(0, "output_0.npy", float(f"{tolerance:.3g}")),
-            *((SampleOutput(1, "output_1.npy", 0.0),) if before else ()),
+            *((SampleOutput(1, "output_1.npy", 0.0),) if row is None else ()),
         ),
         programs=(Program(0, len(source.encode()), BUILD_OPTIONS),),
         launches=(*before, candidate, *after),
@@ -130,12 +161,36 @@ def write_candidate_bundle(
         weights=bytes(weights.data),
         manifest={"schema": 1, "name": path.stem, "target": target, "dtype": precision.name},
         inputs=[np.zeros(4, np.float32)],
-        outputs=[expected, np.zeros(_COUNTERS, np.float32)] if before else [expected],
+        outputs=[expected, np.zeros(_COUNTERS, np.float32)] if row is None else [expected],
     )
 
 
 def _proof_launch(name: str, items: int, *given: MemoryArgument) -> Launch:
     return Launch(0, name, (-(-items // _GROUP) * _GROUP,), (_GROUP,), 0, 0, "proof", given)
+
+
+def _reader_items(parameter: Parameter) -> int:
+    """Work-items of a launch that reads all of a parameter: groups take 64 KiB each."""
+    return -(-parameter.elements * bytes_of(parameter.dtype) // (_CHUNK * 16)) * _GROUP
+
+
+def _reader(number: int, parameter: Parameter) -> str:
+    """A kernel that reads a buffer or an image; what it writes is for nothing but to be no dead code."""
+    vectors = parameter.elements * bytes_of(parameter.dtype) // 16
+    declaration, load = "__global const uint4 *data", "data[i]"
+    if parameter.memory == "image":
+        vectors, width = parameter.elements, parameter.width
+        declaration = "__read_only image2d_t data"
+        load = f"as_uint4(read_imagef(data, proof_reader_{number}, (int2)(i % {width}, i / {width})))"
+    return f"""
+__constant sampler_t proof_reader_{number} = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_CLAMP | CLK_FILTER_NEAREST;
+__kernel void proof_read_{number}({declaration}, __global uint *sink) {{
+  int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, {vectors});
+  uint4 sum = (uint4)(0);
+  for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) sum += {load};
+  sink[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
+}}
+"""
 
 
 def guard_bytes(output_bytes: int) -> int:

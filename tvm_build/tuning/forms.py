@@ -72,10 +72,12 @@ class Forms:
 
     def untuned_ms(self, task_ms: Mapping[str, float]) -> float | None:
         """All layers in the form that a compilation without a database chooses; None while one has no time."""
-        total = sum(
-            self.times_ms(group, task_ms)[self._untuned[group]] * len(layers) for group, layers in self._layers.items()
-        )
+        total = sum(self.untuned_layer_ms(group, task_ms) * len(layers) for group, layers in self._layers.items())
         return None if total == NEVER else total
+
+    def untuned_layer_ms(self, group: str, task_ms: Mapping[str, float]) -> float:
+        """Milliseconds of one layer in the form that a compilation without a database chooses."""
+        return self.times_ms(group, task_ms)[self._untuned[group]]
 
     def behind(self, group: str, form: str, task_ms: Mapping[str, float]) -> float:
         """How near a form is to the fastest other one: their times' ratio, at most 1; 1 while this cannot be said."""

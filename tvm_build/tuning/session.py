@@ -59,10 +59,12 @@ class LayerResult:
 
     Attributes:
         layers: their names.
-        forms_ms: milliseconds of one of them in each form whose tasks all have a time.
+        untuned_ms: milliseconds of one of them as a compilation without a database computes it; None without a time.
+        forms_ms: and in each form whose tasks all have a time, with their best schedules.
     """
 
     layers: tuple[str, ...]
+    untuned_ms: float | None
     forms_ms: Mapping[str, float]
 
     @property
@@ -107,6 +109,7 @@ def run_session(
     trials: int,
     reporter: Reporter,
     seed: int = 0,
+    network_bytes: int = 0,
 ) -> SessionResult:
     """Tune until the database holds `trials` trials of these tasks, or nothing is left to try.
 
@@ -119,6 +122,7 @@ def run_session(
         trials: in all sessions together, so that the same command finishes what was interrupted.
         reporter: hears the best time so far.
         seed: of the search's chances.
+        network_bytes: weights of the whole network, of which all but the candidate's own are read between its runs.
 
     Raises:
         UserError: the database is malformed or in use, or no device is left; what has ended until then is kept.
@@ -138,6 +142,7 @@ def run_session(
             forms=Forms(tasks, gpu),
             model=CostModel(gpu, precision, seed),
             scratch=Path(scratch),
+            network_bytes=network_bytes,
         )
         known = session.resume(records)
         with reporter.task("tuning", total=trials) as progress:
@@ -173,6 +178,7 @@ class _Session:
     forms: Forms
     model: CostModel
     scratch: Path
+    network_bytes: int
     data: dict[str, TaskData] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -238,7 +244,10 @@ class _Session:
             self.data[task.key] = task_data(task.op)
         data = self.data[task.key]
         built = build_kernel(task.op, data.constants, self.gpu, candidate.schedule, self.precision)
-        write_candidate_bundle(bundle, built, emit_opencl(built.func), data, self.gpu.name, self.precision)
+        kernel = emit_opencl(built.func)
+        write_candidate_bundle(
+            bundle, built, kernel, data, self.gpu.name, self.precision, network_bytes=self.network_bytes
+        )
 
     def _ended(self, candidate: _Candidate, outcome: CandidateOutcome, progress: Progress) -> None:
         if outcome.status == "lost":
@@ -301,7 +310,9 @@ class _Session:
         for group in self.forms.groups:
             times = self.forms.times_ms(group, self._task_ms())
             names = self.forms.layers(group)
-            layers.append(LayerResult(names, {form: ms for form, ms in times.items() if ms != NEVER}))
+            untuned_ms = self.forms.untuned_layer_ms(group, default_ms)
+            forms_ms = {form: ms for form, ms in times.items() if ms != NEVER}
+            layers.append(LayerResult(names, None if untuned_ms == NEVER else untuned_ms, forms_ms))
         return SessionResult(
             device=self.device,
             tasks=tuple(results),

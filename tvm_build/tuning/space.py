@@ -129,7 +129,7 @@ def _wider(op: Operator, gpu: Gpu, kind: type) -> dict[str, list[Any]]:
             if not is_depthwise(op):
                 wider["vectors"] = [1, 2, 3, 4]
                 wider["split"] = [1, 2, 4] if cpu else [1, 2, 4, 8, 16]
-                wider["local_channels"] = [1, 2, 4] if cpu else [1, 2, 4, 8]
+                wider["local_channels"] = [1, 2, 4, 8, 16] if cpu else [1, 2, 4, 8]
             return wider
         case Dense() if kind is DenseSchedule:
             lanes = [4, 8, 16] if cpu else [4]

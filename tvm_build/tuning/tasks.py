@@ -136,6 +136,11 @@ def _forms(node: Node, gpu: Gpu, precision: Precision) -> dict[str, list[Operato
     return dict(sorted(forms.items(), key=lambda item: item[0] != first))
 
 
+def weight_bytes(network: Network, precision: Precision) -> int:
+    """Bytes of a network's weights, as far as its layers are computed in one launch."""
+    return sum(array.size * precision.item_bytes for node in network.nodes for array in node.constants.values())
+
+
 def fused_network(path: Path, gpu: Gpu, precision: Precision) -> Network:
     """An ONNX file as the network whose nodes become launches.
 

@@ -200,6 +200,18 @@ def test_several_inputs_and_outputs_of_every_dtype_pass(
     assert halves.tolist() == np.load(files[1]).tolist()
 
 
+def test_a_profile_that_checks_first_times_nothing_wrong(
+    runner: RunnerProcess, bundle: Path, write_bundle: WriteBundle
+) -> None:
+    right = runner("profile", bundle, "--check", "on", "--runs", 2, "--device", "0.0")
+    assert right.status == 0, right
+    assert [event["event"] for event in right.events] == ["session", "check", "launch", "launch", "profile"]
+    wrong = runner("profile", write_bundle(edited("i-3", "i-2")), "--check", "on", "--runs", 2, "--device", "0.0")
+    assert wrong.status == 12
+    assert [event["event"] for event in wrong.events] == ["session", "check"]
+    assert runner("check", bundle, "--check", "on").status == 2
+
+
 def test_a_wrong_result_fails_the_check_with_its_size(runner: RunnerProcess, write_bundle: WriteBundle) -> None:
     outcome = runner("check", write_bundle(edited("i-3", "i-2")), "--device", "0.0")
     assert outcome.status == RunnerStatus.CHECK
