@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="further ONNX files to tune the layers of")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    measurer = LocalMeasurer(open_target(options.device), Trial(runs=40))
+    measurer = LocalMeasurer(open_target(options.device), Trial(runs=16))
     try:
         facts = measurer.device_facts()
         words = "".join(character if character.isalnum() else "-" for character in facts.key.lower())

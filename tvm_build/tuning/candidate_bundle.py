@@ -29,6 +29,7 @@ from tvm_build.launch_plan import (
     Buffer,
     Endpoint,
     Image2d,
+    IntArgument,
     Launch,
     LaunchPlan,
     Memory,
@@ -122,12 +123,9 @@ def write_candidate_bundle(
     if rest_bytes > 0:
         rest = run(-(-rest_bytes // 16), "float32x4")
         read = [(add(Buffer(rest.elements * 16)), rest), *inputs]
-        source += "".join(_reader(number, parameter) for number, (_, parameter) in enumerate(read))
-        sink = add(Buffer(4 * max(_reader_items(parameter) for _, parameter in read)))
-        first, *last = (
-            _proof_launch(f"proof_read_{number}", _reader_items(parameter), argument, sink)
-            for number, (argument, parameter) in enumerate(read)
-        )
+        source += _READ + (_READ_IMAGE if any(parameter.memory == "image" for _, parameter in inputs) else "")
+        sink = add(Buffer(4 * max(_read_items(parameter) for _, parameter in read)))
+        first, *last = (_read_launch(argument, parameter, sink) for argument, parameter in read)
         # What is written and read right before is where a network's activations are.
         before = [first, *before, *last]
     candidate = Launch(
@@ -169,25 +167,41 @@ def _proof_launch(name: str, items: int, *given: MemoryArgument) -> Launch:
     return Launch(0, name, (-(-items // _GROUP) * _GROUP,), (_GROUP,), 0, 0, "proof", given)
 
 
-def _reader_items(parameter: Parameter) -> int:
-    """Work-items of a launch that reads all of a parameter: groups take 64 KiB each."""
-    return -(-parameter.elements * bytes_of(parameter.dtype) // (_CHUNK * 16)) * _GROUP
+def _vectors(parameter: Parameter) -> int:
+    """How many reads of 128 bits, or of texels, there are in a parameter."""
+    return parameter.elements if parameter.memory == "image" else parameter.elements * bytes_of(parameter.dtype) // 16
 
 
-def _reader(number: int, parameter: Parameter) -> str:
-    """A kernel that reads a buffer or an image; what it writes is for nothing but to be no dead code."""
-    vectors = parameter.elements * bytes_of(parameter.dtype) // 16
-    declaration, load = "__global const uint4 *data", "data[i]"
+def _read_items(parameter: Parameter) -> int:
+    """Work-items of a launch that reads all of a parameter."""
+    return -(-_vectors(parameter) // _CHUNK) * _GROUP
+
+
+def _read_launch(data: MemoryArgument, parameter: Parameter, sink: MemoryArgument) -> Launch:
+    size = [IntArgument(_vectors(parameter))]
+    name = "proof_read"
     if parameter.memory == "image":
-        vectors, width = parameter.elements, parameter.width
-        declaration = "__read_only image2d_t data"
-        load = f"as_uint4(read_imagef(data, proof_reader_{number}, (int2)(i % {width}, i / {width})))"
-    return f"""
-__constant sampler_t proof_reader_{number} = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_CLAMP | CLK_FILTER_NEAREST;
-__kernel void proof_read_{number}({declaration}, __global uint *sink) {{
-  int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, {vectors});
+        name, size = "proof_read_image", [*size, IntArgument(parameter.width)]
+    return Launch(0, name, (_read_items(parameter),), (_GROUP,), 0, 0, "proof", (data, sink, *size))
+
+
+# Kernels that read a buffer or an image; what they write is for nothing but to be no dead code.
+_READ = f"""
+__kernel void proof_read(__global const uint4 *data, __global uint *sink, int vectors) {{
+  int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, vectors);
   uint4 sum = (uint4)(0);
-  for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) sum += {load};
+  for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) sum += data[i];
+  sink[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
+}}
+"""
+_READ_IMAGE = f"""
+__constant sampler_t proof_reader = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_CLAMP | CLK_FILTER_NEAREST;
+__kernel void proof_read_image(__read_only image2d_t data, __global uint *sink, int texels, int width) {{
+  int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, texels);
+  uint4 sum = (uint4)(0);
+  for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) {{
+    sum += as_uint4(read_imagef(data, proof_reader, (int2)(i % width, i / width)));
+  }}
   sink[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
 }}
 """
