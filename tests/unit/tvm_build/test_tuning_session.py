@@ -29,12 +29,14 @@ from tvm_build.kernels import build_kernel, candidates, default_schedule
 from tvm_build.ops import Conv2d, Dense
 from tvm_build.tuning.cost_model import CostModel
 from tvm_build.tuning.database import TrialRecord, read_database
+from tvm_build.tuning.expected import task_data
 from tvm_build.tuning.measurer import CandidateOutcome, Measurer
 from tvm_build.tuning.schedules import describe_schedule, read_schedule
 from tvm_build.tuning.search import TaskSearch
 from tvm_build.tuning.session import MAX_LOSSES, SessionResult, curve, run_session
 from tvm_build.tuning.space import space
 from tvm_build.tuning.tasks import Task
+from tvm_build.winograd import parts
 
 PATIENCE_S = 120.0
 
@@ -242,19 +244,16 @@ def test_whatever_the_space_offers_can_be_built(target: str) -> None:
         Conv2d(1, 8, 6, 6, 12, (3, 3), padding=(1, 1, 1, 1), columns=kept),
         Conv2d(1, 8, 6, 6, 8, (3, 3), padding=(1, 1, 1, 1), groups=8),
         Dense(1, 40, 10, input_is_c4=True, pooled_pixels=4),
+        *parts(Conv2d(1, 8, 8, 8, 10, (3, 3), padding=(1, 1, 1, 1), has_residual=True), 2).launches,
+        *parts(Conv2d(1, 8, 6, 7, 10, (3, 3)), 4).launches,
     ):
-        weight = (
-            np.ones((op.out_channels, op.in_channels // op.groups, 3, 3), np.float32)
-            if isinstance(op, Conv2d)
-            else np.ones((10, 40), np.float32)
-        )
-        bias = np.zeros(len(weight), np.float32)
+        constants = task_data(op).constants
         wide = space(op, gpu)
         drawn = [found for found in (wide.sample(generator) for _ in range(2000)) if found is not None][:6]
         assert set(map(str, candidates(op, gpu))) <= {str(found) for found in wide.listed}
         assert drawn
         for schedule in drawn:
-            assert build_kernel(op, {"weight": weight, "bias": bias}, gpu, schedule).schedule == schedule
+            assert build_kernel(op, constants, gpu, schedule).schedule == schedule
             assert read_schedule(json.loads(json.dumps(describe_schedule(schedule)))) == schedule
 
 
