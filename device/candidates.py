@@ -36,6 +36,7 @@ from tvm_build.tuning.measurer import (
 )
 
 __all__ = [
+    "TIDY_EVERY",
     "TIMED_LAYER",
     "CandidateOutcome",
     "CandidateTimes",
@@ -70,9 +71,22 @@ class Trial:
     timeout_s: float = 60.0
 
 
+TIDY_EVERY = 100
+"""Candidates after which their binaries are removed from the device: `candidate_runner` again."""
+
+
 def candidate_runner(target: Target) -> Runner:
-    """A runner for candidates: each is built once and never met again, so nothing is kept of it."""
-    return Runner(target, use_program_cache=False)
+    """A runner for candidates; the binaries of those before are removed.
+
+    What proves a candidate is the same for all of a layer, and half of what the driver would have to build. No later
+    session meets any of it again, so binaries lie in the target's own directory for this one.
+
+    Raises:
+        DeviceError: the target does not do as it is told.
+    """
+    programs = f"{target.workdir()}/programs"
+    target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
+    return Runner(target, program_cache=programs)
 
 
 class LocalMeasurer:
@@ -82,7 +96,8 @@ class LocalMeasurer:
         self.target = target
         self._trial = trial or Trial()
         self._facts: DeviceFacts | None = None
-        self.runner = candidate_runner(target)
+        self.runner = Runner(target, use_program_cache=False)
+        self._tried = 0
 
     def device_facts(self) -> DeviceFacts:
         """The target's OpenCL device."""
@@ -102,6 +117,9 @@ class LocalMeasurer:
         """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
+            if self._tried % TIDY_EVERY == 0:
+                self.runner = candidate_runner(self.target)
+            self._tried += 1
             outcome = try_candidate(self.runner, bundle, self._trial, key)
             yield index, outcome
             if outcome.status == "lost":

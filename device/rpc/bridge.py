@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from device.adb_target import AdbTarget
 from device.candidates import (
+    TIDY_EVERY,
     CandidateOutcome,
     DeviceFacts,
     Trial,
@@ -62,9 +63,6 @@ _HOUSEKEEPING_S = 180.0
 
 _AROUND_TRIAL_S = 120.0
 """For a candidate's way to the device, beyond its time-out."""
-
-_TIDY_EVERY = 100
-"""Candidates after which a phone is tidied up."""
 
 
 class DeviceLostError(Exception):
@@ -234,7 +232,7 @@ class Bridge:
                 partner.frames.send(answer)
                 if lost:
                     raise DeviceLostError(lost)
-                if self._tried >= tried + _TIDY_EVERY:
+                if self._tried >= tried + TIDY_EVERY:
                     runner, tried = self._session_runner(device), self._tried
         except FrameTimeoutError:
             self._say("a session's process stopped in the middle of a message: killed")

@@ -92,7 +92,7 @@ def write_candidate_bundle(
     row = image_row(built.parameters[output])
     if row is not None:
         written = add(Image2d(row.width, built.parameters[output].lines, row.format))
-        source = f"{kernel.source}\n{_image_proof(row.width, data)}"
+        source, proof = kernel.source, _image_proof(row.width, data)
         before: list[Launch] = []
         after = [_proof_launch("proof_result", data.expected.size, written, result)]
     else:
@@ -102,7 +102,7 @@ def write_candidate_bundle(
         # The proof works on whole 32-bit words; an odd number of halves ends inside one.
         words = -(-output_bytes // 4)
         written = add(Buffer(2 * guard + 4 * words))
-        source = f"{guarded(kernel, output, guard)}\n{_guard_proof(dtype, guard, words, data)}"
+        source, proof = guarded(kernel, output, guard), _guard_proof(dtype, guard, words, data)
         before = [_proof_launch("proof_fill", 2 * guard // 4 + words, written)]
         after = [
             _proof_launch("proof_result", data.expected.size, written, result),
@@ -123,7 +123,7 @@ def write_candidate_bundle(
     if rest_bytes > 0:
         rest = run(-(-rest_bytes // 16), "float32x4")
         read = [(add(Buffer(rest.elements * 16)), rest), *inputs]
-        source += _READ + (_READ_IMAGE if any(parameter.memory == "image" for _, parameter in inputs) else "")
+        proof += _READ + (_READ_IMAGE if any(parameter.memory == "image" for _, parameter in inputs) else "")
         sink = add(Buffer(4 * max(_read_items(parameter) for _, parameter in read)))
         first, *last = (_read_launch(argument, parameter, sink) for argument, parameter in read)
         # What is written and read right before is where a network's activations are.
@@ -149,13 +149,17 @@ def write_candidate_bundle(
             SampleOutput(0, "output_0.npy", float(f"{tolerance:.3g}")),
             *((SampleOutput(1, "output_1.npy", 0.0),) if row is None else ()),
         ),
-        programs=(Program(0, len(source.encode()), BUILD_OPTIONS),),
+        # The proof is the same for all candidates of a layer: a runner with a cache builds it once.
+        programs=(
+            Program(0, len(source.encode()), BUILD_OPTIONS),
+            Program(len(source.encode()), len(proof.encode()), BUILD_OPTIONS),
+        ),
         launches=(*before, candidate, *after),
     )
     write_bundle(
         path,
         plan=plan,
-        kernels=source.encode(),
+        kernels=(source + proof).encode(),
         weights=bytes(weights.data),
         manifest={"schema": 1, "name": path.stem, "target": target, "dtype": precision.name},
         inputs=[np.zeros(4, np.float32)],
@@ -164,7 +168,7 @@ def write_candidate_bundle(
 
 
 def _proof_launch(name: str, items: int, *given: MemoryArgument) -> Launch:
-    return Launch(0, name, (-(-items // _GROUP) * _GROUP,), (_GROUP,), 0, 0, "proof", given)
+    return Launch(1, name, (-(-items // _GROUP) * _GROUP,), (_GROUP,), 0, 0, "proof", given)
 
 
 def _vectors(parameter: Parameter) -> int:
@@ -182,7 +186,7 @@ def _read_launch(data: MemoryArgument, parameter: Parameter, sink: MemoryArgumen
     name = "proof_read"
     if parameter.memory == "image":
         name, size = "proof_read_image", [*size, IntArgument(parameter.width)]
-    return Launch(0, name, (_read_items(parameter),), (_GROUP,), 0, 0, "proof", (data, sink, *size))
+    return Launch(1, name, (_read_items(parameter),), (_GROUP,), 0, 0, "proof", (data, sink, *size))
 
 
 # Kernels that read a buffer or an image; what they write is for nothing but to be no dead code.
