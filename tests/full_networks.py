@@ -76,7 +76,8 @@ def main() -> None:
     torch.set_num_threads(1)
     out = options.out or Path("results/reference/compiler") / ("memory" if options.memory_only else "networks")
     if options.memory_only:
-        sys.exit(memory_only(options.networks, options.variants, options.work, out))
+        pairs = list(itertools.product(options.networks, options.variants))
+        sys.exit(memory_only(pairs, options.work, out, run=not options.table))
     devices = find_local_devices().devices
     found = {}
     for variant, name in itertools.product(options.variants, options.networks):
@@ -118,15 +119,23 @@ def cached_row(name: str, variant: str, devices: Sequence[LocalDevice], path: Pa
     return row
 
 
-def memory_only(networks: Sequence[str], variants: Sequence[str], work: Path, out: Path) -> bool:
-    """Plan every network for buffers in each number type, and for images; returns whether buffers break the bound."""
+def memory_only(pairs: Sequence[tuple[str, str]], work: Path, out: Path, *, run: bool) -> bool:
+    """Plan networks for buffers in each number type, and for images; returns whether buffers break the bound.
+
+    Args:
+        pairs: networks and variants.
+        work: what was found before, which is not done again.
+        out: where the record goes.
+        run: False to write what was found before, and no more.
+    """
     rows = []
-    for name, variant in itertools.product(networks, variants):
+    for name, variant in pairs:
         path = work / f"{name}-{variant.replace(' ', '-')}-memory.json"
-        if not path.exists():
+        if run and not path.exists():
             write_json(path, memory_row(name, variant) | {"commit": source_commit()})
-        rows.append(json.loads(path.read_text()))
-        print(json.dumps(rows[-1]), flush=True)
+        if path.exists():
+            rows.append(json.loads(path.read_text()))
+            print(json.dumps(rows[-1]), flush=True)
     plans = list(PLANS)
     heads = ["network", "input", "variant", "alive, float32, KB", *plans]
     lines = (
@@ -141,7 +150,8 @@ def memory_only(networks: Sequence[str], variants: Sequence[str], work: Path, ou
     )
     worst = {plan: max(row["memory_ratio"][plan] for row in rows) for plan in plans}
     summary = ", ".join(f"{plan} {ratio:.3f}" for plan, ratio in worst.items())
-    said = f"Planned activations over the most that is alive at one launch. Worst: {summary}."
+    count = f"{len(rows)} of {len(FULL_SIZE) * len(VARIANTS)} networks"
+    said = f"Planned activations over the most that is alive at one launch, {count}. Worst: {summary}."
     text = f"{markdown_table(heads, lines)}\n\n{said}"
     write_record(
         out,
