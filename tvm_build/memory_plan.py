@@ -120,12 +120,13 @@ def largest_live_bytes(alive: Sequence[Life]) -> int:
 def plan_memory(alive: Sequence[Life]) -> MemoryPlan:
     """A place for every tensor: the smallest of the greedy plans, never more than the tensors' sum."""
     orders = [order(alive) for order in (_by_size, _by_time, _by_breadth)]
-    buffers = [[life for life in order if life.row is None] for order in orders]
-    # Whole objects need no alignment: for a handful of tiny tensors they may take less than an arena.
-    plans = [fit(order) for fit in (_arena, _whole_objects) for order in buffers]
-    in_images = [_whole_objects([life for life in order if life.row is not None]) for order in orders]
-    smallest = [min(some, key=lambda plan: plan.total_bytes) for some in (plans, in_images)]
-    return _joined(*smallest)
+    plan = MemoryPlan((), {})
+    for row in dict.fromkeys(life.row for life in alive):
+        # Whole buffers need no alignment: for a handful of tiny tensors they may take less than an arena.
+        fits = (_arena, _whole_objects) if row is None else (_whole_objects,)
+        found = [fit([life for life in order if life.row == row]) for fit in fits for order in orders]
+        plan = _joined(plan, min(found, key=lambda candidate: candidate.total_bytes))
+    return plan
 
 
 def _by_size(alive: Sequence[Life]) -> list[Life]:
@@ -149,8 +150,6 @@ def _by_breadth(alive: Sequence[Life]) -> list[Life]:
 
 def _arena(order: Sequence[Life]) -> MemoryPlan:
     """One buffer; each tensor at the lowest offset where nothing lies that is alive with it."""
-    if not order:
-        return MemoryPlan((), {})
     places: dict[str, Place] = {}
     placed: list[tuple[int, int, Life]] = []
     for life in order:
@@ -168,16 +167,12 @@ def _arena(order: Sequence[Life]) -> MemoryPlan:
 
 
 def _whole_objects(order: Sequence[Life]) -> MemoryPlan:
-    """Each tensor into the free object of its kind that fits best: no growth if possible, then least waste."""
+    """Each tensor into the free object that fits best: no growth if possible, then least waste. All rows are equal."""
     sizes: list[int] = []
     held: list[list[Life]] = []
     places: dict[str, Place] = {}
     for life in order:
-        free = [
-            i
-            for i, residents in enumerate(held)
-            if residents[0].row == life.row and not any(life.overlaps(other) for other in residents)
-        ]
+        free = [i for i, residents in enumerate(held) if not any(life.overlaps(other) for other in residents)]
         if free:
             best = min(free, key=lambda i: (max(0, life.size - sizes[i]), sizes[i], i))
             sizes[best] = max(sizes[best], life.size)
@@ -187,8 +182,8 @@ def _whole_objects(order: Sequence[Life]) -> MemoryPlan:
             sizes.append(life.size)
             held.append([life])
         places[life.name] = Place(best)
-    rows = {i: residents[0].row for i, residents in enumerate(held) if residents[0].row is not None}
-    return MemoryPlan(tuple(sizes), places, rows)
+    row = order[0].row
+    return MemoryPlan(tuple(sizes), places, {} if row is None else dict.fromkeys(range(len(sizes)), row))
 
 
 def _joined(first: MemoryPlan, second: MemoryPlan) -> MemoryPlan:
