@@ -10,7 +10,8 @@ Minimise f(W) subject to W in S through
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,17 @@ class Admm:
     """Z, U and rho of every constrained weight of a round.
 
     Args:
-        weights: all constrained weights by name; read and never written.
+        weights: all constrained weights by name; written only by `at_loss_point`, which restores them.
         constraints: what Z satisfies.
         masks: supports from earlier rounds; Z and U are zero outside of them.
         rho: penalty weight by name.
         removed_only: penalise what Z removes and leave the rest of W to the loss alone. Within the support of Z the
             projection changes nothing, so that the best Z there is W + U: this is the same penalty with that part of Z
             minimised at every step instead of at every update. Otherwise it holds W at its last place there.
+        at_projection: the loss is taken at the projection of W (`at_loss_point`), with `removed_only`. What Z removes
+            then settles where the loss's gradient there and the penalty balance, W = -gradient / rho. That is what U
+            converges to for these weights (rho U = -gradient wherever the W-step is exact), so W carries the dual
+            itself and U stays zero: W + U ranks units that stay by their weights, the others by their gradient.
     """
 
     def __init__(
@@ -53,8 +58,10 @@ class Admm:
         masks: Mapping[str, Tensor],
         rho: Mapping[str, float],
         removed_only: bool = False,
+        at_projection: bool = False,
     ) -> None:
         self._removed_only = removed_only
+        self._at_projection = at_projection
         self._constraints = tuple(constraints)
         self._masks = masks
         self._names = tuple(dict.fromkeys(name for constraint in constraints for name in constraint.parameters))
@@ -109,6 +116,21 @@ class Admm:
             foreach.multiply_(difference, self._removed)
         foreach.add_([weight.grad for weight in self._weights if weight.grad is not None], difference)
 
+    @contextmanager
+    def at_loss_point(self) -> Iterator[None]:
+        """While open, the weights are where the loss is taken: at W, or at its projection onto the support of Z."""
+        if not self._at_projection:
+            yield
+            return
+        with torch.no_grad():
+            carried = foreach.multiply(self._weights, self._removed)
+            foreach.subtract_(self._weights, carried)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                foreach.add_(self._weights, carried)  # exact: one of the two is zero
+
     @torch.no_grad()
     def update(
         self, rho_growth: float, rho_max: float, constraints: Sequence[Constraint] | None = None
@@ -127,7 +149,8 @@ class Admm:
             self._constraints = tuple(constraints)
         self._Z = self._projected()
         gap = foreach.subtract(self._weights, self._Z)
-        foreach.add_(self._U, gap)
+        if not self._at_projection:
+            foreach.add_(self._U, gap)
         # One transfer for all layers: on a GPU each float() waits for the queue.
         gaps, sizes, moves = (
             foreach.norms(values).tolist() for values in (gap, self._weights, foreach.subtract(self._Z, previous))

@@ -145,6 +145,9 @@ class RoundConfig(_Section):
         retrain_epochs: epochs of masked retraining after the hard prune.
         penalise: `all` weights of the pruned layers, as ADMM is written, or only what is being `removed`, so that the
             others are free to make up for it (docs/training.md).
+        loss_at: where the ADMM phase takes the loss: at the `weights`, as ADMM is written, or at their `projection`, so
+            that what stays is trained as the network to come and units return by their gradient (docs/training.md).
+            The latter with `penalise = "removed"`, and not for filters.
         rho: initial penalty weight.
         rho_layers: penalty weight of layers that a name pattern matches, instead of `rho`.
         rho_growth: factor on rho at each update of Z and U.
@@ -168,6 +171,7 @@ class RoundConfig(_Section):
     ramp_epochs: Annotated[int, Field(ge=0)] = 0
     retrain_epochs: Annotated[int, Field(ge=0)] = 10
     penalise: Literal["all", "removed"] = "all"
+    loss_at: Literal["weights", "projection"] = "weights"
     rho: Annotated[float, Field(gt=0.0)] = 1e-3
     rho_layers: dict[str, Annotated[float, Field(gt=0.0)]] = {}
     rho_growth: Annotated[float, Field(ge=1.0)] = 1.3
@@ -195,6 +199,10 @@ class RoundConfig(_Section):
             raise ValueError(f"block={self.block} is for columns, the round's structure is {self.structure!r}: drop it")
         if self.multiple != 1 and self.structure not in ("filter", "channel"):
             raise ValueError(f"multiple={self.multiple} is for filters and channels, not {self.structure!r}: drop it")
+        if self.loss_at == "projection" and self.penalise != "removed":
+            raise ValueError('loss_at="projection" pulls on what is removed alone: add penalise = "removed"')
+        if self.loss_at == "projection" and self.structure == "filter":
+            raise ValueError('a filter that is gone has no gradient to return by: loss_at="weights" is for filters')
         if self.ramp_epochs > self.admm_epochs:
             raise ValueError(
                 f"ramp_epochs={self.ramp_epochs} must fit in admm_epochs={self.admm_epochs}: shorten the ramp"

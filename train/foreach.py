@@ -16,6 +16,16 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_sub(list(left), list(right)))
 
 
+def multiply(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """`left * right`, tensor by tensor."""
+    return list(torch._foreach_mul(list(left), list(right)))
+
+
+def subtract_(target: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """`target -= other`, tensor by tensor."""
+    torch._foreach_sub_(list(target), list(other))
+
+
 def add_(target: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     """`target += other`, tensor by tensor."""
     torch._foreach_add_(list(target), list(other))

@@ -216,7 +216,8 @@ class Loop:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
             distill = self._config.distill if phase.kind != "dense" else None
-            loss, hits = self._backward(images, labels, batches.size(step), distill)
+            with admm.at_loss_point() if admm is not None else nullcontext():
+                loss, hits = self._backward(images, labels, batches.size(step), distill)
             if admm is not None:
                 admm.add_penalty_gradient()
             masked.mask_gradients()

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ class TrainingRun:
                     self.masks,
                     plan.rho(config),
                     removed_only=config.penalise == "removed",
+                    at_projection=config.loss_at == "projection",
                 )
         if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
             self._loop.teacher = self._make_teacher()
@@ -225,7 +226,8 @@ class TrainingRun:
                 limit = config.converged_residual if finished >= config.ramp_epochs else None
                 done = limit is not None and max((value.primal for value in residuals.values()), default=0.0) < limit
         started = time.perf_counter()
-        test = self._loop.evaluate()
+        with admm.at_loss_point() if admm is not None else nullcontext():
+            test = self._loop.evaluate()
         samples = self._loop.samples(position.global_epoch)
         line = {
             "type": "epoch",

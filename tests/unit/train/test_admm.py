@@ -55,6 +55,48 @@ def test_admm_converges_to_the_constrained_minimum_of_a_strongly_convex_problem(
     assert residuals["conv"].dual < 1e-5
 
 
+def test_at_the_projection_units_return_by_their_gradient_until_the_best_ones_are_kept() -> None:
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
+    strong = torch.zeros(27, dtype=torch.float64)
+    strong[[1, 4, 9, 13, 20]] = 1.0
+    target = target * (0.2 + 4 * strong.view(3, 3, 3))
+    # f(W) = 1/2 ||W - target||^2 is separable: its minimum over five columns keeps the longest five of the target.
+    answer = target * strong.view(3, 3, 3)
+    # It starts where the best columns are the shortest, so that magnitude would remove exactly those.
+    weight = nn.Parameter(target * (1 - strong.view(3, 3, 3)))
+    admm = Admm({"conv.weight": weight}, [columns(5)], {}, {"conv.weight": 1.0}, removed_only=True, at_projection=True)
+    wrong = admm.state()["removed.conv.weight"][0].flatten()
+    assert bool(wrong[strong.bool()].all())
+    for _ in range(3):
+        for _ in range(60):
+            with admm.at_loss_point():
+                weight.grad = weight.detach() - target
+            admm.add_penalty_gradient()
+            weight.data -= 0.3 * weight.grad
+        residuals = admm.update(1.0, 1.0)
+    removed = admm.state()["removed.conv.weight"]
+    assert torch.equal(removed[0].flatten() == 0, strong.bool())
+    # 60 steps leave 0.7^60 = 5e-10 of the way within the support, and settle the rest at -gradient / rho.
+    with admm.at_loss_point():
+        assert float((weight.detach() - answer).abs().max()) < 1e-8
+    assert float((weight.detach() - target).abs().max()) < 1e-8
+    assert not admm.state()["U.conv.weight"].any()
+    assert residuals["conv"].primal > 0  # W carries the dual of what is removed
+
+
+def test_the_loss_point_is_the_projection_and_gives_the_weights_back_even_after_an_error() -> None:
+    weight = parameter()
+    before = weight.detach().clone()
+    projection = project_columns(before, 7).tensor
+    for at_projection in (False, True):
+        admm = Admm({"conv.weight": weight}, [columns(7)], {}, {"conv.weight": 1.0}, True, at_projection)
+        with pytest.raises(KeyboardInterrupt), admm.at_loss_point():
+            assert torch.equal(weight.detach(), projection if at_projection else before)
+            raise KeyboardInterrupt
+        assert torch.equal(weight.detach(), before)
+
+
 def test_the_penalty_gradient_is_that_of_the_squared_norm() -> None:
     # Trap: norm() instead of norm()**2 has a gradient of constant length, whatever the distance.
     weight = parameter()

@@ -50,6 +50,8 @@ def test_coupled_layers_follow_the_named_one_and_conflicts_are_refused() -> None
         ({"sparcity": 0.5}, "Extra inputs"),
         ({"update_every": 0}, "greater than or equal to 1"),
         ({"ramp_epochs": 11}, "must fit in admm_epochs=10"),
+        ({"structure": "column", "loss_at": "projection"}, 'add penalise = "removed"'),
+        ({"penalise": "removed", "loss_at": "projection"}, "no gradient to return by"),
     ],
 )
 def test_a_bad_round_is_refused_where_it_is_built(changes: dict[str, object], message: str) -> None:

@@ -258,11 +258,17 @@ def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_pat
 
 
 RAMP = {"structure": "filter", "sparsity": 0.5, "admm_epochs": 4, "ramp_epochs": 3, "penalise": "removed"}
+RETURN = {**RAMP, "structure": "column", "sparsity": 0.8, "loss_at": "projection", "rho": 0.1}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bf16", "channels_last": True}, {"optimizer": {"kind": "adamw"}}, {"rounds": [RAMP]}],
+    [
+        {"precision": "bf16", "channels_last": True},
+        {"optimizer": {"kind": "adamw"}},
+        {"rounds": [RAMP]},
+        {"rounds": [RETURN]},
+    ],
 )
 def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
     tmp_path: Path, changes: dict[str, Any]
@@ -275,6 +281,20 @@ def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
     pruned = load_file(tmp_path / "whole" / "pruned.safetensors")
     for name, mask in load_file(tmp_path / "whole" / "masks.safetensors").items():
         assert not pruned[name][~mask].any()
+
+
+def test_a_phase_with_the_loss_at_the_projection_trains_and_tests_the_network_to_come(tmp_path: Path) -> None:
+    whole = {**RETURN, "ramp_epochs": 0, "retrain_epochs": 0, "admm_epochs": 3}
+    tests = {}
+    for place in ("projection", "weights"):
+        run_train(tiny.config(rounds=[{**whole, "loss_at": place}]), tmp_path / place, SilentReporter())
+        lines = history(tmp_path / place)
+        cut = next(line["test_accuracy"] for line in lines if line["type"] == "hard_prune")
+        tests[place] = ([line["test_accuracy"] for line in lines if line["type"] == "epoch"][-1], cut)
+        residuals = [line["layers"] for line in lines if line["type"] == "residuals"]
+        assert max(layer["primal"] for layer in residuals[-1].values()) > 0.1  # far from a converged W = Z
+    assert tests["projection"][0] == tests["projection"][1]
+    assert tests["weights"][0] != tests["weights"][1]
 
 
 def run_two_processes(out: Path, changes: dict[str, Any]) -> None:
@@ -298,7 +318,10 @@ def run_two_processes(out: Path, changes: dict[str, Any]) -> None:
 def test_accumulation_and_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "model": {"entry": "tests.unit.train.tiny:WithoutBatchNorm"},
-        "rounds": [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "retrain_epochs": 1, "rho": 0.1}],
+        "rounds": [
+            {"structure": "filter", "sparsity": 0.5, "admm_epochs": 2, "retrain_epochs": 1, "rho": 0.1},
+            {**RETURN, "admm_epochs": 3, "retrain_epochs": 1},
+        ],
     }
     run_train(tiny.config(**changes), tmp_path / "one", SilentReporter())
     run_train(tiny.config(**changes, accumulate=3), tmp_path / "accumulated", SilentReporter())
