@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional
@@ -35,14 +36,15 @@ def seconds(work: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
-def measure(structure: str, batch: int, pairs: int, width: int) -> dict[str, object]:
+def measure(structure: str, batch: int, pairs: int, width: int, loss_at: str = "weights") -> dict[str, object]:
     torch.manual_seed(0)
     model = build_model("cifar_resnet18", {"width": width})
     network = Network.of(trace(model, (torch.zeros(2, 3, 32, 32),)))
     config = RoundConfig.model_validate({"structure": structure, "sparsity": 0.9, "first_layer": True})
     plan = plan_round(config, network, {})
     parameters = dict(model.named_parameters())
-    admm = Admm(parameters, plan.constraints, {}, plan.rho(config))
+    projected = loss_at == "projection"
+    admm = Admm(parameters, plan.constraints, {}, plan.rho(config), removed_only=projected, at_projection=projected)
     masked = MaskedTraining(parameters, {})
     optimizer = make_optimizer(OptimizerConfig(), model, 0.01)
     images, labels = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
@@ -50,7 +52,8 @@ def measure(structure: str, batch: int, pairs: int, width: int) -> dict[str, obj
 
     def step(penalty: Admm | None) -> None:
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        with penalty.at_loss_point() if penalty is not None else nullcontext():
+            functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         if penalty is not None:
             penalty.add_penalty_gradient()
         masked.mask_gradients()
@@ -84,11 +87,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--structures", nargs="+", default=["filter", "column"])
+    parser.add_argument("--loss-at", choices=["weights", "projection"], default="weights")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for structure in arguments.structures:
-        found = measure(structure, arguments.batch, arguments.pairs, arguments.width)
+        found = measure(structure, arguments.batch, arguments.pairs, arguments.width, arguments.loss_at)
         if arguments.json:
             print(json.dumps(found))
             continue

@@ -49,8 +49,11 @@ class EpochBatches:
         shift = dataset.augmentation.shift if augment else 0
         self._augmentation = Augmentation(shift, augment and dataset.augmentation.flip)
         # Drawn per sample of the epoch, not per batch: how the epoch is cut into batches changes nothing.
-        self._offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator)
-        self._flips = torch.rand(count, generator=generator) < 0.5
+        offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5
+        # To the device once an epoch: a copy for every batch would make the host wait for it.
+        device = dataset.train_labels.device
+        self._places, self._offsets, self._flips = (drawn.to(device) for drawn in (self._order, offsets, flips))
         full, rest = divmod(count, batch_size)
         self.steps = full + (1 if rest > 1 else 0)
 
@@ -64,11 +67,10 @@ class EpochBatches:
         for share, images in self._read_ahead(first):
             images = images.to(device)  # noqa: PLW2901 - the same images, on another device
             if self._augmentation.shift:
-                images = shifted(images, self._offsets[share].to(device), self._augmentation.shift)  # noqa: PLW2901
+                images = shifted(images, self._offsets[share], self._augmentation.shift)  # noqa: PLW2901
             if self._augmentation.flip:
-                images = torch.where(self._flips[share].to(device).view(-1, 1, 1, 1), images.flip(3), images)  # noqa: PLW2901
-            chosen = self._order[share].to(device)
-            yield self._dataset.normalised(images), self._dataset.train_labels[chosen]
+                images = torch.where(self._flips[share].view(-1, 1, 1, 1), images.flip(3), images)  # noqa: PLW2901
+            yield self._dataset.normalised(images), self._dataset.train_labels[self._places[share]]
 
     def _read_ahead(self, first: int) -> Iterator[tuple[slice, Tensor]]:
         """This process's share of each batch; files are read while the batch before is trained on."""
@@ -76,7 +78,7 @@ class EpochBatches:
         source = self._dataset.train_images
         if isinstance(source, Tensor):
             for share in shares:
-                yield share, source[self._order[share].to(source.device)]
+                yield share, source[self._places[share]]
             return
         with ThreadPoolExecutor(1) as reader:
             waiting: deque[Future[Tensor]] = deque()
