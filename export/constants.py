@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.weight_use import WeightUse
 from structadmm.graph.atoms import (
     argument_of,
     collapse,
-    convolution_groups,
     literals,
     run_move,
 )
@@ -41,6 +41,7 @@ class ConstantFlow:
         self.state = state
         self.batch = 1 if graph.batch is not None else None
         self.values: dict[str, list[Tensor]] = {}
+        self._uses: dict[str, WeightUse] = {}
         for node in graph.nodes:
             self.values[node.name] = self._node(node)
 
@@ -63,6 +64,13 @@ class ConstantFlow:
         rows = rows.expand(size, *rows.shape[1:]).reshape(size, -1)
         same = (rows == rows[:, :1]).all(dim=1)
         return torch.where(same, rows[:, 0], _UNKNOWN)
+
+    def weight_use(self, node: Node) -> WeightUse:
+        """How a convolution or linear uses its weight."""
+        if node.name not in self._uses:
+            size = self.operand(node.args[0]).shape[2:]
+            self._uses[node.name] = WeightUse(node, self.tensor(node.args[1]), size)
+        return self._uses[node.name]
 
     def _shapes(self, node: Node) -> list[tuple[int, ...]]:
         batch = self.graph.batch
@@ -108,11 +116,11 @@ class ConstantFlow:
     def _weighted(self, node: Node, axis: int) -> Tensor:
         """Output channels of a convolution or linear: known where every weight that is not zero meets a known value."""
         given = self.channels(node.args[0], axis)
-        reads, sums = weight_use(node, self.tensor(node.args[1]))
-        known = ~given.isnan()
-        harmless = known if folds_exactly(node) else known & (given == 0)
-        settled = ~(reads & ~harmless).any(dim=1)
-        total = sums @ given.nan_to_num()  # a weight of zero adds zero
+        use = self.weight_use(node)
+        unknown = use.reads[:, given.isnan()].any(dim=1)
+        constants = torch.nonzero(~given.isnan() & (given != 0)).flatten()
+        settled = ~unknown & ~use.uneven(constants).any(dim=1)
+        total = use.sums @ given.nan_to_num()  # a weight of zero adds zero
         bias = argument_of(node, 2, "bias")
         if bias is not None:
             total = total + self.operand(bias)
@@ -190,51 +198,6 @@ class ConstantFlow:
             operand, *(value(item) for item in node.args[1:]), **{k: value(v) for k, v in (node.kwargs or {}).items()}
         )
         return [result.to(torch.float64)]
-
-
-def weight_use(node: Node, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Which output channel reads which input channel, and with what total weight.
-
-    Args:
-        node: a convolution, transposed convolution or linear.
-        weight: its weight.
-
-    Returns:
-        bool [outputs, inputs]: any weight is not zero; float [outputs, inputs]: the sum over the kernel.
-    """
-    flat = weight.reshape(*weight.shape[:2], -1)
-    one = flat.shape[2] == 1  # large linears need not be copied
-    uses, sums = (flat[:, :, 0] != 0, flat[:, :, 0]) if one else ((flat != 0).any(dim=2), flat.sum(dim=2))
-    role = ROLES[node.op]
-    if role == "linear":
-        return uses, sums
-    groups = convolution_groups(node)
-    if role == "conv_transpose":
-        # [I, O/g] per group -> [O/g, I/g] per group.
-        uses, sums = (item.reshape(groups, -1, item.shape[1]).transpose(1, 2).flatten(0, 1) for item in (uses, sums))
-    if groups == 1:
-        return uses, sums
-    outputs, per_group = uses.shape
-    full_uses = torch.zeros(outputs, per_group * groups, dtype=torch.bool, device=uses.device)
-    full_sums = torch.zeros(outputs, per_group * groups, dtype=sums.dtype, device=sums.device)
-    rows = outputs // groups
-    for group in range(groups):
-        box = slice(group * rows, (group + 1) * rows), slice(group * per_group, (group + 1) * per_group)
-        full_uses[box], full_sums[box] = uses[box[0]], sums[box[0]]
-    return full_uses, full_sums
-
-
-def folds_exactly(node: Node) -> bool:
-    """Whether a constant input channel adds the same constant everywhere: no zeros of padding mix in."""
-    role = ROLES[node.op]
-    if role == "linear":
-        return True
-    if role != "conv":
-        return False  # a transposed convolution overlaps unevenly
-    padding = argument_of(node, 4, "padding", 0)
-    if isinstance(padding, str):
-        return padding == "valid"
-    return not any(padding) if isinstance(padding, tuple) else padding == 0
 
 
 def node_rank(node: Node, graph: Graph) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.constants import ConstantFlow, folds_exactly, weight_use
+from export.constants import ConstantFlow
 from export.merge_constants import ConstantRead, Transfer, transfers
+from export.weight_use import WeightUse
 from structadmm.graph.atoms import AtomFlow, argument_of, collapse, convolution_groups
 from structadmm.graph.coupling import CoupledGroup, Coupling, coupling_of
 from structadmm.graph.ir import Graph, Node, Ref, StateEntry, StateRef, leaves
@@ -99,16 +100,16 @@ class _Reading:
         inputs: the root of each input channel.
         outputs: the root of each output channel.
         values: float64 [inputs]; NaN where a channel is no constant.
-        uses: bool [outputs, inputs], whether a weight is not zero.
-        sums: float64 [outputs, inputs], the weights' sum over the kernel.
+        uneven: bool [inputs], constants that add different numbers at different places, because of padding.
+        use: which output reads which input.
     """
 
     node: Node
     inputs: list[int]
     outputs: list[int]
     values: Tensor
-    uses: Tensor
-    sums: Tensor
+    uneven: Tensor
+    use: WeightUse
 
 
 class _Work:
@@ -177,8 +178,11 @@ class _Work:
             [self.flow.sets.find(atom) for atom in self.flow.channels(atoms, axis).tolist()]
             for atoms in (given, self.flow.values[node.name][0])
         )
-        uses, sums = weight_use(node, constants.tensor(node.args[1]))
-        return _Reading(node, inputs, outputs, constants.channels(node.args[0], axis), uses, sums)
+        values, use = constants.channels(node.args[0], axis), constants.weight_use(node)
+        uneven = torch.zeros(len(inputs), dtype=torch.bool)
+        fixed = torch.nonzero(~values.isnan() & (values != 0)).flatten()
+        uneven[fixed] = use.uneven(fixed).any(dim=0)
+        return _Reading(node, inputs, outputs, values, uneven, use)
 
     def _find_needed(self, readings: list[_Reading], folds: dict[int, list[tuple[str, Tensor]]]) -> None:
         """Follow what is read back from the outputs. What only units without effect read, themselves even, is free."""
@@ -189,7 +193,7 @@ class _Work:
             changed = False
             for reading in reversed(readings):  # readers mostly come after what they read: a round or two
                 rows = torch.tensor([root in needed or root not in self.group_of for root in reading.outputs])
-                read = reading.uses[rows].any(dim=0) & (reading.values != 0) & ~seen[reading.node.name]
+                read = reading.use.reads[rows].any(dim=0) & (reading.values != 0) & ~seen[reading.node.name]
                 seen[reading.node.name] |= read
                 for channel in torch.nonzero(read).flatten().tolist():
                     self._read(reading, channel, folds)
@@ -205,7 +209,7 @@ class _Work:
         if np.isnan(value):
             self.blockers[root] = f"{layer} reads it"
             self.firm.add(root)
-        elif not folds_exactly(node):
+        elif bool(reading.uneven[channel]):
             group = channel * convolution_groups(node) // len(reading.inputs)
             self.padded[root].append(ConstantRead(node.name, group, channel, value))
             self.blockers.setdefault(
@@ -215,7 +219,7 @@ class _Work:
             self.blockers.setdefault(root, f"the bias of {layer} is shared, so nothing is folded")
             self.firm.add(root)
         else:
-            folds[root].append((node.name, reading.sums[:, channel] * value))
+            folds[root].append((node.name, reading.use.sums[:, channel] * value))
 
     def merge(self) -> bool:
         """Give one constant channel the weights of others like it, after a sweep; whether anything changed."""

@@ -18,6 +18,7 @@ from export.shrink import Shrunk
 from export.unused_paths import remove_unused_paths
 from structadmm.graph import AxisSlice, CoupledGroup, Graph, GraphModule
 from structadmm.graph.ir import StateRef
+from structadmm.graph.module import resolve
 from structadmm.graph.operators import ROLES
 
 SATURATING = ("aten.relu.default", "aten.hardtanh.default", "aten.hardsigmoid.default", "aten.hardswish.default")
@@ -77,7 +78,7 @@ class _Probe:
         valueless = bool(group.consumers) and not self._matters(group.consumers, unit)
         if len(dead) == len(_filters(group, unit)) and group.consumers:
             # Without saturation a ReLU's zero would look alive: what is read of it tells.
-            valueless = valueless or not any(bool(value.any()) for _, value in self._read(group, unit, self.real))
+            valueless = valueless or not any(bool(value.any()) for _, _, value in self._read(group, unit, self.real))
         if group.frozen is None and (unread or valueless or not group.consumers):
             assert why is not None, f"unit {unit} of {group.name} could have been removed"
             self._last(group, unit, why)
@@ -103,17 +104,19 @@ class _Probe:
         assert why is not None, f"filter {index} of {name} is zero and nothing says why it stays"
         read = self._read(group, unit, self.real)
         if "meets the padding" in why:
-            constant = [(node, value) for node, value in read if float(value.min()) == float(value.max()) != 0.0]
-            # Padding is an argument of convolutions; a transposed one overlaps unevenly.
-            padded = [node for node, _ in constant if "transpose" in self.op(node) or self._pads(node)]
-            assert padded, f"filter {index} of {name}: {why}, but no convolution with padding reads a constant"
+            constant = [
+                (node, channel) for node, channel, value in read if float(value.min()) == float(value.max()) != 0.0
+            ]
+            assert any(self._makes_a_picture(node, channel) for node, channel in constant), (
+                f"filter {index} of {name}: {why}, but every convolution turns the constant into another"
+            )
             self._note("a constant that meets padding")
         elif "reads it" in why:
             # A ReLU may happen to be off; without it the value varies.
             read += self._read(group, unit, self.linear)
-            varying = [node for node, value in read if float(value.min()) != float(value.max())]
+            varying = [node for node, _, value in read if float(value.min()) != float(value.max())]
             # What padding does to a constant is one value inside and others at the border, each read by its own column.
-            places = {float(value.flatten()[0]) for node, value in read if ROLES[self.op(node)] == "linear"}
+            places = {float(value.flatten()[0]) for node, _, value in read if ROLES[self.op(node)] == "linear"}
             assert varying or len(places) > 1, f"filter {index} of {name}: {why}, but that is a constant"
             self._note(
                 "one of several that are one channel, and another matters" if varying else
@@ -133,8 +136,8 @@ class _Probe:
         assert channels <= max(part.indices.shape[1] for part in group.producers), why
         self._note("the last channel of a tensor")
 
-    def _read(self, group: CoupledGroup, unit: int, network: _Watched) -> list[tuple[str, Tensor]]:
-        """What flows where the unit is read: (node, values of one channel)."""
+    def _read(self, group: CoupledGroup, unit: int, network: _Watched) -> list[tuple[str, int, Tensor]]:
+        """What flows where the unit is read: (node, channel, its values)."""
         found = []
         for part in group.consumers:
             for node in self.shrunk.graph.nodes:
@@ -146,17 +149,24 @@ class _Probe:
                 groups = given.shape[axis] // self.shrunk.state[part.parameter].shape[part.axis]
                 size = given.shape[axis] // groups
                 for index in part.indices[unit].tolist():
-                    found += [(node.name, given.select(axis, g * size + index)) for g in range(groups)]
+                    read = [g * size + index for g in range(groups)]
+                    found += [(node.name, channel, given.select(axis, channel)) for channel in read]
         return found
 
     def op(self, name: str) -> str:
         """The operator of a node."""
         return self.shrunk.graph.node(name).op
 
-    def _pads(self, name: str) -> bool:
+    def _makes_a_picture(self, name: str, channel: int) -> bool:
+        """Whether a convolution of ones in one channel, of zeros in the others, differs from place to place."""
         node = self.shrunk.graph.node(name)
-        padding = node.args[4] if len(node.args) > 4 else 0
-        return padding != "valid" and (padding == "same" or any(padding if isinstance(padding, tuple) else [padding]))
+        if "conv" not in node.op:
+            return False
+        weight, given = self.shrunk.state[node.args[1].name], torch.zeros_like(self.real.values[node.args[0].node][:1])
+        given[:, channel] = 1.0
+        options = (list(item) if isinstance(item, tuple) else item for item in node.args[3:])
+        result = resolve(node.op)(given, weight, None, *options, **(node.kwargs or {})).flatten(2)
+        return bool((result != result[..., :1]).any())
 
     def _filter(self, key: tuple[str, int, int]) -> Tensor:
         name, axis, index = key
