@@ -12,8 +12,10 @@ from export.weight_use import WeightUse
 from structadmm.graph.atoms import (
     argument_of,
     collapse,
+    convolution_groups,
     literals,
     run_move,
+    spatial_dims,
 )
 from structadmm.graph.ir import Argument, Graph, Node, Ref, StateRef
 from structadmm.graph.module import resolve
@@ -91,14 +93,17 @@ class ConstantFlow:
         if ROLES.get(node.op) in ("conv", "conv_transpose") and len(node.shape) != node_rank(node, self.graph):
             return self._unknown(node)  # no batch dimension
         match ROLES.get(node.op, "opaque"):
-            case "conv" | "conv_transpose" | "linear" if isinstance(node.args[1], StateRef):
-                axis = -1 if node.op == "aten.linear.default" else 1
-                return self._from_channels(node, self._weighted(node, axis), axis)
+            case "conv" | "conv_transpose" if isinstance(node.args[1], StateRef):
+                return self._convolved(node)
+            case "linear" if isinstance(node.args[1], StateRef):
+                return self._from_channels(node, self._weighted(node, -1), -1)
+            case "batch_norm" if node.args[3] is not None and node.args[5] is not True:
+                return self._scaled(node)
             case "batch_norm" | "instance_norm" | "group_norm":
                 return self._from_channels(node, self._normalised(node))
             case "prelu" if isinstance(node.args[1], StateRef):
-                channels, slope = self.channels(node.args[0]), self.tensor(node.args[1])
-                return self._from_channels(node, torch.where(channels > 0, channels, channels * slope))
+                operand, slope = squeeze_repeats(self.operand(node.args[0])), self._per_channel(node, 1, 0.0)
+                return self._expanded(node, torch.where(operand > 0, operand, operand * slope))
             case "pointwise":
                 return self._pointwise(node)
             case "binary":
@@ -106,12 +111,20 @@ class ConstantFlow:
             case "move" | "pad":
                 return self._move(node)
             case "spatial":
-                values = self.channels(node.args[0])
-                padded = "avg_pool" in node.op and any(literals(node, 1)(argument_of(node, 3, "padding", ())) or [0])
-                return self._from_channels(node, torch.where(values == 0, values, _UNKNOWN) if padded else values)
+                return self._spatial(node)
             case "reduce":
                 return self._reduce(node)
         return self._unknown(node)
+
+    def _expanded(self, node: Node, values: Tensor) -> list[Tensor]:
+        (shape,) = self._shapes(node)
+        return [values.expand(shape)]
+
+    def _per_channel(self, node: Node, position: int, default: float) -> Tensor:
+        """An argument with one value per channel (axis 1), shaped to meet the operand."""
+        argument, ndim = node.args[position], len(node.shape)
+        values = self.tensor(argument) if argument is not None else torch.full([1], default, dtype=torch.float64)
+        return values.reshape([-1 if d == 1 else 1 for d in range(ndim)])
 
     def _weighted(self, node: Node, axis: int) -> Tensor:
         """Output channels of a convolution or linear: known where every weight that is not zero meets a known value."""
@@ -126,25 +139,68 @@ class ConstantFlow:
             total = total + self.operand(bias)
         return torch.where(settled, total, _UNKNOWN)
 
+    def _convolved(self, node: Node) -> list[Tensor]:
+        """What `_weighted` finds, and pictures: output channels that are known and differ from place to place."""
+        total = self._weighted(node, 1)
+        (found,) = self._from_channels(node, total)
+        operand = self.operand(node.args[0])
+        unknown = squeeze_repeats(operand).isnan().movedim(1, 0).flatten(1).any(dim=1).expand(operand.shape[1])
+        pictures = total.isnan() & ~self.weight_use(node).reads[:, unknown].any(dim=1)
+        if not bool(pictures.any()):
+            return [found]
+        weight, bias = self.tensor(node.args[1]), argument_of(node, 2, "bias")
+        bias = None if bias is None else self.tensor(bias)
+        which = torch.nonzero(pictures).flatten()
+        if convolution_groups(node) == 1:
+            weight = weight.index_select(1 if ROLES[node.op] == "conv_transpose" else 0, which)
+            bias = None if bias is None else bias[which]
+        value = literals(node, self.batch)
+        result = resolve(node.op)(operand.nan_to_num(), weight, bias, *(value(item) for item in node.args[3:]))
+        if convolution_groups(node) > 1:
+            result = result[:, which]
+        return [found.clone(memory_format=torch.contiguous_format).index_copy_(1, which, result)]
+
+    def _scaled(self, node: Node) -> list[Tensor]:
+        """Normalisation by statistics of the past, which is a factor and an offset per channel."""
+        gamma, beta, mean, variance = (
+            self._per_channel(node, position, default) for position, default in enumerate((1.0, 0.0, 0.0, 1.0), start=1)
+        )
+        operand = squeeze_repeats(self.operand(node.args[0]))
+        result = (operand - mean) / (variance + float(node.args[7])).sqrt() * gamma + beta
+        return self._expanded(node, torch.where(gamma == 0, beta, result))
+
     def _normalised(self, node: Node) -> Tensor:
+        """Normalisation by statistics of the input itself: a constant channel is its own mean."""
         given = self.channels(node.args[0])
         shifted = 2 if ROLES[node.op] == "group_norm" else 1
         gamma, beta = (
             self.tensor(item) if item is not None else torch.full_like(given, default)
             for item, default in zip(node.args[shifted : shifted + 2], (1.0, 0.0), strict=True)
         )
-        unknown = torch.full_like(given, _UNKNOWN)
         if ROLES[node.op] == "group_norm":
             grouped = given.view(int(node.args[1]), -1)
-            level = (grouped == grouped[:, :1]).all(dim=1, keepdim=True).expand_as(grouped).reshape(-1)
-            result = torch.where(level, beta, unknown)
-        elif node.args[3] is not None and node.args[5] is not True:
-            mean, variance = self.tensor(node.args[3]), self.tensor(node.args[4])
-            result = (given - mean) / (variance + float(node.args[7])).sqrt() * gamma + beta
+            known = (grouped == grouped[:, :1]).all(dim=1, keepdim=True).expand_as(grouped).reshape(-1)
         else:
-            # Statistics of the input itself: a constant channel is its own mean.
-            result = torch.where(given.isnan(), unknown, beta)
-        return torch.where(gamma == 0, beta, result)
+            known = ~given.isnan()
+        return torch.where(known | (gamma == 0), beta, _UNKNOWN)
+
+    def _spatial(self, node: Node) -> list[Tensor]:
+        """Pooling and resizing, channel by channel; all of them leave zeros."""
+        operand = self.operand(node.args[0])
+        if operand.ndim != 2 + spatial_dims(node):
+            return self._unknown(node)  # no batch dimension
+        channels = self.channels(node.args[0])
+        (found,) = self._from_channels(node, torch.where(channels == 0, channels, _UNKNOWN))
+        rows = squeeze_repeats(operand).movedim(1, 0).flatten(1)
+        known = ((~rows.isnan()).any(dim=1).expand(operand.shape[1])) & (channels != 0)
+        if not bool(known.any()):
+            return [found]
+        which = torch.nonzero(known).flatten()
+        value = literals(node, self.batch)
+        kwargs = {key: value(item) for key, item in (node.kwargs or {}).items()}
+        # NaN spreads over what it touches.
+        result = resolve(node.op)(operand.index_select(1, which), *(value(item) for item in node.args[1:]), **kwargs)
+        return [found.clone(memory_format=torch.contiguous_format).index_copy_(1, which, result)]
 
     def _pointwise(self, node: Node) -> list[Tensor]:
         operand = squeeze_repeats(self.operand(node.args[0]))

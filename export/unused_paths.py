@@ -232,29 +232,34 @@ class _Work:
         }
         staying = self.firm | {root for root in once if self.group_of[root][0].frozen is not None}
         found = transfers(once, staying)
-        for root, moves in found.items():
+        by_node: dict[str, list[Transfer]] = defaultdict(list)
+        for moves in found.values():
             for move in moves:
-                self._transfer(move)
+                by_node[move.node].append(move)
+        for name, moves in by_node.items():
+            self._transfer(self.nodes[name], moves)
+        for root in found:
             group, unit = self.group_of[root]
             self.folded.append(f"unit {unit} of {group.name}, a constant, was merged into another constant channel")
         return bool(found)
 
-    def _transfer(self, move: Transfer) -> None:
-        node, name = self.nodes[move.node], self._weight(move.node)
+    def _transfer(self, node: Node, moves: list[Transfer]) -> None:
+        name = self._weight(node.name)
         before = self.state[name]
         weight = before.to(torch.float64, copy=True)
         groups = convolution_groups(node)
-        if ROLES[node.op] == "conv_transpose":
-            read = weight  # [I, O / groups, ...]: a channel has a row of its own
-            source, target = move.source, move.target
-        else:
-            # [O, I / groups, ...]: the rows of the channel's group
-            rows, inputs = weight.shape[0] // groups, weight.shape[1]
-            group = move.source // inputs
-            read = weight[group * rows : (group + 1) * rows].transpose(0, 1)
-            source, target = move.source % inputs, move.target % inputs
-        read[target] += move.factor * read[source]
-        read[source] = 0
+        for move in moves:
+            if ROLES[node.op] == "conv_transpose":
+                read = weight  # [I, O / groups, ...]: a channel has a row of its own
+                source, target = move.source, move.target
+            else:
+                # [O, I / groups, ...]: the rows of the channel's group
+                rows, inputs = weight.shape[0] // groups, weight.shape[1]
+                group = move.source // inputs
+                read = weight[group * rows : (group + 1) * rows].transpose(0, 1)
+                source, target = move.source % inputs, move.target % inputs
+            read[target] += move.factor * read[source]
+            read[source] = 0
         self.state[name] = weight.to(before.dtype)
 
     def _weight(self, name: str) -> str:

@@ -211,7 +211,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         for reason, times in row.get("why", {}).items():
             why[reason] = why.get(reason, 0) + times
+    sizes = ", ".join(f"{name} {FULL_SIZE[name][1]}" for name in dict.fromkeys(row["network"] for row in rows))
     lines += [
+        "",
+        "Networks at full depth and width. Height and width of the input, chosen so that every stage is "
+        f"larger than one pixel: {sizes}.",
         "",
         "Weights left out: of convolutions and linears, masked over shrunk. Zero columns stay as zeros and count.",
         "Differences are relative to the largest output, the largest of all rates; allowed are "

@@ -2,14 +2,18 @@
 
     python -m tests.fuzz_model_files --seconds 300
 
-Each file is truncated, bit-flipped, spliced, given huge sizes, or told to fetch data from elsewhere; then each reader
-that takes such a file reads it. A `UserError` of one line or a success is right; anything else is a finding: another
-exception, a crash of the process, more memory than allowed, a file opened elsewhere, or the canary's bytes in a result.
+Each file is truncated, bit-flipped, spliced, given huge sizes, or told to fetch data from elsewhere. Indices of sparse
+weights, the header of safetensors and the description of a network are damaged by meaning, too, and checksums made
+right again, so that what is behind them is reached. Then each reader that takes such a file reads it. A `UserError` of
+one line or a success is right; anything else is a finding: another exception, a crash of the process, more memory than
+allowed, a file opened elsewhere, or the canary's bytes in a result.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import multiprocessing
 import os
 import random
@@ -26,13 +30,15 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 
 from export.foreign import read_weights
 from export.onnx_export import OnnxNetwork, export_onnx, read_onnx, tensors_of
 from export.stage import read_samples
 from structadmm.errors import UserError
+from structadmm.files import sha256_file
 from structadmm.graph import Captured, GraphModule
-from structadmm.graph.save import load_network, read_tensors, save_network
+from structadmm.graph.save import _digest, load_network, read_tensors, save_network
 from tests.architectures import captured
 from tvm_build.import_onnx import load_onnx
 
@@ -87,6 +93,13 @@ def write_originals(directory: Path) -> dict[str, bytes]:
     """One valid file of each kind."""
     graph, state = captured("resnet18")
     export_onnx(graph, state, directory / "net.onnx")
+    columns = {name: tensor.detach().clone() for name, tensor in state.items()}
+    for tensor in columns.values():
+        if tensor.ndim == 4:
+            tensor[:, :, 1:] = 0  # two thirds of the columns and more, so that the weight is stored sparse
+            tensor[:, 1:] = 0
+    model = export_onnx(graph, columns, directory / "sparse.onnx")
+    assert sparse_weights(model)
     save_network(directory / "net", GraphModule(*Captured(graph, state)))
     torch.save(GraphModule(graph, state).state_dict(), directory / "net.pt")
     np.savez(directory / "samples.npz", inputs=np.zeros((2, 3, 4, 4), np.float32), labels=np.array([0, 1]))
@@ -95,12 +108,13 @@ def write_originals(directory: Path) -> dict[str, bytes]:
 
 def readers(directory: Path) -> dict[str, list[Callable[[], Any]]]:
     """Who reads what."""
+
+    def of_onnx(path: Path) -> list[Callable[[], Any]]:
+        return [lambda: read_onnx(path), lambda: load_onnx(path), lambda: OnnxNetwork(path)]
+
     return {
-        "net.onnx": [
-            lambda: read_onnx(directory / "net.onnx"),
-            lambda: load_onnx(directory / "net.onnx"),
-            lambda: OnnxNetwork(directory / "net.onnx"),
-        ],
+        "net.onnx": of_onnx(directory / "net.onnx"),
+        "sparse.onnx": of_onnx(directory / "sparse.onnx"),
         "net.safetensors": [
             lambda: read_tensors(directory / "net.safetensors"),
             lambda: load_network(directory / "net"),
@@ -132,6 +146,9 @@ def run_round(number: int, directory: Path, originals: dict[str, bytes], queue: 
             (directory / other).write_bytes(data)
         kind, data, must_refuse = mutate(rng, name, originals[name])
         (directory / name).write_bytes(data)
+        if name.startswith("net.") and name.endswith(("safetensors", "json")) and rng.random() < 0.7:
+            kind += ", signed again"
+            sign_again(directory)
         (directory / "case").write_text(f"{number}.{case} {name} {kind}")
         for position, read in enumerate(readers(directory)[name]):
             opened.clear()
@@ -170,10 +187,13 @@ def attempt(read: Callable[[], Any]) -> str:
 
 def mutate(rng: random.Random, name: str, data: bytes) -> tuple[str, bytes, bool]:
     """What was done, the file, and whether it must not be accepted."""
-    kinds = ["truncated", "flipped", "spliced", "huge", "zeroed"] + (
-        ["elsewhere", "resized"] if name == "net.onnx" else []
-    )
-    kind = rng.choice(kinds)
+    meaningful = {
+        "net.onnx": ["elsewhere", "resized"],
+        "sparse.onnx": ["elsewhere", "resized", "indices", "indices"],
+        "net.safetensors": ["header", "header"],
+        "net.json": ["described", "described", "described"],
+    }
+    kind = rng.choice(["truncated", "flipped", "spliced", "huge", "zeroed", *meaningful.get(name, ())])
     changed = bytearray(data)
     # Headers are small and interesting, so half of the damage is done there.
     reach = len(data) if rng.random() < 0.5 else min(len(data), 4096)
@@ -199,6 +219,12 @@ def mutate(rng: random.Random, name: str, data: bytes) -> tuple[str, bytes, bool
             return kind, pointing_elsewhere(rng, data), True
         case "resized":
             return kind, resized(rng, data), False
+        case "indices":
+            return kind, with_other_indices(rng, data), False
+        case "header":
+            return kind, with_another_header(rng, data), False
+        case "described":
+            return kind, described_otherwise(rng, data), False
     return kind, bytes(changed), False
 
 
@@ -207,7 +233,11 @@ def pointing_elsewhere(rng: random.Random, data: bytes) -> bytes:
     model = onnx.load_model_from_string(data)
     place = rng.choice(("initializer", "attribute", "sparse", "function", "subgraph"))
     tensor = rng.choice(list(model.graph.initializer))
-    if place != "initializer":
+    stored = sparse_weights(model)
+    if stored and rng.random() < 0.5:
+        weight = rng.choice(stored)
+        tensor = rng.choice((weight.values, weight.indices))
+    elif place != "initializer":
         moved = onnx.TensorProto()
         moved.CopyFrom(tensor)
         if place == "attribute":
@@ -247,13 +277,126 @@ def resized(rng: random.Random, data: bytes) -> bytes:
     """A model with a size somewhere that is not the right one."""
     model = onnx.load_model_from_string(data)
     size = rng.choice((0, -1, 1, 2**31, 2**40, 2**62))
-    if rng.random() < 0.5:
+    stored = sparse_weights(model)
+    if stored and rng.random() < 0.5:
+        weight = rng.choice(stored)
+        sizes = rng.choice((weight.dims, weight.values.dims, weight.indices.dims))
+        sizes[rng.randrange(len(sizes))] = size
+    elif rng.random() < 0.5:
         tensor = rng.choice(list(model.graph.initializer))
         tensor.dims[rng.randrange(len(tensor.dims))] = size
     else:
         value = rng.choice([*model.graph.input, *model.graph.output, *model.graph.value_info])
         rng.choice(list(value.type.tensor_type.shape.dim)).dim_value = size
     return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def sparse_weights(model: onnx.ModelProto) -> list[onnx.SparseTensorProto]:
+    """Weights that are stored as their values that are not zero."""
+    attributes = (attribute for node in model.graph.node for attribute in node.attribute)
+    return [attribute.sparse_tensor for attribute in attributes if attribute.HasField("sparse_tensor")]
+
+
+def with_other_indices(rng: random.Random, data: bytes) -> bytes:
+    """A sparse weight whose indices point elsewhere, repeat, or are of another type, shape or number."""
+    model = onnx.load_model_from_string(data)
+    weight = rng.choice(sparse_weights(model))
+    places = numpy_helper.to_array(weight.indices).copy()
+    elements = int(np.prod(weight.dims))
+    match rng.choice(("beyond", "repeated", "reversed", "type", "rank", "fewer", "more", "dense")):
+        case "beyond":
+            beyond = (elements, elements + 1, 2**31, 2**33, 2**62, 2**63 - 1, -1, -elements, -(2**63))
+            for _ in range(rng.choice((1, 3, len(places)))):
+                places[rng.randrange(len(places))] = rng.choice(beyond)
+        case "repeated":
+            places[rng.randrange(len(places))] = places[0]
+        case "reversed":
+            places = places[::-1].copy()
+        case "type":
+            places = places.astype(rng.choice((np.int32, np.int8, np.float32, np.uint64)))
+        case "rank":
+            places = rng.choice((places[:, None], places[None], np.stack([places] * len(weight.dims), 1)))
+        case "fewer":
+            places = places[: rng.randrange(len(places))]
+        case "more":
+            places = np.concatenate([places, places])
+        case "dense":
+            del weight.dims[:]
+            weight.dims.extend(rng.choice(([], [0], [elements], [2**20, 2**20], [1] * 40, [2**62, 4])))
+    weight.indices.CopyFrom(numpy_helper.from_array(places))
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def with_another_header(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file whose header says something else about its bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = rng.choice([key for key in header if key != "__metadata__"])
+    entry, length = header[name], len(data) - 8 - size
+    match rng.choice(("offsets", "shape", "type", "twice", "metadata", "name", "gone", "number", "deep")):
+        case "offsets":
+            numbers = (0, 1, length, length + 4, 2**31, 2**63 - 1, 2**64 - 1, -4)
+            entry["data_offsets"] = [rng.choice(numbers), rng.choice(numbers)]
+        case "shape":
+            entry["shape"] = rng.choice(([], [0], [2**62, 4], [2**32, 2**32], [-1], [1] * 2000, [0, 2**63 - 1]))
+        case "type":
+            entry["dtype"] = rng.choice(("F64", "U8", "BF16", "F8_E4M3", "BOOL", "I64", "C64", "", "F3"))
+        case "twice":
+            other = copy.deepcopy(entry)
+            header[f"{name}_again"] = other
+        case "metadata":
+            header["__metadata__"] = rng.choice(({"a": 1}, [], "x", {"a": "b" * 10**6}))
+        case "name":
+            header[rng.choice(("../canary", "", "\x00", "a" * 10**5))] = header.pop(name)
+        case "gone":
+            del entry[rng.choice(list(entry))]
+        case "number":
+            text = json.dumps(header).replace(str(entry["data_offsets"][1]), rng.choice(("1e400", "9" * 400, "0.5")))
+            return len(text).to_bytes(8, "little") + text.encode() + data[8 + size :]
+        case "deep":
+            text = "[" * 10**5
+            return len(text).to_bytes(8, "little") + text.encode() + data[8 + size :]
+    text = json.dumps(header)
+    return len(text).to_bytes(8, "little") + text.encode() + data[8 + size :]
+
+
+def described_otherwise(rng: random.Random, data: bytes) -> bytes:
+    """A network's description with values of other types, sizes and names in it."""
+    body = json.loads(data)
+    for _ in range(rng.choice((1, 1, 1, 3))):
+        holder: Any = body
+        key: Any = rng.choice(["nodes", "nodes", "nodes", "state", "outputs", "output_form", "batch", "eval_only"])
+        while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.85:
+            holder = holder[key]
+            key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
+        if isinstance(holder, list) and rng.random() < 0.3:
+            change = rng.choice(("gone", "twice", "moved"))
+            item = holder.pop(key)
+            if change != "gone":
+                holder.insert(key if change == "twice" else rng.randrange(len(holder) + 1), item)
+            if change == "twice":
+                holder.insert(key, copy.deepcopy(item))
+            continue
+        holder[key] = rng.choice((
+            None, True, 0, -1, 1, 2, 2**31, 2**62, 10**30, 0.5, -1e300, "", "x", "input", "getitem",
+            "aten.relu.default", "aten.conv2d.default", "aten.view.default", "aten.repeat.default", "aten.from_file.default", "float64",
+            [], [0], [1, 2**40], [[]], {}, {"node": "x"}, {"state": "fc.weight"}, {"batch": 3}, {"training": True},
+            {"dtype": "int8"}, {"dtype": "load"}, {"memory_format": "channels_last"}, {"float": "inf"},
+        ))  # fmt: skip
+    return json.dumps(body).encode()
+
+
+def sign_again(directory: Path) -> None:
+    """Make the checksums in the description right, as far as it can still be read."""
+    path = directory / "net.json"
+    try:
+        body = json.loads(path.read_bytes())
+        body.pop("description_sha256", None)
+        body["weights_sha256"] = sha256_file(directory / "net.safetensors")
+    except (ValueError, AttributeError, TypeError):
+        return
+    body["description_sha256"] = _digest(body)
+    path.write_text(json.dumps(body))
 
 
 if __name__ == "__main__":

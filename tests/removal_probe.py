@@ -112,16 +112,11 @@ class _Probe:
             )
             self._note("a constant that meets padding")
         elif "reads it" in why:
-            # A ReLU may happen to be off; without it the value varies.
+            # A ReLU may happen to be off; without it the value varies. So does what padding makes of a constant.
             read += self._read(group, unit, self.linear)
             varying = [node for node, _, value in read if float(value.min()) != float(value.max())]
-            # What padding does to a constant is one value inside and others at the border, each read by its own column.
-            places = {float(value.flatten()[0]) for node, _, value in read if ROLES[self.op(node)] == "linear"}
-            assert varying or len(places) > 1, f"filter {index} of {name}: {why}, but that is a constant"
-            self._note(
-                "one of several that are one channel, and another matters" if varying else
-                "a constant that differs from place to place"
-            )  # fmt: skip
+            assert varying, f"filter {index} of {name}: {why}, but that is a constant"
+            self._note("one of several that are one channel, and another matters")
         elif "last channel" in why:
             self._last(group, unit, why)
         else:

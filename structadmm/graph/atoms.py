@@ -428,7 +428,7 @@ class AtomFlow:
     def _spatial(self, node: Node) -> Tensor:
         operand = self.operand(node.args[0])
         (shape,) = self.shapes(node)
-        found = self._uniform(operand, range(operand.ndim - _space(node), operand.ndim))
+        found = self._uniform(operand, range(operand.ndim - spatial_dims(node), operand.ndim))
         return spread(found, shape)
 
     def _uniform(self, atoms: Tensor, dims: Iterable[int]) -> Tensor:
@@ -482,7 +482,7 @@ class AtomFlow:
         return True
 
 
-def _space(node: Node) -> int:
+def spatial_dims(node: Node) -> int:
     """How many trailing dimensions a pooling or upsampling operator mixes."""
     name = node.op.split(".")[1]
     for space in (1, 2, 3):

@@ -121,3 +121,39 @@ def test_a_depthwise_filter_over_the_padding_alone_emits_a_constant() -> None:
     with torch.no_grad():
         model[2].weight[2, 0, 1, 1] = 0
     assert shrunk(model, 2)["0.weight"].shape[0] == 3
+
+
+class Pooled(nn.Module):
+    """A constant that padding turns into a picture, and a mean over the picture that is a constant again."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 4, 3, padding=1), middle, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x).sigmoid()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2)),
+        nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), nn.Upsample(scale_factor=2, mode="bilinear")),
+    ],
+)
+def test_the_mean_over_what_padding_makes_of_a_constant_is_folded(middle: nn.Module) -> None:
+    model = Pooled(middle)
+    with torch.no_grad():
+        model.first.weight[1] = 0
+    assert shrunk(model, 6)["first.weight"].shape[0] == 3
+
+
+def test_a_picture_in_front_of_a_linear_is_folded_pixel_by_pixel() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Flatten(), nn.Linear(144, 2)
+    )
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    assert shrunk(model, 6)["4.weight"].shape == (2, 108)
