@@ -97,7 +97,7 @@ class ConstantFlow:
                 return self._convolved(node)
             case "linear" if isinstance(node.args[1], StateRef):
                 return self._from_channels(node, self._weighted(node, -1), -1)
-            case "batch_norm" if node.args[3] is not None and node.args[5] is not True:
+            case "batch_norm" | "instance_norm" if node.args[3] is not None and node.args[5] is not True:
                 return self._scaled(node)
             case "batch_norm" | "instance_norm" | "group_norm":
                 return self._from_channels(node, self._normalised(node))
@@ -222,7 +222,7 @@ class ConstantFlow:
         ]
         kwargs = {key: value(item) for key, item in (node.kwargs or {}).items()}
         clean = [item.nan_to_num() if isinstance(item, Tensor) else item for item in operands]
-        result = resolve(node.op)(*clean, *(value(item) for item in node.args[2:]), **kwargs)
+        result = resolve(node.op)(*clean, *(value(item) for item in node.args[2:]), **kwargs).to(torch.float64)
         unknown = torch.zeros_like(result, dtype=torch.bool)
         for item in operands:
             if isinstance(item, Tensor):

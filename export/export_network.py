@@ -18,7 +18,7 @@ from export.onnx_export import OnnxNetwork, export_onnx
 from export.purify_search import PurifySearch, search_purification
 from export.shrink import Shrunk, rounded
 from export.unused_paths import Removal
-from export.verify import Checks, random_inputs, verify
+from export.verify import Checks, check_samples_apart, random_inputs, verify
 from structadmm.errors import UserError
 from structadmm.files import write_json
 from structadmm.graph.count import Counts, count
@@ -109,6 +109,7 @@ def export_network(
         state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         baseline = _baseline_state(graph, state, dense_state)
         _check_finite(baseline)
+        check_samples_apart(GraphModule(graph, state))
         task.advance(note="traced")
         batches = _batches(graph, config, samples)
         purified = _purify(graph, state, config, held_out or samples)

@@ -53,13 +53,14 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], complaint: str
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state_dict from `.safetensors` or `.pt`; nothing in the file is executed.
 
-    A state_dict inside a training checkpoint is found, and the prefix that `DataParallel` adds is taken off.
+    A state_dict inside a training checkpoint is found, the prefix that `DataParallel` adds is taken off, and masks of
+    `torch.nn.utils.prune` are applied.
 
     Raises:
         UserError: absent, damaged, or holding more than tensors in plain containers.
     """
     if path.suffix == ".safetensors":
-        return _without_prefix(read_tensors(path))
+        return _plain(read_tensors(path))
     if path.suffix not in _PICKLED:
         raise UserError(f"{path}: expected .safetensors or .pt: convert the weights with safetensors.torch.save_file")
     try:
@@ -82,12 +83,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
     ):
         raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save")
-    return _without_prefix(value)
+    return _plain(value)
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     wrapped = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if wrapped else name: tensor.detach() for name, tensor in state.items()}
+    found = {name.removeprefix("module.") if wrapped else name: tensor.detach() for name, tensor in state.items()}
+    # torch.nn.utils.prune keeps a weight and its mask apart until `prune.remove` is called.
+    for name in [name for name in found if name.endswith("_orig") and f"{name[:-5]}_mask" in found]:
+        found[name[:-5]] = found.pop(name) * found.pop(f"{name[:-5]}_mask")
+    return found
 
 
 def example_input(shape: str) -> Tensor:

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import logging
 import operator
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from export.inference import fold_for_inference
 from export.sparse_weights import LARGEST_ELEMENTS, claimed_elements, store_sparse
 from structadmm.errors import UserError
 from structadmm.files import write_bytes
+from structadmm.graph.atoms import argument_of
 from structadmm.graph.ir import Graph
 from structadmm.graph.module import GraphModule
 
@@ -55,6 +57,11 @@ def export_onnx(
     folded, tensors = fold_for_inference(graph, state)
     if graph.batch is None and any(node.shape[:1] != (batch,) for node in graph.inputs):
         raise UserError(f"this network was traced for a fixed batch, export.batch is {batch}: trace it at that batch")
+    for node in folded.nodes:
+        if "avg_pool" in node.op and argument_of(node, 6, "divisor_override") is not None and "adaptive" not in node.op:
+            raise UserError(
+                f"{node.op} at {node.label} has a divisor of its own, which ONNX has not: multiply behind it"
+            )
     module = GraphModule(folded, tensors).eval()
     examples = tuple(
         torch.zeros(node.shape if graph.batch is None else (batch, *node.shape[1:])) for node in graph.inputs
@@ -72,8 +79,7 @@ def export_onnx(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises whatever its passes raise
-            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"torch.onnx cannot express the network: {line[:300]}: rewrite that operator") from None
+            raise UserError(f"torch.onnx cannot express the network{_why(error)}: rewrite that operator") from None
     assert program is not None
     model = program.model_proto
     _name_nodes(model)
@@ -83,6 +89,17 @@ def export_onnx(
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
     return model
+
+
+def _why(error: BaseException) -> str:
+    """The operator that could not be translated, and the first of the chained errors, which knows why."""
+    place = ""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        found = re.search(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)\]", str(error))
+        place = f" at {found[2]} [{found[1]}]" if found else place
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{place}: {line.strip()[:200]}"
 
 
 def _with_layers(program: torch.export.ExportedProgram, graph: Graph) -> torch.export.ExportedProgram:
@@ -186,7 +203,11 @@ class OnnxNetwork:
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for inputs of any number of samples; the last batch is filled up with its first sample."""
+        """Outputs for inputs of any number of samples; the last batch is filled up with its first sample.
+
+        Raises:
+            UserError: ONNX Runtime fails.
+        """
         total, parts = inputs[0].shape[0], []
         names = [value.name for value in self.session.get_inputs()]
         for start in range(0, total, self.batch):
@@ -194,7 +215,12 @@ class OnnxNetwork:
             missing = self.batch - chunk[0].shape[0]
             filled = [torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) for value in chunk]
             fed = {name: value.contiguous().numpy() for name, value in zip(names, filled, strict=True)}
-            parts.append([value[: self.batch - missing] for value in self.session.run(None, fed)])
+            try:
+                results = self.session.run(None, fed)
+            except Exception as error:  # ONNX Runtime has a class per status code
+                line = " ".join(str(error).split())[:200]
+                raise UserError(f"ONNX Runtime cannot run the network ({line}): export it again") from None
+            parts.append([value[: self.batch - missing] for value in results])
         return tuple(torch.cat([torch.as_tensor(part[k]) for part in parts]) for k in range(len(self.outputs)))
 
 

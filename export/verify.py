@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export.inference import fold_for_inference
 from export.onnx_export import OnnxNetwork
-from structadmm.errors import InvariantError
+from structadmm.errors import InvariantError, UserError
 from structadmm.graph.ir import Graph, StateRef, leaves
 from structadmm.graph.module import GraphModule, flat_outputs
 
@@ -75,11 +75,13 @@ def difference(a: Tensor, b: Tensor) -> float:
     return _relative(compare(a, b, 1.0))
 
 
-def random_inputs(graph: Graph, *, samples: int = 2, seed: int = 0) -> list[tuple[Tensor, ...]]:
-    """Normal inputs at every scale of `SCALES`, float32."""
+def random_inputs(
+    graph: Graph, *, samples: int = 2, seed: int = 0, scales: Sequence[float] = SCALES
+) -> list[tuple[Tensor, ...]]:
+    """Normal inputs at every scale, float32."""
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for scale in SCALES:
+    for scale in scales:
         shapes = [node.shape if graph.batch is None else (samples, *node.shape[1:]) for node in graph.inputs]
         found.append(tuple(torch.randn(shape, generator=generator) * scale for shape in shapes))
     return found
@@ -141,6 +143,38 @@ def verify(
     return Checks(single, double, None if exported is None else versus_onnx)
 
 
+def check_samples_apart(module: GraphModule) -> None:
+    """See that what a sample yields does not depend on the others of its batch, which have no part in a deployed call.
+
+    Raises:
+        UserError: it does; names the first node.
+    """
+    if module.graph.batch is None:
+        return
+    (inputs,) = random_inputs(module.graph, scales=(1.0,))
+    with torch.no_grad():
+        together = module.eval().run(*inputs, keep_all=True)
+        alone = module.run(*(value[:1] for value in inputs), keep_all=True)
+    returned = {ref.node for ref in module.graph.outputs}
+    for node in module.graph.nodes:
+        both, one = together[node.name], alone[node.name]
+        if not isinstance(both, Tensor) or both.ndim == 0:
+            continue
+        apart = both.shape[1:] == one.shape[1:] and both.shape[0] == 2 * one.shape[0]
+        # In between, samples may lie along any dimension; what a network returns has them first, and one each.
+        wrong = node.name in returned and not (apart and len(one) == 1)
+        if wrong or (apart and not _differ_by_rounding(both[: len(one)], one)):
+            raise UserError(
+                f"{node.op} at {node.label} makes of two samples together something else than of each alone: "
+                "compute on each sample by itself, and squeeze dimensions by number"
+            )
+
+
+def _differ_by_rounding(a: Tensor, b: Tensor) -> bool:
+    # Kernels take another path for another batch.
+    return compare(a.double(), b.double(), SHRUNK_VS_ONNX).passed
+
+
 def _relative(error: Difference) -> float:
     return error.found / error.allowed
 
@@ -174,8 +208,11 @@ def _first_exported(shrunk: GraphModule, model: onnx.ModelProto | None, inputs: 
     assert model is not None
     graph, state = fold_for_inference(shrunk.graph, shrunk.tensors())
     values = GraphModule(graph, state).eval().run(*inputs, keep_all=True)
-    everything = OnnxNetwork(model, every_node=True)
-    exported = dict(zip(everything.outputs, everything(*inputs), strict=True))
+    try:
+        everything = OnnxNetwork(model, every_node=True)
+        exported = dict(zip(everything.outputs, everything(*inputs), strict=True))
+    except UserError:  # its inferred shapes may be wrong; that must not hide the difference
+        return "a node that cannot be found"
     of_weight = {name: node for node in model.graph.node for name in node.input[1:2]}
     for node in graph.nodes:
         weight = next((item.name for item in leaves(node, StateRef)), "")

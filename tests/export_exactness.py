@@ -13,6 +13,7 @@ and a table, and does not repeat what the folder already holds.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import random
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.fixed_point import shrink_fully
 from export.onnx_export import OnnxNetwork, export_onnx
@@ -58,6 +60,8 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=20, help="units to probe per full-size network")
     parser.add_argument("--out", type=Path, help="folder for results.jsonl and table.md")
     options = parser.parse_args()
+    # torch (2.13) parses its whole library of ONNX functions at every export; half of a small network's time is that.
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
     rows: list[dict[str, Any]] = []
     lines = options.out / "results.jsonl" if options.out is not None else None
     if lines is not None and lines.exists():

@@ -379,7 +379,8 @@ def described_otherwise(rng: random.Random, data: bytes) -> bytes:
             continue
         holder[key] = rng.choice((
             None, True, 0, -1, 1, 2, 2**31, 2**62, 10**30, 0.5, -1e300, "", "x", "input", "getitem",
-            "aten.relu.default", "aten.conv2d.default", "aten.view.default", "aten.repeat.default", "aten.from_file.default", "float64",
+            "aten.relu.default", "aten.conv2d.default", "aten.view.default", "aten.repeat.default",
+            "aten.from_file.default", "float64",
             [], [0], [1, 2**40], [[]], {}, {"node": "x"}, {"state": "fc.weight"}, {"batch": 3}, {"training": True},
             {"dtype": "int8"}, {"dtype": "load"}, {"memory_format": "channels_last"}, {"float": "inf"},
         ))  # fmt: skip

@@ -17,8 +17,8 @@ from torch import Tensor
 from export.shrink import Shrunk
 from export.unused_paths import remove_unused_paths
 from structadmm.graph import AxisSlice, CoupledGroup, Graph, GraphModule
-from structadmm.graph.ir import StateRef
-from structadmm.graph.module import resolve
+from structadmm.graph.ir import Node, Ref, StateRef, leaves
+from structadmm.graph.module import flat_outputs, resolve
 from structadmm.graph.operators import ROLES
 
 SATURATING = ("aten.relu.default", "aten.hardtanh.default", "aten.hardsigmoid.default", "aten.hardswish.default")
@@ -179,28 +179,53 @@ class _Watched:
     """A network whose output is compared with what it was before a perturbation."""
 
     def __init__(self, graph: Graph, state: dict[str, Tensor], inputs: Tensor) -> None:
-        self.module = GraphModule(graph, {key: tensor.clone() for key, tensor in state.items()}).eval()
-        self.inputs = inputs
-        self.tensors = self.module.tensors()
+        self.graph = graph
+        self.tensors = {key: tensor.clone() for key, tensor in state.items()}
         with torch.no_grad():
-            self.expected = self.module(inputs)
-            self.values = self.module.run(inputs, keep_all=True)
+            self.values = GraphModule(graph, self.tensors).eval().run(inputs, keep_all=True)
+        self.rests: dict[int, tuple[GraphModule, list[Tensor]]] = {}
+        self.readers: dict[str, int] = {}
+        for position, node in enumerate(graph.nodes):
+            for ref in leaves(node, StateRef):
+                self.readers.setdefault(ref.name, position)
 
     def matters(self, parts: Sequence[tuple[str, int, Tensor]]) -> bool:
         """Whether any of a few perturbations of these slices changes the output."""
-        slices = [(self.tensors[name].data, axis, rows) for name, axis, rows in parts]
+        slices = [(self.tensors[name], axis, rows) for name, axis, rows in parts]
         before = [tensor.index_select(axis, rows) for tensor, axis, rows in slices]
+        rest, inputs = self._rest(min((self.readers[name] for name, _, _ in parts), default=0))
         with torch.no_grad():
             for scale in SCALES:
                 for (tensor, axis, rows), old in zip(slices, before, strict=True):
                     noise = torch.randn(old.shape, dtype=old.dtype, generator=torch.Generator().manual_seed(7))
                     tensor.index_copy_(axis, rows, old + scale * noise)
-                changed = bool((self.module(self.inputs) != self.expected).any())
+                arrived = flat_outputs(rest(*inputs))
                 for (tensor, axis, rows), old in zip(slices, before, strict=True):
                     tensor.index_copy_(axis, rows, old)
-                if changed:
+                if any(
+                    bool((value != self.values[ref.node]).any())
+                    for value, ref in zip(arrived, self.graph.outputs, strict=True)
+                ):
                     return True
         return False
+
+    def _rest(self, start: int) -> tuple[GraphModule, list[Tensor]]:
+        """The network from one node on, and what it takes: nothing before it can change."""
+        if start not in self.rests:
+            nodes = self.graph.nodes[start:]
+            own = {node.name for node in nodes}
+            given = dict.fromkeys(ref.node for node in nodes for ref in leaves(node, Ref) if ref.node not in own)
+            given |= dict.fromkeys(ref.node for ref in self.graph.outputs if ref.node not in own)
+            given |= dict.fromkeys(node.name for node in nodes if node.op == "input")
+            # A list of tensors is taken apart by the nodes that follow it.
+            if any(not isinstance(self.values[name], Tensor) for name in given):
+                return self._rest(start - 1)
+            inputs = [self.values[name] for name in given]
+            heads = [Node(name, "input", shapes=(tuple(self.values[name].shape),)) for name in given]
+            body = [node for node in nodes if node.op != "input"]
+            graph = replace(self.graph, nodes=(*heads, *body), batch=None)
+            self.rests[start] = GraphModule(graph, self.tensors).eval(), inputs
+        return self.rests[start]
 
 
 def _filters(group: CoupledGroup, unit: int) -> list[tuple[str, int, int]]:

@@ -169,7 +169,11 @@ class AtomFlow:
         if argument.name not in self.constants:
             atoms = self.sets.new(1)
             if varying:
-                self.sets.freeze(atoms, f"{argument.name} is used as a tensor that varies along several axes")
+                reason = f"{argument.name} is used as a tensor that varies along several axes"
+                self.sets.freeze(atoms, reason)
+                for axis in range(len(shape)):
+                    # It may be a layer's weight, too.
+                    self.sets.freeze(self.axis(argument.name, axis, "affine"), reason)
             self.constants[argument.name] = atoms.reshape([1] * len(shape)).expand(shape)
         return self.constants[argument.name]
 

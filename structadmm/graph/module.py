@@ -36,9 +36,13 @@ def resolve(op: str, where: str = "") -> Callable[..., Any]:
         return operator.getitem
     if op not in ROLES or op == "input":
         place = f" at {where}" if where else ""
-        raise UserError(
-            f"operator {op!r}{place} is not one this project runs: rewrite that part of the model with other operators"
-        )
+        advice = "rewrite that part of the model with other operators"
+        if ".parametrizations." in where or op.startswith("aten._weight_norm"):
+            advice = (
+                "make the weight permanent with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') "
+                "or torch.nn.utils.remove_weight_norm(layer)"
+            )
+        raise UserError(f"operator {op!r}{place} is not one this project runs: {advice}")
     _, packet, overload = op.split(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
     return found

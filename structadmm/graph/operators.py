@@ -27,16 +27,20 @@ POINTWISE = (
     "sub.Scalar", "mul.Scalar", "div.Scalar", "rsub.Scalar", "dropout.default", "feature_dropout.default",
     "alpha_dropout.default", "feature_alpha_dropout.default", "contiguous.default", "clone.default", "alias.default",
     "detach.default", "lift_fresh_copy.default", "to.dtype", "_to_copy.default", "type_as.default",
+    "gt.Scalar", "ge.Scalar", "lt.Scalar", "le.Scalar", "eq.Scalar", "ne.Scalar", "zeros_like.default",
+    "ones_like.default", "full_like.default",
 )  # fmt: skip
 # Two tensors (or a tensor and a number), with broadcasting.
 BINARY = (
     "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default", "rsub.Tensor",
+    "gt.Tensor", "ge.Tensor", "lt.Tensor", "le.Tensor", "eq.Tensor", "ne.Tensor",
 )  # fmt: skip
 # Every output element is one input element: followed by running the operator on arrays of atom numbers.
 MOVE = (
     "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
     "permute.default", "transpose.int", "t.default", "movedim.int", "movedim.intlist", "swapaxes.default",
-    "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "slice.Tensor",
+    "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "expand_as.default",
+    "slice.Tensor",
     "select.int", "narrow.default", "chunk.default", "split.Tensor", "split.sizes", "split_with_sizes.default",
     "unbind.int", "cat.default", "concat.default", "stack.default", "pixel_shuffle.default", "pixel_unshuffle.default",
     "channel_shuffle.default", "native_channel_shuffle.default", "flip.default", "repeat.default",
@@ -59,7 +63,8 @@ OPAQUE = (
     "matmul.default", "bmm.default", "mm.default", "addmm.default", "scaled_dot_product_attention.default",
     "mean.default", "sum.default", "index_select.default", "linalg_vector_norm.default", "argmax.default", "max.dim",
     "min.dim", "einsum.default", "roll.default", "repeat_interleave.self_int", "cumsum.default", "glu.default",
-    "where.self", "pow.Tensor_Tensor", "unfold.default", "im2col.default", "col2im.default", "baddbmm.default",
+    "where.self", "where.ScalarOther", "where.ScalarSelf", "masked_fill.Scalar", "mv.default",
+    "pow.Tensor_Tensor", "unfold.default", "im2col.default", "col2im.default", "baddbmm.default",
     "adaptive_max_pool2d.default", "max_pool2d_with_indices.default", "adaptive_max_pool1d.default", "outer.default",
     "grid_sampler.default", "bilinear.default", "std.correction", "var.correction", "std.dim", "var.dim",
 )  # fmt: skip

@@ -78,6 +78,13 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> Captured:
     for position, value in enumerate(inputs):
         if not isinstance(value, Tensor):
             raise UserError(f"example input {position} is a {type(value).__name__}, expected a tensor")
+    for name, _ in model.named_buffers():
+        layer, _, mask = name.rpartition(".")
+        if mask.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in dict(model.named_parameters()):
+            raise UserError(
+                f"{layer or 'the model'} multiplies its weight by a mask of torch.nn.utils.prune while it runs: "
+                f"make that permanent with torch.nn.utils.prune.remove(layer, {mask.removesuffix('_mask')!r})"
+            )
     modes = {name: module.training for name, module in model.named_modules()}
     try:
         model.eval()
@@ -246,7 +253,10 @@ class _Reader:
             elif fx_node.op == "call_function":
                 self._call(fx_node)
             else:
-                raise UserError(f"{fx_node.op} {fx_node.target} at node {fx_node.name} is not supported in a network")
+                raise UserError(
+                    f"{fx_node.op} {fx_node.target} at node {fx_node.name} is not supported in a network: "
+                    "leave torch.no_grad, autocast and checkpointing out of forward"
+                )
         return Graph(tuple(self.nodes), outputs, self._form(), entries, None), self.constants
 
     def _state(self) -> dict[str, StateEntry]:
@@ -259,7 +269,7 @@ class _Reader:
             kind = "parameter" if name in parameters else "buffer" if name in persistent else "constant"
             shared = first.setdefault(id(tensor), name)
             entries[name] = StateEntry(
-                kind, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), None if shared == name else shared
+                kind, tuple(tensor.shape), _dtype(tensor.dtype), None if shared == name else shared
             )
         for spec in self.program.graph_signature.input_specs:
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -270,7 +280,7 @@ class _Reader:
                     raise UserError(f"the constant {spec.target!r} has the name of a parameter: rename it")
                 tensor = self.program.constants[spec.target]
                 self.constants[name] = tensor
-                entries[name] = StateEntry("constant", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+                entries[name] = StateEntry("constant", tuple(tensor.shape), _dtype(tensor.dtype))
                 self.values[spec.arg.name] = StateRef(name)
             elif spec.kind != InputKind.USER_INPUT:
                 raise UserError(f"the model needs {spec.kind.name} {spec.target!r}, which a saved network cannot hold")
@@ -286,10 +296,12 @@ class _Reader:
             )
         if spec.type in (tuple, list):
             return str(spec.type.__name__)
-        if issubclass(spec.type, dict) and all(isinstance(key, str) for key in spec.context):
+        kind = spec.type if isinstance(spec.type, type) else type(None)
+        if issubclass(kind, dict) and all(isinstance(key, str) for key in spec.context):
             return tuple(spec.context)
         raise UserError(
-            f"the model returns a {spec.type.__name__}: return a tensor, or a flat tuple, list or dict of tensors"
+            f"the model returns a {getattr(spec.type, '__name__', spec.type)}: "
+            "return a tensor, or a flat tuple, list or dict of tensors"
         )
 
     def _outputs(self, fx_node: Any) -> tuple[Ref, ...]:
@@ -311,6 +323,8 @@ class _Reader:
             self._add(fx_node, "getitem", (self._argument(source, fx_node), index), {}, alias_of=source.name)
             return
         op = str(fx_node.target)
+        if op == "aten._assert_tensor_metadata.default":
+            return  # the tracer's note to itself beside a conversion
         packet = op.split(".")[1] if op.startswith("aten.") else op
         first = fx_node.args[0] if fx_node.args else None
         inplace = packet.endswith("_") and not packet.startswith("_")
@@ -318,7 +332,9 @@ class _Reader:
             if first.name in self.values:
                 target = self.values[first.name]
                 if packet == "add_" and target.name.endswith("num_batches_tracked"):
-                    return  # GraphModule counts batches itself
+                    # GraphModule counts batches itself; a normalisation that is called again counts on from here.
+                    self.values[fx_node.name] = target
+                    return
                 lifted = packet == "detach_"
                 if not lifted:
                     raise UserError(f"{op} at node {fx_node.name} changes {target.name!r} in place: return it instead")
@@ -327,6 +343,15 @@ class _Reader:
             op = f"aten.{packet[:-1]}." + op.split(".")[2]
         args = tuple(self._argument(value, fx_node) for value in fx_node.args)
         kwargs = {key: self._argument(value, fx_node) for key, value in fx_node.kwargs.items() if key not in _PLACEMENT}
+        if op in ("aten.to.dtype", "aten._to_copy.default") and isinstance(first, torch.fx.Node):
+            before, after = first.meta["val"].dtype, fx_node.meta["val"].dtype
+            if before == after:
+                op, args, kwargs = "aten.alias.default", args[:1], {}
+            elif before.is_floating_point and after.is_floating_point:
+                raise UserError(
+                    f"{op} at node {fx_node.name} turns {_dtype(before)} into {_dtype(after)}: "
+                    "a network is exported in one type, leave .half(), .double() and autocast out of forward"
+                )
         if op == "aten.pad.default" and (len(args) < 3 or args[2] == "constant"):
             op, args = (
                 "aten.constant_pad_nd.default",
@@ -368,7 +393,7 @@ class _Reader:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, torch.dtype):
-            return TorchConstant("dtype", str(value).removeprefix("torch."))
+            return TorchConstant("dtype", _dtype(value))
         if isinstance(value, torch.memory_format):
             return TorchConstant("memory_format", str(value).removeprefix("torch."))
         raise UserError(f"node {fx_node.name} has an argument of type {type(value).__name__}, which cannot be saved")
@@ -392,6 +417,10 @@ class _Reader:
         )
 
 
+def _dtype(value: torch.dtype) -> str:
+    return str(value).removeprefix("torch.")
+
+
 def _layer(fx_node: Any, args: tuple[Argument, ...]) -> str:
     stack = [path for path, _ in fx_node.meta.get("nn_module_stack", {}).values()]
     # torch.export writes `L['self'].a.b` or `a.b`, depending on how the module was called.
@@ -410,6 +439,9 @@ def _check_same(model: nn.Module, inputs: tuple[Tensor, ...], graph: Graph, stat
     with torch.no_grad():
         expected = flat_outputs(model(*inputs))
         arrived = flat_outputs(GraphModule(graph, state).eval()(*inputs))
+    for node in graph.nodes:
+        if "dropout" in node.op and node.args[2] is True:
+            raise UserError(f"{node.op} at {node.label} is random in evaluation mode, too: pass training=self.training")
     for reference, value in zip(expected, arrived, strict=True):
         error = (reference - value).abs().max().item() if reference.numel() else 0.0
         if not error <= _SAME * max(1.0, reference.abs().max().item()):
