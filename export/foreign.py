@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,16 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def example_input(shape: str) -> Tensor:
-    """Zeros of a shape written as `1,3,224,224`.
+def example_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
+    """Zeros of shapes written as `1,3,224,224`, one for each input.
 
     Raises:
-        UserError: it is not such a list, or larger than any image network's input.
+        UserError: one is no such list, or larger than any image network's input.
     """
+    return tuple(_zeros(shape) for shape in shapes)
+
+
+def _zeros(shape: str) -> Tensor:
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:

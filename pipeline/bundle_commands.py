@@ -34,19 +34,22 @@ def register(app: typer.Typer) -> None:
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A built-in model's name, or module:callable.")],
     *,
-    shape: Annotated[str, typer.Option("--shape", help="The input's shape, batch first.")] = "1,3,32,32",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="The input's shape, batch first; again for each further input.  [1,3,32,32]"),
+    ] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Its weights, .safetensors or .pt.")] = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show a network's layers: sizes, what of them is zero, what shrinking would remove, and why the rest cannot go."""
     import dataclasses
 
-    from export.foreign import build_network, example_input
+    from export.foreign import build_network, example_inputs
     from export.inspect_network import inspect_network
     from structadmm.graph import capture
 
-    example = example_input(shape)
-    report = inspect_network(*capture(build_network(model, weights), (example,)))
+    examples = example_inputs(shape or ["1,3,32,32"])
+    report = inspect_network(*capture(build_network(model, weights), examples))
     if as_json:
         _print_json({"schema": 1, **dataclasses.asdict(report)})
     else:

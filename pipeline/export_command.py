@@ -26,7 +26,10 @@ def export(
     dense: Annotated[
         Path | None, typer.Option("--dense", help="Weights before pruning, for baseline.onnx; --weights if not given.")
     ] = None,
-    shape: Annotated[str, typer.Option("--shape", help="MODEL's input, batch first.")] = "1,3,32,32",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="MODEL's input, batch first; again for each further input.  [1,3,32,32]"),
+    ] = None,
     samples: Annotated[
         Path | None, typer.Option("--samples", help="Real inputs to verify MODEL on: .npz with `inputs` and `labels`.")
     ] = None,
@@ -45,7 +48,7 @@ def export(
     if out is not None:
         if config is not None or force:
             raise UserError("--config and --force belong to a run directory: leave them out, or leave --out out")
-        _export_model(what, out, weights, dense, shape, samples, overrides or [], reporter, as_json)
+        _export_model(what, out, weights, dense, shape or ["1,3,32,32"], samples, overrides or [], reporter, as_json)
         return
     if any(option is not None for option in (weights, dense, samples)) or ":" in what:
         raise UserError("exporting a MODEL needs --out DIR; a run directory takes no --weights, --dense or --samples")
@@ -68,7 +71,7 @@ def _export_model(
     out: Path,
     weights: Path | None,
     dense: Path | None,
-    shape: str,
+    shapes: list[str],
     samples: Path | None,
     overrides: list[str],
     reporter: Reporter,
@@ -78,11 +81,11 @@ def _export_model(
 
     from export.config import ExportConfig
     from export.export_network import export_network
-    from export.foreign import build_network, example_input, read_weights
+    from export.foreign import build_network, example_inputs, read_weights
     from export.stage import read_samples
     from pipeline.toml_config import apply_overrides, validate
 
-    example = example_input(shape)
+    examples = example_inputs(shapes)
     values = apply_overrides({"export": {}}, overrides)
     if set(values) != {"export"}:
         raise UserError(
@@ -91,7 +94,7 @@ def _export_model(
     config = validate(ExportConfig, values["export"], "--set")
     record = export_network(
         build_network(entry, weights),
-        example,
+        examples,
         out,
         config=config,
         dense_state=None if dense is None else read_weights(dense),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from structadmm.errors import UserError
@@ -11,6 +13,8 @@ from structadmm.errors import UserError
 
 def import_callable(path: str, what: str) -> Callable[..., Any]:
     """Import `module:callable`; dots after the colon reach attributes of attributes.
+
+    A module that is installed nowhere is looked for in the current directory, too.
 
     Args:
         path: as written in the configuration.
@@ -22,6 +26,8 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{what} {path!r} is not of the form module:callable")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that it hides nothing
     try:
         value: Any = importlib.import_module(module_name)
     except ImportError as error:

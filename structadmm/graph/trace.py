@@ -44,6 +44,7 @@ _ALIASING = frozenset((
     "detach", "to", "type_as",
 ))  # fmt: skip
 _TORCH = Path(torch.__file__).parent
+_STANDARD_LIBRARY = Path(traceback.__file__).parent
 # Placement is the caller's business: a saved network runs wherever its parameters are.
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "non_blocking"})
 
@@ -194,6 +195,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Graph, dict[s
         advice = (
             "a value decides there what is computed next: replace the branch or loop by torch.where or a fixed count"
             if "data-dependent" in str(error)
+            else "give an example, on the command line a --shape, for every input"
+            if "missing a required argument" in str(error)
             else f"give inputs of the shape the model expects, not {shapes}, or rewrite that line"
         )
         raise UserError(
@@ -207,7 +210,9 @@ def _where(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(_TORCH) and frame.filename != __file__
+        if not Path(frame.filename).is_relative_to(_TORCH)
+        and Path(frame.filename).parent != _STANDARD_LIBRARY
+        and frame.filename != __file__
     ]
     if not frames or not frames[-1].line:
         return ""

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from export.foreign import build_network, example_input, read_weights
+from export.foreign import build_network, example_inputs, read_weights
 from pipeline.cli import run_command_line
 from structadmm.errors import UserError
 from structadmm.graph.save import load_network
@@ -60,7 +61,7 @@ def test_files_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
 @pytest.mark.parametrize("shape", ["", "1,3,x", "0,3,8,8", "1,-3,8,8", "1,3,100000,100000"])
 def test_a_shape_that_is_none_is_refused(shape: str) -> None:
     with pytest.raises(UserError, match="--shape"):
-        example_input(shape)
+        example_inputs(["1,3,8,8", shape])
 
 
 def test_anybodys_network_is_exported_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +83,28 @@ def test_anybodys_network_is_exported_from_the_command_line(tmp_path: Path, caps
     layers = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1.conv1", "conv", "8", "->", "5", "3", "8", "72"] in layers
     assert ["1.conv2", "conv", "8", "8", "->", "5", "72"] in layers
+
+
+def test_a_network_of_two_inputs_in_the_current_directory_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two_inputs_of_mine.py").write_text(
+        "from torch import nn\n"
+        "class Sum(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)\n"
+        "    def forward(self, x, v):\n"
+        "        return self.a(x).mean((2, 3)) + self.b(v)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    command = ["export", "two_inputs_of_mine:Sum", "--out", "o", "--shape", "1,3,8,8"]
+    assert run_command_line(command) == 2
+    assert "'v'; give an example, on the command line a --shape, for every input" in capsys.readouterr().err
+    assert run_command_line([*command, "--shape", "1,5"]) == 0
+    network = load_network(tmp_path / "o" / "shrunk")
+    assert network(torch.zeros(2, 3, 8, 8), torch.zeros(2, 5)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
