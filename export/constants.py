@@ -177,12 +177,16 @@ class ConstantFlow:
             self.tensor(item) if item is not None else torch.full_like(given, default)
             for item, default in zip(node.args[shifted : shifted + 2], (1.0, 0.0), strict=True)
         )
+        level = torch.zeros_like(given)
         if ROLES[node.op] == "group_norm":
+            # Constants of different value have a spread, too.
             grouped = given.view(int(node.args[1]), -1)
-            known = (grouped == grouped[:, :1]).all(dim=1, keepdim=True).expand_as(grouped).reshape(-1)
-        else:
-            known = ~given.isnan()
-        return torch.where(known | (gamma == 0), beta, _UNKNOWN)
+            spread = grouped - grouped.mean(dim=1, keepdim=True)
+            level = (
+                spread / (spread.square().mean(dim=1, keepdim=True) + float(argument_of(node, 4, "eps", 1e-5))).sqrt()
+            ).flatten()
+        level = torch.where(given.isnan(), given, level)
+        return torch.where(gamma == 0, beta, level * gamma + beta)
 
     def _spatial(self, node: Node) -> list[Tensor]:
         """Pooling and resizing, channel by channel; all of them leave zeros."""

@@ -157,3 +157,10 @@ def test_a_picture_in_front_of_a_linear_is_folded_pixel_by_pixel() -> None:
     with torch.no_grad():
         model[0].weight[1] = 0
     assert shrunk(model, 6)["4.weight"].shape == (2, 108)
+
+
+def test_a_group_of_different_constants_is_normalised_to_other_constants() -> None:
+    model = Pooled(nn.GroupNorm(2, 4))
+    with torch.no_grad():
+        model.first.weight[:2] = 0  # both of a group; their biases differ
+    assert shrunk(model, 6)["first.weight"].shape[0] == 2
