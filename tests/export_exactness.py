@@ -220,6 +220,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Networks at full depth and width. Height and width of the input, chosen so that every stage is "
         f"larger than one pixel: {sizes}.",
+        f"{len(rows)} cases of {len(FULL_SIZE) * len(STRUCTURES) * len(FRACTIONS)}; without a figure: not run.",
         "",
         "Weights left out: of convolutions and linears, masked over shrunk. Zero columns stay as zeros and count.",
         "Differences are relative to the largest output, the largest of all rates; allowed are "

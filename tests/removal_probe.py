@@ -17,7 +17,7 @@ from torch import Tensor
 from export.shrink import Shrunk
 from export.unused_paths import remove_unused_paths
 from structadmm.graph import AxisSlice, CoupledGroup, Graph, GraphModule
-from structadmm.graph.ir import Node, Ref, StateRef, leaves
+from structadmm.graph.ir import Argument, Batch, Node, Ref, StateRef, leaves, map_argument
 from structadmm.graph.module import flat_outputs, resolve
 from structadmm.graph.operators import ROLES
 
@@ -180,6 +180,7 @@ class _Watched:
 
     def __init__(self, graph: Graph, state: dict[str, Tensor], inputs: Tensor) -> None:
         self.graph = graph
+        self.batch = len(inputs)
         self.tensors = {key: tensor.clone() for key, tensor in state.items()}
         with torch.no_grad():
             self.values = GraphModule(graph, self.tensors).eval().run(inputs, keep_all=True)
@@ -222,10 +223,18 @@ class _Watched:
                 return self._rest(start - 1)
             inputs = [self.values[name] for name in given]
             heads = [Node(name, "input", shapes=(tuple(self.values[name].shape),)) for name in given]
-            body = [node for node in nodes if node.op != "input"]
+            body = [self._at_this_batch(node) for node in nodes if node.op != "input"]
             graph = replace(self.graph, nodes=(*heads, *body), batch=None)
             self.rests[start] = GraphModule(graph, self.tensors).eval(), inputs
         return self.rests[start]
+
+    def _at_this_batch(self, node: Node) -> Node:
+        """`node` with sizes that follow the batch written out; what stands first in a rest may be no batch."""
+
+        def size(value: Argument) -> Argument:
+            return value.factor * self.batch if isinstance(value, Batch) else value
+
+        return replace(node, args=tuple(map_argument(value, size) for value in node.args))
 
 
 def _filters(group: CoupledGroup, unit: int) -> list[tuple[str, int, int]]:

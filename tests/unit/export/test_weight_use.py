@@ -139,6 +139,7 @@ class Pooled(nn.Module):
     [
         nn.AvgPool2d(3, 2, 1),
         nn.AvgPool2d(2, divisor_override=3),
+        nn.Sequential(nn.CircularPad2d(1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3, groups=4)),
         nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2)),
         nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), nn.Upsample(scale_factor=2, mode="bilinear")),
     ],
