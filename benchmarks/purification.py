@@ -157,12 +157,13 @@ def curve(record: Mapping[str, Any]) -> str:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
-    ratios = [record["dense_conv_params"] / row["conv_params"] for row in record["rows"]]
+    rows = sorted(record["rows"], key=lambda row: -row["conv_params"])
+    ratios = [record["dense_conv_params"] / row["conv_params"] for row in rows]
     for key, colour, label in (
         ("accuracy_before", "#b45309", "before retraining"),
         ("accuracy_after", "#0f766e", f"after {EPOCHS} epochs"),
     ):
-        axes.plot(ratios, [row[key] for row in record["rows"]], "o-", color=colour, markersize=4, label=label)
+        axes.plot(ratios, [row[key] for row in rows], "o-", color=colour, markersize=4, label=label)
     axes.set_xlabel("CONV parameters, dense / left")
     axes.set_ylabel("test accuracy, %")
     axes.legend(frameon=False)
