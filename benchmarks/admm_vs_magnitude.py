@@ -2,6 +2,7 @@
 
     python benchmarks/admm_vs_magnitude.py            # goes on where it was stopped; results are kept in runs/
     python benchmarks/admm_vs_magnitude.py --validate # on held-out training images: for choosing settings
+    python benchmarks/admm_vs_magnitude.py --report   # tables and plot of the runs that are there
     python benchmarks/admm_vs_magnitude.py --quick    # one seed, few epochs: shows that the script works
 
 Every method starts from the same dense network of its seed, removes exactly as many units of every layer, ranks them by
@@ -9,7 +10,11 @@ the same norm and trains for EPOCHS epochs more, with settings of its own chosen
 
     one-shot   prune, then train all epochs under the mask
     gradual    prune in STEPS steps of the cubic schedule of Zhu and Gupta (1710.01878), then train under the mask
-    ADMM       the same steps as rounds of ADMM: units leave in an epoch under the penalty, not in one cut
+    ADMM       filters: the same steps as rounds of ADMM: units leave in an epoch under the penalty, not in one cut;
+               columns: one round whose sparsity rises within the phase, the loss taken at the projection, so that
+               columns that were removed come back by their gradient
+    ADMM, no return
+               of columns, the same with a penalty so great that next to nothing comes back: what returning gains
 """
 
 from __future__ import annotations
@@ -41,18 +46,25 @@ MODEL: dict[str, Any] = {
     "kwargs": {"blocks": [1, 1, 1], "width": 8, "num_classes": 10, "in_channels": 1},
 }
 SEEDS = (0, 1, 2)
+# More where methods differ by little more than networks do.
+HIGH_SEEDS = (0, 1, 2, 3, 4)
+HIGH = {("column", 0.95), ("column", 0.98)}
 SPARSITIES = {"column": (0.8, 0.9, 0.95, 0.98), "filter": (0.5, 0.75, 0.875)}
-METHODS = ("one-shot", "gradual", "admm")
+METHODS = {"one-shot": "one-shot", "gradual": "gradual", "admm": "ADMM", "no-return": "ADMM, no return"}
 DENSE_EPOCHS = 12
 EPOCHS = 40
 # Of EPOCHS, those before the last round; its own PULL comes on top.
 BEFORE = 12
 STEPS = 6
-LR = 0.05
-RETRAIN_LR = 0.05
-# Of each round of ADMM, those under the penalty.
+# Of all phases and methods.
+LR = {"column": 0.2, "filter": 0.05}
+# Of each round of filters under ADMM, those under the penalty.
 PULL = 1
-ADMM = {"penalise": "removed", "rho": 1.0, "rho_growth": 2.0, "rho_max": 10.0, "update_every": 1}
+FILTER_ADMM = {"penalise": "removed", "rho": 1.0, "rho_growth": 2.0, "rho_max": 10.0, "update_every": 1}
+COLUMN_ADMM = {"penalise": "removed", "loss_at": "projection", "rho_growth": 1.0, "update_every": 1}
+COLUMN_RHO = {"admm": 0.1, "no-return": 2.0}
+# The single round of columns: epochs in which the sparsity rises, and all those under the penalty.
+RAMP, PHASE = 10, 20
 FOLDS = 5
 
 
@@ -81,7 +93,11 @@ class Length:
     @property
     def before(self) -> int:
         """Epochs before the last round."""
-        return BEFORE * self.pruning // EPOCHS
+        return self.share(BEFORE)
+
+    def share(self, epochs: int) -> int:
+        """As many of this run's epochs as `epochs` are of EPOCHS."""
+        return epochs * self.pruning // EPOCHS
 
 
 def fold(number: int) -> Dataset:
@@ -100,11 +116,13 @@ def fold(number: int) -> Dataset:
     )
 
 
-def cases(seeds: tuple[int, ...]) -> Iterator[Case]:
+def cases(seeds: tuple[int, ...] | None) -> Iterator[Case]:
+    """All runs, or those of some seeds, in an order that is useful when it is interrupted."""
     for structure, sparsities in SPARSITIES.items():
-        for seed in seeds:
-            for sparsity in sparsities:
-                for method in METHODS:
+        methods = [name for name in METHODS if name != "no-return" or structure == "column"]
+        for sparsity in reversed(sparsities):
+            for seed in seeds or (HIGH_SEEDS if (structure, sparsity) in HIGH else SEEDS):
+                for method in methods:
                     yield Case(structure, sparsity, method, seed)
 
 
@@ -119,6 +137,22 @@ def units(structure: str, sparsity: float) -> dict[str, tuple[int, int]]:
 
 def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     """The rounds of `[train]` that make the method."""
+    lr = LR[case.structure]
+    if case.structure == "column" and case.method in COLUMN_RHO:
+        phase = length.share(PHASE)
+        return [
+            {
+                "structure": "column",
+                "sparsity": case.sparsity,
+                "lr": lr,
+                "rho": COLUMN_RHO[case.method],
+                **COLUMN_ADMM,
+                "ramp_epochs": length.share(RAMP),
+                "admm_epochs": phase,
+                "retrain_epochs": length.pruning - phase,
+                "retrain_lr": lr,
+            }
+        ]
     alive = {name: before for name, (before, _) in units(case.structure, case.sparsity).items()}
     final = {name: kept for name, (_, kept) in units(case.structure, case.sparsity).items()}
     goals = [final]
@@ -132,14 +166,16 @@ def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     current = dict(alive)
     spent = 0
     for number, goal in enumerate(goals, start=1):
-        course: dict[str, Any] = {"retrain_epochs": length.pruning - spent - pull, "retrain_lr": RETRAIN_LR}
+        course: dict[str, Any] = {"retrain_epochs": length.pruning - spent - pull, "retrain_lr": lr}
         if number < len(goals):
             # The first round begins at once and the last after `before` epochs: one interval less than rounds.
             epochs = share(length.before, number, len(goals) - 1)
-            course = {"retrain_epochs": epochs - pull, "retrain_lr": LR, "retrain_schedule": "constant"}
+            course = {"retrain_epochs": epochs - pull, "retrain_lr": lr, "retrain_schedule": "constant"}
             spent += epochs
         rates = {name: 1 - goal[name] / current[name] for name in final if goal[name] < current[name]}
-        found.append({"structure": case.structure, "lr": LR, **ADMM, **course, "admm_epochs": pull, "sparsity": rates})
+        found.append(
+            {"structure": case.structure, "lr": lr, **FILTER_ADMM, **course, "admm_epochs": pull, "sparsity": rates}
+        )
         current = goal
     return found
 
@@ -215,19 +251,43 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: accuracy of each method by structure and sparsity."""
+    heads = [f"{name} %" for name in METHODS.values()]
     lines = [
-        "| structure | removed | CONV smaller | one-shot % | gradual % | ADMM % |",
-        "|---|---|---|---|---|---|",
+        f"| structure | removed | CONV smaller | seeds | {' | '.join(heads)} |",
+        "|---" * (4 + len(heads)) + "|",
     ]
     for structure, sparsities in SPARSITIES.items():
         for sparsity in sparsities:
             here = [r for r in results if (r["structure"], r["sparsity"]) == (structure, sparsity)]
-            by = {method: [r for r in here if r["method"] == method] for method in METHODS}
-            if not all(by.values()):
+            if not here:
                 continue
-            final = [mean_and_deviation([r["pruned"] for r in by[method]]) for method in METHODS]
-            ratio = f"{statistics.mean(r['ratio'] for r in by['admm']):.1f}x"
-            lines.append(" | ".join(["| " + structure, f"{sparsity:.1%}", ratio, *final]) + " |")
+            by = {method: [r["pruned"] for r in here if r["method"] == method] for method in METHODS}
+            final = [mean_and_deviation(found) if found else "" for found in by.values()]
+            ratio = f"{statistics.mean(r['ratio'] for r in here):.1f}x"
+            lines.append(" | ".join(["| " + structure, f"{sparsity:.1%}", ratio, str(len(by["admm"])), *final]) + " |")
+    return "\n".join(lines)
+
+
+def paired(results: list[dict[str, Any]]) -> str:
+    """Markdown: ADMM's accuracy minus another method's with the same seed, mean ± standard error."""
+    lines = ["| removed | minus | difference of accuracy % | seeds in which ADMM is better |", "|---|---|---|---|"]
+    for structure, sparsity in sorted(HIGH):
+        by = {
+            (r["method"], r["seed"]): r["pruned"]
+            for r in results
+            if (r["structure"], r["sparsity"]) == (structure, sparsity)
+        }
+        for method in [name for name in METHODS if name != "admm"]:
+            both = [seed for name, seed in by if name == "admm" and (method, seed) in by]
+            gains = [by["admm", seed] - by[method, seed] for seed in both]
+            if not gains:
+                continue
+            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+            better = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+            lines.append(
+                f"| {sparsity:.1%} of the {structure}s | {METHODS[method]} | "
+                f"{statistics.mean(gains):+.2f} ± {error:.2f} | {better} |"
+            )
     return "\n".join(lines)
 
 
@@ -240,8 +300,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(SPARSITIES), figsize=(9, 3.6), layout="constrained")
     dense = statistics.mean({(r["seed"], r["dense"]): r["dense"] for r in results}.values())
     for axis, structure in zip(axes, SPARSITIES, strict=True):
-        for method, marker in zip(METHODS, "sod", strict=True):
+        for (method, label), marker in zip(METHODS.items(), "sod^", strict=True):
             here = [r for r in results if r["structure"] == structure and r["method"] == method]
+            if not here:
+                continue
             levels = sorted({r["sparsity"] for r in here})
             points = [[r["pruned"] for r in here if r["sparsity"] == level] for level in levels]
             axis.errorbar(
@@ -250,7 +312,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 yerr=[[statistics.mean(p) - min(p) for p in points], [max(p) - statistics.mean(p) for p in points]],
                 marker=marker,
                 capsize=3,
-                label=method,
+                label=label,
             )
             axis.set_xticks(range(len(levels)), [f"{level:.1%}" for level in levels])
         axis.axhline(dense, color="gray", linestyle="--", linewidth=1, label="dense")
@@ -266,8 +328,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/reference/admm_vs_magnitude"))
     parser.add_argument("--work", type=Path, default=Path("runs/admm_vs_magnitude"))
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, into the work folder: for parallel processes")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="likewise, only these")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="likewise, only these")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs, tables in the work folder only")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and plot of the runs there are")
     parser.add_argument("--validate", action="store_true", help="test on held-out training images, tables likewise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,8 +338,10 @@ def main() -> None:
     work = arguments.work / ("quick" if arguments.quick else "folds" if arguments.validate else "full")
     out = work if arguments.quick or arguments.validate else arguments.out
     results = []
-    for case in cases(tuple(arguments.seeds or (SEEDS[:1] if arguments.quick else SEEDS))):
+    for case in cases(tuple(arguments.seeds) if arguments.seeds else SEEDS[:1] if arguments.quick else None):
         if arguments.methods and case.method not in arguments.methods:
+            continue
+        if arguments.report and not (work / f"{case.key}.json").exists():
             continue
         result = run(case, length, work, arguments.validate)
         results.append(result)
@@ -286,12 +351,13 @@ def main() -> None:
     for structure, sparsities in SPARSITIES.items():
         for sparsity in sparsities:
             here = [r for r in results if (r["structure"], r["sparsity"]) == (structure, sparsity)]
-            if len({r["kept_params"] for r in here}) != 1:
+            if len({r["kept_params"] for r in here}) > 1:
                 raise AssertionError(f"{structure} {sparsity}: the methods kept {[r['kept_params'] for r in here]}")
     write_json(out / "results.json", {"schema": 1, "length": asdict(length), "model": MODEL, "runs": results})
-    write_text(out / "table.md", table(results) + "\n")
+    tables = table(results) + "\n\n" + paired(results) + "\n"
+    write_text(out / "table.md", tables)
     plot(results, out / "accuracy.svg")
-    print(table(results))
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,15 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(values | changes)
 
 
+def tell(line: str) -> None:
+    """Print a line in one piece: print() writes its end apart, and two processes share the pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
     state = PartialState(cpu=True)
-    print(f"process {state.process_index} of {state.num_processes}", flush=True)
+    tell(f"process {state.process_index} of {state.num_processes}")
     run_train(config(**eval(sys.argv[2])), Path(sys.argv[1]), SilentReporter())  # arguments come from the tests
     names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
-    print(f"threads of the group left: {[name for name in names if 'gloo' in name]}", flush=True)
+    tell(f"threads of the group left: {[name for name in names if 'gloo' in name]}")
