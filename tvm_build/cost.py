@@ -31,7 +31,7 @@ from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
 from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
-from tvm_build.kernels.conv_tile import LONG_SUM
+from tvm_build.kernels.conv_tile import steps_in_half
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
@@ -68,6 +68,8 @@ _CPU_GHZ = 3.4
 _SPLIT_BARRIER_US = 2.0
 _ADDRESS_REGISTERS = 3
 _PREDICATED_LOAD = 1.5
+# A conversion and an addition at the rate of float32, in multiply-adds of half.
+_SHORT_SUM_MACS = 4.0
 # Share of the shorter parts that does not hide behind the longest one.
 _EXPOSED = 0.25
 
@@ -112,8 +114,8 @@ class _Work:
     """What one work-item does, and how many there are.
 
     `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images. What
-    comes from constant memory is not counted. `spreads` are scalars copied into all lanes, `inputs_held` registers live
-    beside the accumulators on a CPU.
+    comes from constant memory is not counted. `short_sums` are vectors of half that are converted and added to a float32
+    one. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
     """
 
     items: int
@@ -133,6 +135,7 @@ class _Work:
     predicated: float = 0.0
     item_bytes: int = 4
     half_arithmetic: bool = False
+    short_sums: float = 0.0
 
 
 def predict_us(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT32) -> float:
@@ -207,11 +210,20 @@ def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
     work = replace(work, item_bytes=precision.item_bytes, memory_bytes=memory_bytes)
     if precision.arithmetic == "float32" or not isinstance(op, Conv2d | Elementwise):
         return work
-    # Long sums are added up in groups, in a second set of accumulators.
-    grouped = isinstance(op, Conv2d) and work.vector_macs / work.accumulators >= LONG_SUM
-    held = work.registers - _ADDRESS_REGISTERS + (work.accumulators * work.lanes // 4 if grouped else 0)
-    registers = ceil_div(held, 2) + _ADDRESS_REGISTERS
-    return replace(work, half_arithmetic=True, registers=registers, local_bytes=work.local_bytes // 2)
+    held = work.registers - _ADDRESS_REGISTERS
+    if not isinstance(op, Conv2d):
+        return replace(work, half_arithmetic=True, registers=ceil_div(held, 2) + _ADDRESS_REGISTERS)
+    # The accumulators stay float32, and as many sums in half lie beside them.
+    accumulators = work.accumulators * work.lanes // 4
+    registers = accumulators + ceil_div(held, 2) + _ADDRESS_REGISTERS
+    return replace(work, half_arithmetic=True, registers=registers, short_sums=work.vector_macs / _products_in_half(op))
+
+
+def _products_in_half(op: Conv2d) -> int:
+    """Products that are added up in half before they go into an accumulator."""
+    depth = 1 if is_depthwise(op) else min(4, op.in_channels)
+    step = depth if op.columns is not None else depth * op.kernel[1]
+    return step * steps_in_half(step)
 
 
 def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
@@ -429,7 +441,7 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     fill = min(1.0, waves / (gpu.cores * gpu.latency_waves), resident)
     # Lanes of a group's last wave that have nothing to do cost as much as the others.
     padded = waves * gpu.wave
-    flops = 2 * work.vector_macs * work.lanes * padded
+    flops = 2 * (work.vector_macs + _SHORT_SUM_MACS * work.short_sums) * work.lanes * padded
     # A narrow load takes the slot of a wide one.
     vector_bytes = 4 * work.item_bytes
     loads = (work.loads + work.predicated * (_PREDICATED_LOAD - 1)) * (work.lanes // 4) + work.narrow_loads

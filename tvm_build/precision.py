@@ -4,10 +4,10 @@ Half storage halves the traffic of everything; half arithmetic doubles the peak 
 which it is slow, and a long sum in half loses digits. So they are chosen separately, and only a measurement on the
 phone tells which is best:
 
-| name | stored | convolutions and elementwise operators compute in | means and dense layers compute in |
+| name | stored | products of convolutions, elementwise operators | sums, means, dense layers |
 |---|---|---|---|
 | `float32` | float32 | float32 | float32 |
-| `float16` | half | half | float32: bound by their loads, and their sums are the longest |
+| `float16` | half | half | float32; a few half products go into one addend |
 | `float16_float32` | half | float32 | float32 |
 
 Kernels need not care: `Body.load` gives what a buffer holds in the type of the arithmetic, `Body.store` converts back.
@@ -33,7 +33,7 @@ class Precision:
     Attributes:
         name: as `--dtype` spells it.
         storage: of C4 activations and of weights.
-        arithmetic: of convolutions and elementwise operators, and of their biases.
+        arithmetic: of the products of convolutions, and of elementwise operators.
     """
 
     name: DType

@@ -39,6 +39,11 @@ class Register:
     cell: Any
 
     @property
+    def dtype(self) -> str:
+        """TVM's name of its type."""
+        return str(self.cell.dtype)
+
+    @property
     def value(self) -> Expr:
         """What it holds now."""
         return self.cell[0]

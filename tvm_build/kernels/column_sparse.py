@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, both, ceil_div, lane
+from tvm_build.kernels.body import Body, Expr, both, lane
 from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop
 from tvm_build.kernels.conv_tiling import (
     Array,
@@ -154,12 +154,7 @@ class SparseReduction:
                         body.ahead(start, ix * (4 if self.by_lane else 1)),
                         None if ok is None or source.is_image else body.let(ok),
                     )
-            starts = self.entries.tap_start
-            longest_tap = int(max(starts[1:] - starts[:-1]))
-            everything = ceil_div(len(self.entries.offsets), schedule.split) * width
-            loop = reduction_loop(
-                body, self.tiling, accumulators, steps, steps=longest_tap, products=width, all_products=everything
-            )
+            loop = reduction_loop(body, accumulators, steps, width)
             with loop as (step, sums):
                 offset = body.let(buffers[f"{self.prefix}offset"][step])
                 weights = body.ahead(line, step * (width * weight_loads(self.tiling)))

@@ -27,7 +27,7 @@ from tvm_build.kernels.dense_reduction import DenseReduction
 from tvm_build.kernels.depthwise import DepthwiseReduction, is_depthwise
 from tvm_build.kernels.stored import Parameter, Stored, c4, run
 from tvm_build.ops import Conv2d, memory_of
-from tvm_build.precision import FLOAT32, Precision, as_type
+from tvm_build.precision import FLOAT32, Precision
 
 Reduction = DenseReduction | SparseReduction | DepthwiseReduction
 
@@ -60,7 +60,7 @@ def build_conv2d(
 
     padded_bias = np.zeros(tiling.channel_tiles * schedule.tile_channels, np.float32)
     padded_bias[: op.out_channels] = bias
-    constants: dict[str, Array] = {"bias": as_type(padded_bias.reshape(-1, 4), precision.arithmetic)}
+    constants: dict[str, Array] = {"bias": padded_bias.reshape(-1, 4)}
     output_shape = (op.batch, op.out_channels, op.out_height, op.out_width)
     parameters = {"output": c4(output_shape, precision.stored(4), memory_of(op, "output"))}
     roles = {"output": "output"}

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tvm import tirx
 
 from tvm_build.kernels.activation import activate
-from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, const, quarter, spread
+from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, converted, quarter, spread, zero
 from tvm_build.kernels.conv_tiling import ConvSchedule, Place, Tiling
 from tvm_build.kernels.stored import Stored
 from tvm_build.ops import blocks
 
-# Products that are added up one by one in half, and how many there must be for groups to matter.
-_GROUP_PRODUCTS = 64
-LONG_SUM = 256
+# Products in half that are added up in half before their sum goes into a float32 accumulator.
+_HALF_SUM = 8
 
-Accumulators = dict[tuple[int, int, int], Register]
+Registers = dict[tuple[int, int, int], Register]
 """By row, pixel and vector of the tile."""
 
 
+@dataclass(frozen=True)
+class Accumulators:
+    """The sums of one tile.
+
+    Attributes:
+        totals: in float32.
+        halves: of the last few products, where products are half; None otherwise.
+    """
+
+    totals: Registers
+    halves: Registers | None
+
+    def fold(self) -> None:
+        """Add the sums in half to the totals, and begin them anew."""
+        for key, half in (self.halves or {}).items():
+            total = self.totals[key]
+            total.set(total.value + converted(half.value, half.dtype, total.dtype))
+            half.set(zero(half.dtype))
+
+
 def start_tile(body: Body, tiling: Tiling) -> Accumulators:
-    """One register of zeros per row, pixel and vector."""
+    """Registers of zeros for every row, pixel and vector."""
     schedule = tiling.schedule
-    return {
-        (row, pixel, vector): body.register(tiling.accumulator)
-        for row in range(schedule.rows)
-        for pixel in range(schedule.pixels)
-        for vector in range(schedule.vectors)
-    }
+
+    def registers(dtype: str) -> Registers:
+        return {
+            (row, pixel, vector): body.register(dtype)
+            for row in range(schedule.rows)
+            for pixel in range(schedule.pixels)
+            for vector in range(schedule.vectors)
+        }
+
+    half = tiling.products != tiling.accumulator
+    return Accumulators(registers(tiling.accumulator), registers(tiling.products) if half else None)
 
 
 def multiply_add(register: Register, xs: list[Expr], ws: list[Expr], schedule: ConvSchedule) -> None:
@@ -47,48 +72,51 @@ def multiply_add(register: Register, xs: list[Expr], ws: list[Expr], schedule: C
         register.set(total)
 
 
+def steps_in_half(products: int) -> int:
+    """How many steps of so many half products follow each other before their sum goes into the accumulators.
+
+    A half has 11 bits: added up one by one, n products lose about sqrt(n / 2) times what rounding the result to half
+    does, and four times that where they have a common mean. Eight at a time lose 2 of them whatever n is.
+    """
+    return max(1, round(_HALF_SUM / products))
+
+
+@contextmanager
+def short_sum(accumulators: Accumulators) -> Iterator[Registers]:
+    """Registers for the sum of a few products, which goes into the totals afterwards.
+
+    Unless products are half, these are the totals themselves.
+    """
+    if accumulators.halves is None:
+        yield accumulators.totals
+        return
+    yield accumulators.halves
+    accumulators.fold()
+
+
 @contextmanager
 def reduction_loop(
-    body: Body,
-    tiling: Tiling,
-    accumulators: Accumulators,
-    bounds: tuple[Expr, Expr],
-    *,
-    steps: int,
-    products: int,
-    all_products: int,
-) -> Iterator[tuple[Expr, Accumulators]]:
+    body: Body, accumulators: Accumulators, bounds: tuple[Expr, Expr], products: int
+) -> Iterator[tuple[Expr, Registers]]:
     """A loop over steps of a reduction, and the registers that their products are added to.
-
-    A half has 11 bits: in a sum that is added up one by one the error grows with the number of products, and a 3x3
-    convolution of 512 channels is off by percents. Long sums in half are therefore added up in groups, each from zero
-    in registers of its own, which then go into the accumulators.
 
     Args:
         body: of the kernel.
-        tiling: of the convolution.
         accumulators: of the tile.
         bounds: first step, and the one after the last.
-        steps: the most that lie between them.
         products: that a step adds to each accumulator.
-        all_products: that go into each accumulator in the whole reduction of this work-item.
     """
-    group = max(1, round(_GROUP_PRODUCTS / products))
-    if not tiling.accumulator.startswith("float16") or all_products < LONG_SUM or steps < 2:
-        with body.loop(*bounds) as step:
-            yield step, accumulators
+    together = steps_in_half(products)
+    if accumulators.halves is None or together == 1:
+        with body.loop(*bounds) as step, short_sum(accumulators) as sums:
+            yield step, sums
         return
-    first, stop = bounds
-    # Whole groups have loops of constant length.
-    whole = isinstance(stop, int) and isinstance(first, int) and (stop - first) % group == 0
-    with body.loop(0, ceil_div(steps, group)) as number:
-        start = body.let(first + number * group)
-        count = group if whole else body.let(tirx.Min(const(group, "int32"), stop - start))
-        sums = start_tile(body, tiling)
-        with body.loop(0, count) as step:
-            yield body.let(start + step), sums
-        for key, register in accumulators.items():
-            register.set(register.value + sums[key].value)
+    # A branch that all work-items of a wave take alike; loops within loops crash Intel's compiler on vectors of half.
+    with body.loop(*bounds) as step:
+        yield step, accumulators.halves
+        with body.when(tirx.floormod(step, together) == together - 1):
+            accumulators.fold()
+    accumulators.fold()
 
 
 def finish_tile(
@@ -98,8 +126,8 @@ def finish_tile(
 
     A split reduction is summed by all its work-items: each adds up, finishes and stores some of the vectors.
     """
-    op, schedule = tiling.op, tiling.schedule
-    dtype = tiling.precision.computed(4)
+    op, schedule, totals = tiling.op, tiling.schedule, accumulators.totals
+    dtype = "float32x4"
     quarters = schedule.lanes // 4
     tile_blocks = schedule.tile_channels // 4
     out_blocks = blocks(op.out_channels)
@@ -125,7 +153,7 @@ def finish_tile(
             body.store(body.line(buffers["output"], line), x, result)
 
     if schedule.split == 1:
-        for (row, pixel, vector), register in accumulators.items():
+        for (row, pixel, vector), register in totals.items():
             value = body.let(register.value)
             for q in range(quarters):
                 store(row, pixel, vector * quarters + q, quarter(value, tiling.accumulator, q))
@@ -133,9 +161,9 @@ def finish_tile(
 
     # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
     local = tiling.grid.local[0] * tiling.grid.local[1]
-    count = len(accumulators) * quarters
+    count = len(totals) * quarters
     partial = body.shared(schedule.split * count * local, dtype)
-    for number, register in enumerate(accumulators.values()):
+    for number, register in enumerate(totals.values()):
         value = body.let(register.value)
         for q in range(quarters):
             slot = (place.part * count + (number * quarters + q)) * local + place.neighbour

@@ -65,7 +65,12 @@ class Tiling:
 
     @property
     def accumulator(self) -> str:
-        """Type of an accumulator."""
+        """Type of an accumulator: float32 whatever the products are."""
+        return f"float32x{self.schedule.lanes}"
+
+    @property
+    def products(self) -> str:
+        """Type of a product, and of a short sum of them."""
         return self.precision.computed(self.schedule.lanes)
 
     @property
@@ -109,7 +114,7 @@ def weight_loads(tiling: Tiling) -> int:
 
 
 def read_weights(body: Body, weights: Line, step: Expr, tiling: Tiling) -> list[Expr]:
-    """The weight vectors of reduction step `step`, counted from `weights`, in the type of an accumulator."""
+    """The weight vectors of reduction step `step`, counted from `weights`, in the type of a product."""
     lanes, count = weight_lanes(tiling.schedule, tiling.precision), weight_loads(tiling)
     dtype = tiling.precision.computed(lanes)
     loads = [body.let(body.load(weights, step * count + n, dtype)) for n in range(count)]

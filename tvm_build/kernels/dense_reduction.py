@@ -14,8 +14,15 @@ from __future__ import annotations
 import numpy as np
 from tvm import tirx
 
-from tvm_build.kernels.body import Body, Expr, both, ceil_div, lane
-from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop
+from tvm_build.kernels.body import Body, Expr, both, lane
+from tvm_build.kernels.conv_tile import (
+    Accumulators,
+    Registers,
+    multiply_add,
+    reduction_loop,
+    short_sum,
+    steps_in_half,
+)
 from tvm_build.kernels.conv_tiling import (
     Array,
     ConvSchedule,
@@ -59,29 +66,27 @@ class DenseReduction:
             base = base + buffers[f"{self.prefix}first_block"][place.channel_tile]
         base = body.let(base)
         kh, kw = op.kernel
-        # A step is an input block, or one kernel row of it.
-        rows = kh if schedule.unroll_rows else 1
-        steps = self.block_count * kh // rows
-        longest = ceil_div(steps, schedule.split)
-        products = self.depth * rows * kw
-        bounds = share(body, steps, schedule.split, place.part)
-        loop = reduction_loop(
-            body, self.tiling, accumulators, bounds, steps=longest, products=products, all_products=longest * products
-        )
+        products = self.depth * kw
+        if schedule.unroll_rows and kh > 1:
+            together = steps_in_half(products)
+            with body.loop(*share(body, self.block_count, schedule.split, place.part)) as block:
+                for first in range(0, kh, together):
+                    with short_sum(accumulators) as sums:
+                        for ky in range(first, min(first + together, kh)):
+                            self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
+            return
+        bounds = share(body, self.block_count * kh, schedule.split, place.part)
+        loop = reduction_loop(body, accumulators, bounds, products)
         with loop as (step, sums):
-            if schedule.unroll_rows:
-                for ky in range(kh):
-                    self._kernel_row(body, place, buffers, sums, base=base, block=step, ky=ky)
-            else:
-                block, ky = body.let(tirx.floordiv(step, kh)), body.let(tirx.floormod(step, kh))
-                self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
+            block, ky = (step, 0) if kh == 1 else (body.let(tirx.floordiv(step, kh)), body.let(tirx.floormod(step, kh)))
+            self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
 
     def _kernel_row(
         self,
         body: Body,
         place: Place,
         buffers: dict[str, Stored],
-        accumulators: Accumulators,
+        sums: Registers,
         *,
         base: Expr,
         block: Expr,
@@ -119,7 +124,7 @@ class DenseReduction:
             ]
             for kx in range(kw):
                 ws = [read_weights(body, weights, kx * self.depth + i, self.tiling) for i in range(self.depth)]
-                for (row, pixel, v), register in accumulators.items():
+                for (row, pixel, v), register in sums.items():
                     x = read[row][pixel * op.stride[1] + kx * op.dilation[1]]
                     multiply_add(register, [lane(x, i) for i in range(self.depth)], [w[v] for w in ws], schedule)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from structadmm.errors import InvariantError
 from tvm_build.kernels.body import Body, Expr
-from tvm_build.kernels.conv_tile import Accumulators
+from tvm_build.kernels.conv_tile import Accumulators, Registers, short_sum, steps_in_half
 from tvm_build.kernels.conv_tiling import Array, Place, Tiling, input_pixel, input_row
 from tvm_build.kernels.stored import Stored, c4
 from tvm_build.ops import Conv2d, blocks, memory_of
@@ -43,7 +43,7 @@ class DepthwiseReduction:
         vector = self.tiling.precision.computed(4)
         kh, kw = op.kernel
 
-        def kernel_row(ky: Expr) -> None:
+        def kernel_row(ky: Expr, sums: Registers) -> None:
             weights = body.ahead(body.line(buffers["weight"], place.channel_tile), ky * kw)
             ws = [body.let(body.load(weights, kx, vector)) for kx in range(kw)]
             for row in range(schedule.rows):
@@ -59,14 +59,17 @@ class DepthwiseReduction:
                                 ix, ok = input_pixel(self.tiling, place, pixel, kx)
                                 pixels[distance] = body.let(body.load(start, ix, vector, ok))
                     for pixel in range(schedule.pixels):
-                        total = accumulators[row, pixel, 0].value
+                        total = sums[row, pixel, 0].value
                         for kx in range(kw):
                             total = total + pixels[pixel * op.stride[1] + kx * op.dilation[1]] * ws[kx]
-                        accumulators[row, pixel, 0].set(total)
+                        sums[row, pixel, 0].set(total)
 
         if schedule.unroll_rows:
-            for ky in range(kh):
-                kernel_row(ky)
+            together = steps_in_half(kw)
+            for first in range(0, kh, together):
+                with short_sum(accumulators) as sums:
+                    for ky in range(first, min(first + together, kh)):
+                        kernel_row(ky, sums)
         else:
-            with body.loop(0, kh) as ky:
-                kernel_row(ky)
+            with body.loop(0, kh) as ky, short_sum(accumulators) as sums:
+                kernel_row(ky, sums)
