@@ -37,8 +37,8 @@ from tvm_build.precision import PRECISIONS
 
 # The networks and the reference are those of the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.full_networks import network_of, reference, relative_error  # noqa: E402
-from tests.kernel_references import from_c4, to_c4  # noqa: E402
+from tests.full_networks import network_of, reference, relative_error
+from tests.kernel_references import from_c4, to_c4
 
 Array = NDArray[np.float32]
 HALF_UNIT = 2.0**-11

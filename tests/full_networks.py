@@ -5,8 +5,8 @@
     python -m tests.full_networks --networks resnet18 unet --variants dense columns --out runs/some
     python -m tests.full_networks --memory-only          # runs no network: memory plans, half an hour
 
-Each network, dense and pruned by random structured masks (shrunk as export does), in every number type that a device
-has, on an input that the compiler has not seen. The bound is relative to the largest output: 1e-3 for float32, 2e-2 for
+Each network, dense and pruned by random structured masks (shrunk as export does), on buffers in every number type that
+a device has and with weights and activations in images in float32, on an input that the compiler has not seen. The bound is relative to the largest output: 1e-3 for float32, 2e-2 for
 the two half types. Planned activation memory must stay within 1.3 times the most that is alive at one launch. Exit
 status 1 if anything fails. `--memory-only` plans alone, for buffers and for images, and writes another table.
 """
@@ -44,6 +44,8 @@ from tvm_build.compile import compile_onnx, plan_onnx
 # The project's bounds on any device, relative to the output's scale.
 BOUNDS = {"float32": 1e-3, "float16": 2e-2, "float16_float32": 2e-2}
 MEMORY_BOUND = 1.3
+# Number types on buffers, and images with the type that every device has: types and places of tensors do not meet.
+FORMS = (("float32", "buffer"), ("float32", "image"), ("float16", "buffer"), ("float16_float32", "buffer"))
 # Two inputs must give outputs that differ by this much of their scale, or an agreement says little.
 LEAST_RESPONSE = 1e-2
 # Odd shares, so that widths come out that are no multiples of four.
@@ -205,7 +207,7 @@ def damping(model: nn.Module) -> nn.Module:
 
 
 def check(name: str, variant: str, devices: Sequence[LocalDevice]) -> dict[str, Any]:
-    """Compile, run and compare one network in each number type on each device that has it."""
+    """Compile, run and compare one network in each form on each device that has its number type."""
     captured, shape = network_of(name, variant)
     errors: dict[str, float] = {}
     row: dict[str, Any] = {"network": name, "variant": variant, "failed": [], "errors": errors, "input": list(shape)}
@@ -218,22 +220,24 @@ def check(name: str, variant: str, devices: Sequence[LocalDevice]) -> dict[str, 
         runners = [
             (device, Runner(stack.enter_context(closing(LocalTarget(device.driver.name))))) for device in devices
         ]
-        for dtype, bound in BOUNDS.items():
-            bundle = Path(scratch) / f"{dtype}.clbundle"
-            summary = compile_onnx(path, bundle, target="opencl-cpu", dtype=dtype)
+        for dtype, memory in FORMS:
+            kind, bound = dtype if memory == "buffer" else f"{dtype} in images", BOUNDS[dtype]
+            bundle = Path(scratch) / f"{dtype}-{memory}.clbundle"
+            summary = compile_onnx(path, bundle, target="opencl-cpu", dtype=dtype, memory=memory)
             row.setdefault("launches", summary.launches)
             row.setdefault("macs", summary.macs)
-            ratio = summary.activation_bytes / summary.live_bytes
-            row["memory_ratio"] = max(row.get("memory_ratio", 0.0), round(ratio, 3))
-            if ratio > MEMORY_BOUND:
-                row["failed"].append(f"{dtype}: activations take {ratio:.2f} times what is alive")
+            if memory == "buffer":
+                ratio = summary.activation_bytes / summary.live_bytes
+                row["memory_ratio"] = max(row.get("memory_ratio", 0.0), round(ratio, 3))
+                if ratio > MEMORY_BOUND:
+                    row["failed"].append(f"{dtype}: activations take {ratio:.2f} times what is alive")
             for device, runner in runners:
                 if dtype.startswith("float16") and not device.info.fp16:
                     continue
                 error = relative_error(runner.run(bundle, [x]).outputs, expected)
-                errors[f"{dtype} {device.driver.name}"] = float(f"{error:.2g}")
+                errors[f"{kind} {device.driver.name}"] = float(f"{error:.2g}")
                 if not error <= bound:
-                    row["failed"].append(f"{dtype} on {device.driver.name} is off by {error:.2g}, allowed {bound:g}")
+                    row["failed"].append(f"{kind} on {device.driver.name} is off by {error:.2g}, allowed {bound:g}")
     return row
 
 

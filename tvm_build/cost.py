@@ -114,8 +114,8 @@ class _Work:
     """What one work-item does, and how many there are.
 
     `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images. What
-    comes from constant memory is not counted. `short_sums` are vectors of half that are converted and added to a float32
-    one. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
+    comes from constant memory is not counted. `short_sums` are vectors of half that are converted and added to float32
+    ones. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
     """
 
     items: int
