@@ -6,9 +6,10 @@
     python -m tests.full_networks --memory-only          # runs no network: memory plans, half an hour
 
 Each network, dense and pruned by random structured masks (shrunk as export does), on buffers in every number type that
-a device has and with weights and activations in images in float32, on an input that the compiler has not seen. The bound is relative to the largest output: 1e-3 for float32, 2e-2 for
-the two half types. Planned activation memory must stay within 1.3 times the most that is alive at one launch. Exit
-status 1 if anything fails. `--memory-only` plans alone, for buffers and for images, and writes another table.
+a device has and with weights and activations in images in float32, on an input that the compiler has not seen. The
+bound is relative to the largest output: 1e-3 for float32, 2e-2 for the two half types. Planned activation memory must
+stay within 1.3 times the most that is alive at one launch. Exit status 1 if anything fails. `--memory-only` plans
+alone, for buffers and for images, and writes another table.
 """
 
 from __future__ import annotations

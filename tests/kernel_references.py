@@ -55,19 +55,25 @@ def from_c4(y: Array, channels: int) -> Array:
     return y.transpose(0, 1, 4, 2, 3).reshape(n, b * 4, h, w)[:, :channels]
 
 
-def make_case(op: Operator, seed: int = 0, schedule: Any = None) -> tuple[KernelCase, Array, Callable[[Array], Array]]:
-    """Random data for `op`: the case, the result in float64, and how to bring the kernel's output into its layout."""
+def make_case(
+    op: Operator, seed: int = 0, schedule: Any = None, *, rectified_halves: bool = False
+) -> tuple[KernelCase, Array, Callable[[Array], Array]]:
+    """Random data for `op`: the case, the result in float64, and how to bring the kernel's output into its layout.
+
+    With `rectified_halves` all numbers are ones that half has, and a convolution's inputs are none below zero.
+    """
     generator = np.random.default_rng(seed)
 
     def values(*shape: int) -> Array:
-        return generator.standard_normal(shape, dtype=np.float32)
+        drawn = generator.standard_normal(shape, dtype=np.float32)
+        return drawn.astype(np.float16).astype(np.float32) if rectified_halves else drawn
 
     def case(inputs: dict[str, Array], **constants: Array) -> KernelCase:
         return KernelCase(type(op).__name__, op, inputs, constants, schedule)
 
     match op:
         case Conv2d():
-            return _conv(op, values, case)
+            return _conv(op, values, case, np.abs if rectified_halves else np.asarray)
         case Dense():
             weight, bias = values(op.out_features, op.in_features), values(op.out_features)
             if op.input_is_c4:
@@ -129,10 +135,10 @@ def _double(x: Array) -> Tensor:
 
 
 def _conv(
-    op: Conv2d, values: Callable[..., Array], case: Callable[..., KernelCase]
+    op: Conv2d, values: Callable[..., Array], case: Callable[..., KernelCase], rectify: Callable[[Array], Array]
 ) -> tuple[KernelCase, Array, Callable[[Array], Array]]:
     def product(source: Conv2d) -> tuple[Array, Array, Tensor]:
-        x = values(source.batch, source.in_channels, source.in_height, source.in_width)
+        x = rectify(values(source.batch, source.in_channels, source.in_height, source.in_width))
         if source.filter_sets > 1:
             weight = values(source.filter_sets * source.out_channels, source.in_channels, 1, 1)
             sets = _double(weight).reshape(source.filter_sets, source.out_channels, source.in_channels)

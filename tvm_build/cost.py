@@ -29,7 +29,7 @@ from typing import Any
 from structadmm.errors import InvariantError
 from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
-from tvm_build.kernels.column_sparse import list_entries
+from tvm_build.kernels.column_sparse import list_entries, together_in_half
 from tvm_build.kernels.conv2d import flatten_pixels
 from tvm_build.kernels.conv_tile import steps_in_half
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
@@ -114,8 +114,9 @@ class _Work:
     """What one work-item does, and how many there are.
 
     `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images. What
-    comes from constant memory is not counted. `short_sums` are vectors of half that are converted and added to float32
-    ones. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
+    comes from constant memory is not counted. `short_sums` are vectors of half, in half arithmetic, that are converted
+    and added to float32 ones. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the
+    accumulators on a CPU.
     """
 
     items: int
@@ -216,14 +217,15 @@ def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
     # The accumulators stay float32, and as many sums in half lie beside them.
     accumulators = work.accumulators * work.lanes // 4
     registers = accumulators + ceil_div(held, 2) + _ADDRESS_REGISTERS
-    return replace(work, half_arithmetic=True, registers=registers, short_sums=work.vector_macs / _products_in_half(op))
+    return replace(work, half_arithmetic=True, registers=registers)
 
 
-def _products_in_half(op: Conv2d) -> int:
-    """Products that are added up in half before they go into an accumulator."""
-    depth = 1 if is_depthwise(op) else min(4, op.in_channels)
-    step = depth if op.columns is not None else depth * op.kernel[1]
-    return step * steps_in_half(step)
+def _products_in_half(op: Conv2d, schedule: ConvSchedule) -> int:
+    """Products that are added up in half, if they are half, before they go into an accumulator."""
+    if op.columns is not None:
+        return together_in_half(schedule.gather) * (4 if schedule.gather == "blocks" else 1)
+    row = op.kernel[1] * (1 if is_depthwise(op) else min(4, op.in_channels))
+    return row * steps_in_half(row)
 
 
 def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
@@ -232,7 +234,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     groups = grid.groups[0] * grid.groups[1]
     group_items = grid.local[0] * grid.local[1] * grid.local[2]
     accumulators = schedule.rows * schedule.pixels * schedule.vectors
-    macs = narrow = predicated = 0.0
+    macs = short_sums = narrow = predicated = 0.0
     # Reads of weights, inputs and the rest by where they lie.
     reads: dict[Memory, float] = {"buffer": 0.0, "image": 0.0, "constant": 0.0}
     inputs_held = weight_bytes = input_bytes = 0
@@ -240,6 +242,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         if source is None:
             continue
         kh, kw = source.kernel
+        macs_before = macs
         place = memory_of(source, "input0")
         edges = _edges(source, schedule) if place == "buffer" else 0.0
         shared = {p * source.stride[1] + kx * source.dilation[1] for p in range(schedule.pixels) for kx in range(kw)}
@@ -266,6 +269,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
             input_reads = block_count * kh * schedule.rows * len(shared)
             inputs_held = max(inputs_held, schedule.rows * len(shared))
             weights = block_count * depth * kh * kw
+        short_sums += (macs - macs_before) / _products_in_half(source, schedule)
         reads[schedule.weights] += weight_reads
         reads[place] += input_reads
         predicated += input_reads * edges
@@ -285,6 +289,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         items=groups * group_items,
         groups=groups,
         vector_macs=macs / schedule.split,
+        short_sums=short_sums / schedule.split,
         loads=reads["buffer"] / schedule.split,
         texels=reads["image"] / schedule.split,
         predicated=predicated / schedule.split,
@@ -441,7 +446,8 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     fill = min(1.0, waves / (gpu.cores * gpu.latency_waves), resident)
     # Lanes of a group's last wave that have nothing to do cost as much as the others.
     padded = waves * gpu.wave
-    flops = 2 * (work.vector_macs + _SHORT_SUM_MACS * work.short_sums) * work.lanes * padded
+    short_sums = work.short_sums if work.half_arithmetic else 0.0
+    flops = 2 * (work.vector_macs + _SHORT_SUM_MACS * short_sums) * work.lanes * padded
     # A narrow load takes the slot of a wide one.
     vector_bytes = 4 * work.item_bytes
     loads = (work.loads + work.predicated * (_PREDICATED_LOAD - 1)) * (work.lanes // 4) + work.narrow_loads

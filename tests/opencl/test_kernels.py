@@ -227,6 +227,35 @@ def test_every_operator_reads_and_writes_images(runner: Runner, tmp_path: Path) 
     check(runner, tmp_path, cases, "adreno-640")
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_long_sums_of_halves_with_a_common_mean_lose_a_few_roundings(
+    runner: Runner, target: str, tmp_path: Path
+) -> None:
+    if not runner.info()[0].fp16:
+        return  # refused: see the test of kernels that store half
+    gpu, precision = gpu_by_name(target), PRECISIONS["float16"]
+    # After a ReLU most inputs have a common mean, so that sums wander far from where they end.
+    wide = Conv2d(1, 240, 6, 8, 20, (1, 1))
+    large = Conv2d(1, 60, 6, 8, 20, (3, 3), padding=(1, 1, 1, 1))
+    ops = [
+        wide,
+        replace(wide, columns=tuple(range(0, 240, 2))),
+        replace(wide, columns=tuple(range(120))),
+        large,
+        replace(large, kernel=(5, 5), padding=(2, 2, 2, 2)),
+        Conv2d(1, 20, 9, 9, 20, (7, 7), padding=(3, 3, 3, 3), groups=20),
+    ]
+    made = [make_case(op, seed=number, rectified_halves=True) for number, op in enumerate(ops)]
+    bundle = tmp_path / "kernels.clbundle"
+    write_kernel_bundle(bundle, [case for case, _, _ in made], gpu, precision)
+    outputs = runner.run(bundle, [np.zeros(4, np.float32)]).outputs
+    for (case, wanted, layout), output in zip(made, outputs, strict=True):
+        difference = layout(output).astype(np.float64) - wanted
+        lost = np.sqrt((difference**2).mean() / (wanted**2).mean()) * 2**11
+        # Eight products at a time lose 1 to 3 roundings; one by one, the 240 lose 8.
+        assert lost <= 4, f"{lost:.1f} roundings of half lost by {case.op}"
+
+
 def c4_roles(op: Operator) -> list[str]:
     """All tensors of an operator that can lie in an image."""
     match op:

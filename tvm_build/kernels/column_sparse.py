@@ -24,7 +24,7 @@ from tvm import tirx
 
 from structadmm.errors import InvariantError
 from tvm_build.kernels.body import Body, Expr, both, lane
-from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop
+from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop, steps_in_half
 from tvm_build.kernels.conv_tiling import (
     Array,
     Place,
@@ -78,6 +78,11 @@ def list_entries(op: Conv2d, gather: Literal["lanes", "blocks"]) -> Entries:
         offsets[row] = key[1] * plane if gather == "blocks" else key[1] // 4 * plane * 4 + key[1] % 4
     tap_start = np.searchsorted([tap for tap, _ in ordered], np.arange(taps + 1)).astype(np.int32)
     return Entries(offsets, columns, tap_start)
+
+
+def together_in_half(gather: Literal["lanes", "blocks"]) -> int:
+    """Steps whose products are added up in half: one of blocks, for a tap has few, and pairs would seldom be whole."""
+    return 1 if gather == "blocks" else steps_in_half(1)
 
 
 class SparseReduction:
@@ -154,7 +159,7 @@ class SparseReduction:
                         body.ahead(start, ix * (4 if self.by_lane else 1)),
                         None if ok is None or source.is_image else body.let(ok),
                     )
-            loop = reduction_loop(body, accumulators, steps, width)
+            loop = reduction_loop(body, accumulators, steps, together_in_half(schedule.gather))
             with loop as (step, sums):
                 offset = body.let(buffers[f"{self.prefix}offset"][step])
                 weights = body.ahead(line, step * (width * weight_loads(self.tiling)))

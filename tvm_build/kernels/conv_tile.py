@@ -96,7 +96,7 @@ def short_sum(accumulators: Accumulators) -> Iterator[Registers]:
 
 @contextmanager
 def reduction_loop(
-    body: Body, accumulators: Accumulators, bounds: tuple[Expr, Expr], products: int
+    body: Body, accumulators: Accumulators, bounds: tuple[Expr, Expr], together: int
 ) -> Iterator[tuple[Expr, Registers]]:
     """A loop over steps of a reduction, and the registers that their products are added to.
 
@@ -104,9 +104,8 @@ def reduction_loop(
         body: of the kernel.
         accumulators: of the tile.
         bounds: first step, and the one after the last.
-        products: that a step adds to each accumulator.
+        together: how many steps' products may be added up in half.
     """
-    together = steps_in_half(products)
     if accumulators.halves is None or together == 1:
         with body.loop(*bounds) as step, short_sum(accumulators) as sums:
             yield step, sums

@@ -76,7 +76,7 @@ class DenseReduction:
                             self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
             return
         bounds = share(body, self.block_count * kh, schedule.split, place.part)
-        loop = reduction_loop(body, accumulators, bounds, products)
+        loop = reduction_loop(body, accumulators, bounds, steps_in_half(products))
         with loop as (step, sums):
             block, ky = (step, 0) if kh == 1 else (body.let(tirx.floordiv(step, kh)), body.let(tirx.floormod(step, kh)))
             self._kernel_row(body, place, buffers, sums, base=base, block=block, ky=ky)
