@@ -1,24 +1,38 @@
-"""Column-sparse against dense convolution, for each layer of CIFAR ResNet-18: `python benchmarks/column_sparse.py`.
+"""Column-sparse against dense convolution, for each layer of CIFAR ResNet-18, on this machine's OpenCL devices.
 
-The dense kernel is our own with its default schedule; `--best` times all of its candidates and takes the fastest. Dense
-and sparse kernels of a layer are launched in turn in every run.
+    python benchmarks/column_sparse.py --best [--device intel] [--layers layer1 layer4] [--runs 30]
+
+The dense kernel is our own with its default schedule; `--best` times all of its candidates and takes the fastest. The
+sparse kernels have the schedules that the cost model chooses. Dense and sparse kernels of a layer are launched in turn
+in every run, after one that is not counted, and timed by the device's clock.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from host_record import markdown_table, write_record
 from kernel_timing import conv_case, devices, time_cases
 from resnet18_layers import LAYERS
 
-from tvm_build.gpu import gpu_by_name
+from device.runner_client import Runner
+from tvm_build.gpu import Gpu, gpu_by_name
 from tvm_build.kernels import candidates, default_schedule
 from tvm_build.ops import Conv2d
 
 SPARSITIES = (0.5, 0.75, 0.875, 0.9375)
+BLOCKS = (1, 4)
+# Median speed-up over the layers that is aimed at, by sparsity and block.
+AIMS = {(0.75, 1): 3.0, (0.875, 1): 5.5, (0.75, 4): 3.5, (0.875, 4): 6.5}
+KINDS = [(sparsity, block) for block in BLOCKS for sparsity in SPARSITIES]
+# The stem reads three channels: its columns are not pruned.
+PRUNABLE = [name for name in LAYERS if name != "stem"]
 
 
 def prune_columns(op: Conv2d, sparsity: float, block: int) -> Conv2d:
@@ -30,36 +44,77 @@ def prune_columns(op: Conv2d, sparsity: float, block: int) -> Conv2d:
     return replace(op, columns=tuple(sorted(columns)))
 
 
+def row(device: str, layer: str, runner: Runner, gpu: Gpu, runs: int, *, best: bool) -> dict[str, Any]:
+    """Time one layer, dense and sparse."""
+    op, _ = LAYERS[layer]
+    schedule = default_schedule(op, gpu)
+    if best:
+        # Chosen in a pass of its own: dozens of kernels in one run would cool the caches for all.
+        dense = candidates(op, gpu)
+        times = time_cases(runner, [conv_case("dense", op, candidate) for candidate in dense], gpu, runs=runs)
+        schedule = dense[times.index(min(times))]
+    # A device that was idle wakes up during the first launch of a run.
+    cases = [conv_case("first", op, schedule), conv_case("dense", op, schedule)]
+    cases += [conv_case("sparse", prune_columns(op, *kind)) for kind in KINDS]
+    _, base, *sparse = time_cases(runner, cases, gpu, runs=runs)
+    return {
+        "device": device,
+        "layer": layer,
+        "dense_us": round(base, 1),
+        "speedups": [
+            {"sparsity": sparsity, "block": block, "us": round(time, 1), "speedup": round(base / time, 2)}
+            for (sparsity, block), time in zip(KINDS, sparse, strict=True)
+        ],
+    }
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Median speed-up over layers, by kind."""
+    return [round(median(item["speedups"][number]["speedup"] for item in rows), 2) for number in range(len(KINDS))]
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a line for each layer of each device, then medians and aims."""
+    heads = ["device", "layer", "dense us", *(f"{100 * s:g} %{', blocks' if b == 4 else ''}" for s, b in KINDS)]
+    lines = []
+    for device, rows in found.items():
+        for item in rows:
+            speedups = (f"{entry['speedup']:.2f}x" for entry in item["speedups"])
+            lines.append([device, item["layer"], f"{item['dense_us']:.0f}", *speedups])
+        lines.append([device, "**median**", "", *(f"**{value:.2f}x**" for value in medians(rows))])
+    lines.append(["", "aim", "", *(f"{AIMS[kind]:g}x" if kind in AIMS else "" for kind in KINDS)])
+    return markdown_table(heads, lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--device", default="", help="part of a driver's name: intel, pocl")
+    parser.add_argument("--layers", nargs="+", choices=PRUNABLE, default=PRUNABLE)
     parser.add_argument("--best", action="store_true", help="compare with the fastest dense candidate")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/column_sparse"))
+    options = parser.parse_args()
     gpu = gpu_by_name("opencl-cpu")
-    # The stem reads three channels: its columns are not pruned.
-    layers = {name: op for name, (op, _) in LAYERS.items() if name != "stem"}
-    with devices(arguments.device) as found:
-        for name, runner in found:
-            print(f"\n{name}; medians of {arguments.runs} interleaved runs, by the device's clock")
-            heads = [f"{100 * s:g}%{' b4' if block == 4 else ''}" for block in (1, 4) for s in SPARSITIES]
-            print(f"{'layer':<18}{'dense us':>9}" + "".join(f"{head:>10}" for head in heads))
-            ratios: list[list[float]] = []
-            for layer, op in layers.items():
-                schedule = default_schedule(op, gpu)
-                if arguments.best:
-                    # Chosen in a pass of its own: dozens of kernels in one run would cool the caches for all.
-                    dense = candidates(op, gpu)
-                    tried = [conv_case("dense", op, candidate) for candidate in dense]
-                    times = time_cases(runner, tried, gpu, runs=arguments.runs)
-                    schedule = dense[times.index(min(times))]
-                cases = [conv_case("dense", op, schedule)]
-                cases += [conv_case("sparse", prune_columns(op, s, block)) for block in (1, 4) for s in SPARSITIES]
-                base, *sparse = time_cases(runner, cases, gpu, runs=arguments.runs)
-                ratios.append([base / time for time in sparse])
-                print(f"{layer:<18}{base:>9.1f}" + "".join(f"{ratio:>9.2f}x" for ratio in ratios[-1]), flush=True)
-            medians = [median(column) for column in zip(*ratios, strict=True)]
-            print(f"{'median':<18}{'':>9}" + "".join(f"{ratio:>9.2f}x" for ratio in medians))
+    found: dict[str, list[dict[str, Any]]] = {}
+    with devices(options.device) as runners:
+        for name, runner in runners:
+            found[name] = []
+            for layer in options.layers:
+                found[name].append(row(name, layer, runner, gpu, options.runs, best=options.best))
+                print(found[name][-1], flush=True)
+    print(table(found))
+    write_record(
+        options.out,
+        made_by=f"python benchmarks/column_sparse.py{' --best' if options.best else ''} --runs {options.runs}",
+        kind="host",
+        rows=[item for rows in found.values() for item in rows],
+        table=table(found),
+        medians=[
+            {"device": device, "sparsity": s, "block": b, "speedup": value, "aim": AIMS.get((s, b))}
+            for device, rows in found.items()
+            for (s, b), value in zip(KINDS, medians(rows), strict=True)
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -191,16 +191,25 @@ def test_half_precision_halves_weights_and_traffic_and_leaves_plain_tensors_alon
             assert half.scalars["output"] == ("float32" if plain else "float16")
 
 
-def test_only_float16_multiplies_in_half() -> None:
+def test_only_float16_multiplies_in_half_and_all_sums_are_float32() -> None:
     case, _, _ = make_case(CONV)
     sources = {
         name: emit_opencl(build_kernel(CONV, case.constants, ADRENO, None, precision).func).source
         for name, precision in PRECISIONS.items()
     }
+    multiplied = {
+        name: set(re.findall(r"\(\((\w+)\)\(\(v_\d+\)\.s[0-3]\)\) \* v_", source)) for name, source in sources.items()
+    }
+    assert multiplied == {"float32": {"float4"}, "float16": {"half4"}, "float16_float32": {"float4"}}
     assert "half" not in sources["float32"]
-    assert "float4" not in sources["float16"]
     assert "convert_float4" in sources["float16_float32"]
     assert "convert_half4" in sources["float16_float32"]
+    # An accumulator for each sum in half, which is added to it.
+    registers = re.findall(r"(\w+) (_ptr\w*)\[1\];", sources["float16"])
+    totals, halves = ([name for dtype, name in registers if dtype == kind] for kind in ("float4", "half4"))
+    assert len(totals) == len(halves) > 0
+    for total, half in zip(totals, halves, strict=True):
+        assert f"{total}[0] = ({total}[0] + (convert_float4({half}[0])))" in sources["float16"]
 
 
 def test_a_weight_beyond_half_is_refused_in_half_only() -> None:

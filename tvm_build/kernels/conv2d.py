@@ -60,7 +60,8 @@ def build_conv2d(
 
     padded_bias = np.zeros(tiling.channel_tiles * schedule.tile_channels, np.float32)
     padded_bias[: op.out_channels] = bias
-    constants: dict[str, Array] = {"bias": padded_bias.reshape(-1, 4)}
+    # A split tile is finished four channels at a time.
+    constants: dict[str, Array] = {"bias": padded_bias.reshape(-1, schedule.lanes if schedule.split == 1 else 4)}
     output_shape = (op.batch, op.out_channels, op.out_height, op.out_width)
     parameters = {"output": c4(output_shape, precision.stored(4), memory_of(op, "output"))}
     roles = {"output": "output"}
@@ -102,7 +103,7 @@ def _constant_parameter(name: str, array: Array, tiling: Tiling) -> Parameter:
     if array.dtype == np.int32:
         return run(array.size, "int32", schedule.tables)
     if name == "bias":
-        return run(array.size // 4, f"{array.dtype}x4")
+        return run(len(array), f"{array.dtype}x{array.shape[1]}")
     lanes = weight_lanes(schedule, tiling.precision)
     lines = tiling.channel_tiles * tiling.op.filter_sets
     width = array.size // (lines * lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,17 +146,27 @@ def finish_tile(
             place.ox + pixel < op.out_width if ragged_pixel else None,
         )
         with body.when(limits):
-            result = value + buffers["bias"][out_block]
             if op.has_residual:
-                result = result + body.load(body.line(buffers["residual"], line), x, dtype)
-            result = body.let(activate(body, result, op.activation, dtype))
-            body.store(body.line(buffers["output"], line), x, result)
+                sum_ = value + body.load(body.line(buffers["residual"], line), x, dtype)
+                value = body.let(activate(body, sum_, op.activation, dtype))
+            body.store(body.line(buffers["output"], line), x, value)
+
+    def finished(value: Expr, bias: Expr, dtype: str) -> Expr:
+        """What does not need the residual, on whole vectors; with one, the activation comes after it."""
+        result = value + bias
+        return body.let(result if op.has_residual else activate(body, result, op.activation, dtype))
 
     if schedule.split == 1:
-        for (row, pixel, vector), register in totals.items():
-            value = body.let(register.value)
-            for q in range(quarters):
-                store(row, pixel, vector * quarters + q, quarter(value, tiling.accumulator, q))
+        biases = [buffers["bias"][place.channel_tile * schedule.vectors + vector] for vector in range(schedule.vectors)]
+        values = {
+            key: finished(body.let(register.value), biases[key[2]], tiling.accumulator)
+            for key, register in totals.items()
+        }
+        # Neighbouring pixels of a block lie next to each other.
+        for vector, q in itertools.product(range(schedule.vectors), range(quarters)):
+            for row, pixel in itertools.product(range(schedule.rows), range(schedule.pixels)):
+                value = quarter(values[row, pixel, vector], tiling.accumulator, q)
+                store(row, pixel, vector * quarters + q, value)
         return
 
     # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
@@ -178,7 +189,9 @@ def finish_tile(
             rest = tirx.floordiv(number, tile_blocks)
             row = tirx.floordiv(rest, schedule.pixels) if schedule.rows > 1 else 0
             pixel = tirx.floormod(rest, schedule.pixels) if schedule.pixels > 1 else 0
-            store(row, pixel, tirx.floormod(number, tile_blocks), total)
+            block = tirx.floormod(number, tile_blocks)
+            total = finished(total, buffers["bias"][place.channel_tile * tile_blocks + block], dtype)
+            store(row, pixel, block, total)
 
 
 def _is_zero(value: Expr) -> bool:
