@@ -19,7 +19,9 @@ import numpy as np
 from structadmm.errors import InvariantError, UserError
 from tvm_build.emit import OpenClKernel
 from tvm_build.lowered import KernelLaunch
+from tvm_build.memory_plan import ImageRow
 from tvm_build.network import ITEM_BYTES, Array
+from tvm_build.upstream_textures import repaired, texture_of, written_images
 
 _WORK_ITEM_AXES = ("x", "y", "z")
 
@@ -33,12 +35,14 @@ class LoweredFunction:
         sizes: bytes of each tensor that the function itself allocates.
         constants: arrays that its kernels read.
         outputs: the tensors that hold its results, in order.
+        images: what a row is of those tensors and constants that lie in images.
     """
 
     launches: tuple[KernelLaunch, ...]
     sizes: Mapping[str, int]
     constants: Mapping[str, Array]
     outputs: tuple[str, ...]
+    images: Mapping[str, ImageRow]
 
 
 def generic_passes(target: Any) -> list[Any]:
@@ -127,6 +131,7 @@ class _StraightLine:
         self.value: dict[Any, Any] = {}
         self.sizes: dict[str, int] = {}
         self.constants: dict[str, Array] = {}
+        self.images: dict[str, ImageRow] = {}
         self.launches: list[KernelLaunch] = []
         self.compiled: dict[str, CompiledFunction] = {}
 
@@ -139,7 +144,7 @@ class _StraightLine:
                 self._binding(binding)
         result = self._resolve(main.body.body)
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
-        return LoweredFunction(tuple(self.launches), self.sizes, self.constants, outputs)
+        return LoweredFunction(tuple(self.launches), self.sizes, self.constants, outputs, self.images)
 
     def _resolve(self, expression: Any) -> Any:
         """A tensor name, a constant's name, or a tuple of them."""
@@ -200,6 +205,9 @@ class _StraightLine:
             self.compiled[function] = compile_function(self.module[function], function, self.target)
         compiled = self.compiled[function]
         names = [self._resolve(argument) for argument in arguments]
+        for name, row in zip(names, compiled.parameter_rows, strict=True):
+            if row is not None:
+                self.images[name] = row
         workspaces = []
         for size in compiled.workspaces:
             workspaces.append(f"{self.prefix}.a{len(self.sizes)}")
@@ -225,12 +233,14 @@ class CompiledFunction:
         kernels: (kernel, operands, written) in launch order. Operand i is the function's i-th parameter, or, from
             `len(parameter_bytes)` on, a workspace; `written` holds positions within `operands`.
         parameter_bytes: size of each parameter.
+        parameter_rows: what a row of each parameter is, if that is a texture.
         workspaces: bytes of each intermediate array between the kernels.
         flops: TVM's estimate for the whole function.
     """
 
     kernels: tuple[tuple[OpenClKernel, tuple[int, ...], tuple[int, ...]], ...]
     parameter_bytes: tuple[int, ...]
+    parameter_rows: tuple[ImageRow | None, ...]
     workspaces: tuple[int, ...]
     flops: int
 
@@ -249,9 +259,14 @@ def compile_function(function: Any, name: str, target: Any) -> CompiledFunction:
     flops = _flops(function)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
     pipeline, _, finalize_device = tirx.get_tir_pipeline("s_tir")
+    textures = {str(parameter.name): texture_of(parameter) for parameter in function.params}
+    if any(textures.values()):
+        # `tirx.build` expects three passes of a pipeline, and this one is alone: the defaults finish what it begins.
+        pipeline = tirx.compilation_pipeline.PIPELINE_MAP["adreno"]()
     module = pipeline(tirx.transform.BindTarget(target)(module))
     host, devices = split_host_device_mods(module)
-    sources = _device_sources(devices, finalize_device)
+    rows = {f"{name}_ptr": texture[1] for name, texture in textures.items() if texture is not None}
+    sources = _device_sources(devices, finalize_device, rows)
     operands = _HostOperands(name)
     tvm_ffi.structural_walk(host[name].body, [(object, operands.visit)], order="pre")
     kernels = []
@@ -272,7 +287,8 @@ def compile_function(function: Any, name: str, target: Any) -> CompiledFunction:
         (kernel, tuple(i if i >= 0 else len(parameter_bytes) - 1 - i for i in used), written)
         for kernel, used, written in kernels
     )
-    return CompiledFunction(shifted, parameter_bytes, workspaces, flops)
+    parameter_rows = tuple(None if texture is None else texture[0] for texture in textures.values())
+    return CompiledFunction(shifted, parameter_bytes, parameter_rows, workspaces, flops)
 
 
 class _HostOperands:
@@ -343,7 +359,7 @@ class _HostOperands:
 
 
 def _device_sources(
-    devices: Mapping[Any, Any], finalize_device: Any
+    devices: Mapping[Any, Any], finalize_device: Any, rows: dict[str, int]
 ) -> dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """By kernel name: OpenCL C, parameter names, positions of the parameters that it writes."""
     import tvm
@@ -359,7 +375,9 @@ def _device_sources(
             source = str(codegen_build(alone, target).inspect_source())
             lines = [line for line in source.splitlines() if not (line.startswith("__kernel") and line.endswith(";"))]
             parameters = tuple(str(parameter.name) for parameter in lowered.params)
-            found[name] = ("\n".join(lines).strip() + "\n", parameters, _written(function))
+            text = "\n".join(lines).strip() + "\n"
+            images = {parameters.index(image) for image in written_images(text)}
+            found[name] = (repaired(text, rows), parameters, tuple(sorted({*_written(function), *images})))
     return found
 
 
@@ -408,7 +426,8 @@ def _flops(function: Any) -> int:
 
 
 def _buffer_bytes(buffer: Any) -> int:
-    size = ITEM_BYTES[str(buffer.dtype)]
+    scalar, _, lanes = str(buffer.dtype).partition("x")
+    size = ITEM_BYTES[scalar] * int(lanes or 1)
     for dim in buffer.shape:
         size *= int(dim)
     return size

@@ -1,10 +1,10 @@
-"""The `upstream` schedule set: TVM's own Adreno pipeline on buffers, as shipped, for comparison.
+"""The `upstream` schedule set: TVM's own Adreno pipeline, as shipped, for comparison.
 
 Weights stay arguments of the kernels instead of literals. Everything from Relax operators to scheduled TIR functions is
 TVM's Adreno backend; only the last step, a static launch plan in place of TVM's virtual machine, is ours, and the
 buffers come from the same memory planner as for our kernels (TVM's `StaticPlanBlockMemory` would decide where tensors
-lie, not how long kernels take). The texture variant is not offered: in TVM 0.27 it emits kernels that index images like
-pointers.
+lie, not how long kernels take). With memory "image" they are TVM's texture schedules, made to run by
+`tvm_build.upstream_textures`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tvm_build.import_onnx import ImportedNetwork
 from tvm_build.lower import tvm_target, with_roofline
 from tvm_build.lowered import External, LoweredNetwork, deduplicate
 from tvm_build.relax_lowering import lower_relax
+from tvm_build.upstream_textures import texture_target
 
 
 def lower_upstream(imported: ImportedNetwork, gpu: Gpu, reporter: Reporter) -> LoweredNetwork:
@@ -26,7 +27,8 @@ def lower_upstream(imported: ImportedNetwork, gpu: Gpu, reporter: Reporter) -> L
     """
     from tvm.relax.backend import adreno
 
-    target = tvm_target()
+    textures = gpu.memory == "image"
+    target = texture_target(gpu.image_max) if textures else tvm_target()
     tensors = [f"in{k}" for k in range(len(imported.inputs))]
     layer_of = {str(binding.var.name): step.layer for step in imported.steps for binding in step.bindings}
     with target:
@@ -56,6 +58,7 @@ def lower_upstream(imported: ImportedNetwork, gpu: Gpu, reporter: Reporter) -> L
     network = LoweredNetwork(
         sizes=sizes,
         constants=lowered.constants,
+        images=lowered.images,
         launches=deduplicate(with_roofline(launch, gpu) for launch in lowered.launches),
         inputs=tuple(inputs),
         outputs=tuple(outputs),

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from benchmarks.random_masks import save_onnx, shrunk
 from device.runner_client import Runner
 from device.target import open_target
+from structadmm.errors import UserError
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, randomise
 from tests.full_networks import network_of
 from train.models.cifar_resnet import cifar_resnet18
 from tvm_build.bundle import Bundle, read_bundle, write_bundle
 from tvm_build.compile import CompileSummary, compile_onnx
-from tvm_build.launch_plan import PART_ALIGNMENT, Buffer, Memory, MemoryArgument, Part
+from tvm_build.launch_plan import PART_ALIGNMENT, Buffer, Image2d, Memory, MemoryArgument, Part
 
 # The project's bound for float32 on any device, relative to the output's scale: sums in another order, over tens of
 # layers. What is measured is around 1e-6.
@@ -149,6 +150,42 @@ def test_upstream_schedules_compute_resnet18_too(runner: Runner, tmp_path: Path)
     path = export(build("resnet18"), INPUT_SHAPE, tmp_path / "upstream.onnx")
     summary = agrees(runner, path, INPUT_SHAPE, schedules="upstream")
     assert read_bundle(summary.path).manifest["schedules"] == "upstream"
+
+
+class TextureNet(nn.Module):
+    """A residual block with a shortcut, and images that TVM stores as one (8x8) and as an array (96x96)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 16, 3, 12, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.down, self.short, self.out = nn.Conv2d(16, 32, 3, 2, 1), nn.Conv2d(16, 32, 1, 2), nn.Linear(32, 10)
+        self.wide = nn.Conv2d(3, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x)) + F.max_pool2d(F.relu(self.wide(x)), 12)
+        x = F.relu(x + self.conv(x))
+        return self.out(F.relu(self.down(x) + self.short(x)).mean((2, 3)))
+
+
+def test_upstream_textures_compute_what_onnx_runtime_computes(runner: Runner, tmp_path: Path) -> None:
+    shape = (1, 3, 96, 96)
+    torch.manual_seed(0)
+    path = export(TextureNet(), shape, tmp_path / "textures.onnx")
+    bundle = path.with_suffix(".clbundle")
+    compile_onnx(path, bundle, target="opencl-cpu", schedules="upstream", memory="image")
+    assert any(isinstance(memory, Image2d) for memory in read_bundle(bundle).plan.memory)
+    x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {session.get_inputs()[0].name: x})
+    (result,) = runner.run(bundle, [x]).outputs
+    assert np.abs(result - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max()
+
+
+def test_upstream_textures_of_a_depthwise_network_fail_in_one_line(tmp_path: Path) -> None:
+    path = export(build("mobilenet_v2"), INPUT_SHAPE, tmp_path / "depthwise.onnx")
+    with pytest.raises(UserError, match=r"TVM's own schedules \(upstream\) fail: .*Divide by zero") as caught:
+        compile_onnx(path, tmp_path / "x.clbundle", target="opencl-cpu", schedules="upstream", memory="image")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
