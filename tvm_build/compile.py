@@ -82,7 +82,7 @@ def compile_onnx(
         target: a GPU of `tvm_build.gpu.GPUS`.
         dtype: what kernels store and compute in, one of `tvm_build.precision.PRECISIONS`; inputs and outputs stay
             float32.
-        schedules: our kernels, or TVM's own Adreno pipeline for comparison.
+        schedules: our kernels, or TVM's own Adreno pipeline for comparison, on textures with memory "image".
         memory: where C4 tensors and weights of our kernels may lie, one of `tvm_build.gpu.Memory`.
         sample: an input by name to ship with the bundle; seeded noise if None.
         tuned: a tuning database; layers that it does not have get the cost model's choice.

@@ -23,7 +23,8 @@ class BuildConfig(BaseModel):
             buffers on a CPU), in buffers, or in images wherever they fit.
         tuned: a tuning database (docs/tuning.md), or "auto": for the local device, the one that comes with this project
             if it was tuned on the same device and driver. Layers that it does not have get the cost model's choice.
-        schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison.
+        schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison, on textures with memory
+            "image".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
