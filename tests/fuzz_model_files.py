@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ from tvm_build.import_onnx import load_onnx
 CANARY = b"0123456789abcdef" * 64  # long enough to be read as the data of a small tensor
 MEMORY_BYTES = 12 << 30  # of address space: libraries reserve several GB that they never touch
 ROUND = 200  # cases per child process
+ROUND_CPU_S = 120  # of its own time, of which it needs ten: a busy machine is no finding
 # Outside of the directory only Python's own files, libraries and the system's description of itself are opened.
 ALLOWED = (sys.prefix, sys.base_prefix, "/usr", "/lib", "/etc", "/proc", "/sys", "/dev", "/opt")
 
@@ -70,11 +72,13 @@ def main() -> None:
                 target=run_round, args=(number, inside, originals, queue)
             )
             child.start()
-            child.join(120)
+            child.join(3600)
             if child.is_alive():
                 child.kill()
                 child.join()
-                findings.append(f"round {number}: not done after 120 s, last case {(inside / 'case').read_text()}")
+                findings.append(f"round {number}: waits for something, last case {(inside / 'case').read_text()}")
+            elif child.exitcode == -signal.SIGXCPU:
+                findings.append(f"round {number}: over {ROUND_CPU_S} s, last case {(inside / 'case').read_text()}")
             elif child.exitcode:
                 findings.append(f"round {number}: exit {child.exitcode} in case {(inside / 'case').read_text()}")
             else:
@@ -128,6 +132,7 @@ def readers(directory: Path) -> dict[str, list[Callable[[], Any]]]:
 def run_round(number: int, directory: Path, originals: dict[str, bytes], queue: Any) -> None:
     """The cases of one seed, in a process of its own."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (ROUND_CPU_S, ROUND_CPU_S + 10))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native libraries write there about every damaged file
     torch.set_num_threads(1)
     rng = random.Random(number)
