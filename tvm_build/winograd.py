@@ -20,7 +20,7 @@ from tvm_build.network import Network, Node, Tensor, zeros
 from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput, with_images
 from tvm_build.precision import FLOAT32, Precision
 from tvm_build.storage import why_no_image
-from tvm_build.tuning.tuned import MIN_GAIN, SUMS, TILES, TunedSchedules
+from tvm_build.tuning.tuned import MIN_GAIN, SHORTCUT, SUMS, TILES, TunedSchedules
 
 # What it must be predicted to save of the direct form's time: two launches more, whose time is mostly memory's, are
 # predicted with less certainty than one convolution.
@@ -240,7 +240,7 @@ def split_node(node: Node, tile: int) -> tuple[list[Node], list[Tensor]]:
         op = found.shortcut
         shortcut = Tensor(f"{node.output}.shortcut", (op.batch, op.out_channels, op.out_height, op.out_width))
         constants = {"weight": node.constants["shortcut_weight"], "bias": zeros(op.out_channels)}
-        nodes.append(Node(f"{node.layer}:shortcut", op, tuple(rest), (shortcut.name,), constants))
+        nodes.append(Node(f"{node.layer}{SHORTCUT}", op, tuple(rest), (shortcut.name,), constants))
         tensors.append(shortcut)
         rest = [shortcut.name]
     bias = {"bias": node.constants["bias"]}

@@ -27,7 +27,7 @@ MIN_GAIN = 0.03
 """Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
 
 # What the names of a layer's launches end with where Winograd's form makes three of it.
-TILES, SUMS = ":tiles", ":sums"
+TILES, SUMS, SHORTCUT = ":tiles", ":sums", ":shortcut"
 
 
 @dataclass(frozen=True)
