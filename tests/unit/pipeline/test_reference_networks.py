@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluate import data_digest, evaluate_onnx
+from pipeline.headline import README, headline, with_headline
 from pipeline.reference_networks import NETWORK, ONNX, Folder, find_network, list_networks, networks_dir
 from results.records import read_result
 from structadmm.errors import UserError
@@ -48,6 +49,11 @@ def test_a_network_reaches_the_count_that_it_states_on_the_images_that_it_names(
     data = load_dataset(DataConfig(name=folder.network.data.name))
     assert data_digest(data) == folder.network.data.sha256
     assert evaluate_onnx(folder.onnx, data, SilentReporter()).correct == folder.network.correct
+
+
+def test_the_readme_shows_what_the_records_say() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_headline(text, headline(NETWORKS)), "run `python -m pipeline.headline`"
 
 
 def test_there_is_a_network_that_needs_no_download() -> None:

@@ -1,0 +1,88 @@
+"""The table at the top of the README, from the records of the reference networks: no figure is typed by hand.
+
+python -m pipeline.headline         # rewrites README.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.reference_networks import Folder, list_networks
+from results.figures import KIND_LABEL, milliseconds, times
+from results.records import Latency, Result, read_result
+from structadmm.errors import UserError
+from structadmm.files import write_text
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN = "<!-- headline: made by `python -m pipeline.headline` -->\n"
+END = "<!-- headline ends -->\n"
+_HEADS = (
+    "Model", "Top-1 % dense -> pruned", "CONV params", "MACs", "Median ms (p10-p90)", "Speed-up (95 %)", "Again with",
+)  # fmt: skip
+
+
+def headline(folders: Sequence[Folder]) -> str:
+    """A row for each network, and a line for each device that they were timed on."""
+    lines = ["| " + " | ".join(_HEADS) + " |", "|---" * len(_HEADS) + "|"]
+    timed: dict[str, list[str]] = {}
+    for folder in folders:
+        result = read_result(folder.path / "result.json")
+        lines.append("| " + " | ".join(_cells(folder, result)) + " |")
+        timed.setdefault(_conditions(result), []).append(folder.name)
+    for conditions, names in timed.items():
+        lines += ["", f"{', '.join(names)}: {conditions}"]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(folder: Folder, result: Result) -> list[str]:
+    network, latency = folder.network, result.latency_ms
+    low, high = latency.speedup.ci95
+    return [
+        network.title,
+        f"{network.accuracy.dense:.2f} -> {network.accuracy.pruned:.2f}",
+        *(
+            f"{counts.dense:,} -> {counts.pruned:,} ({times(counts.ratio)})"
+            for counts in (network.conv_params, network.macs)
+        ),
+        f"{_spread(latency.baseline)} -> {_spread(latency.pruned)}",
+        f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
+        f"`structadmm deploy {folder.name}`",
+    ]
+
+
+def _spread(latency: Latency) -> str:
+    median, p10, p90 = (milliseconds(value).removesuffix(" ms") for value in (latency.median, latency.p10, latency.p90))
+    return f"{median} ({p10}-{p90})"
+
+
+def _conditions(result: Result) -> str:
+    environment, latency = result.environment, result.latency_ms
+    device, state = environment["device"], environment["state"]["before"]
+    load = "" if "load_average" not in state else f", load {state['load_average'][0]:g} before"
+    return (
+        f"**{KIND_LABEL[latency.kind]}**, {latency.device}, {device['compute_units']} compute units{load}; "
+        f"{latency.baseline.samples} interleaved rounds; commit {environment['commit'][:10]}."
+    )
+
+
+def with_headline(text: str, table: str) -> str:
+    """The README's text with `table` between its marks.
+
+    Raises:
+        UserError: the marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"README.md lacks the lines {BEGIN.strip()!r} and {END.strip()!r}: put them around its table")
+    return before + BEGIN + table + END + after
+
+
+def main() -> None:
+    """Rewrite the README."""
+    write_text(README, with_headline(README.read_text(encoding="utf-8"), headline(list_networks())))
+
+
+if __name__ == "__main__":
+    main()
