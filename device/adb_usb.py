@@ -80,8 +80,31 @@ def _adb_interfaces() -> list[tuple[Any, Any]]:
     return found
 
 
+def _load_libusb() -> None:
+    """Load the system's libusb, or, where there is none, the one that comes as a Python package.
+
+    Raises:
+        ImportError: there is neither.
+        OSError: the library cannot be loaded.
+    """
+    import usb1
+
+    try:
+        usb1.loadLibrary()
+    except OSError:
+        import ctypes
+
+        import libusb_package
+
+        path = libusb_package.get_library_path()
+        if path is None:
+            raise
+        usb1.loadLibrary(ctypes.CDLL(str(path)))
+
+
 def _usb_transport_class() -> Any:
     try:
+        _load_libusb()
         from adb_shell.transport.usb_transport import UsbTransport
     except (ImportError, OSError) as error:
         raise UserError(

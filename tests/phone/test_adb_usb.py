@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +74,6 @@ def test_a_phone_that_cannot_be_opened_is_explained(
 
 
 def test_without_libusb_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "adb_shell.transport.usb_transport", None)
     monkeypatch.setitem(sys.modules, "usb1", None)
     with pytest.raises(UserError, match=r"install libusb-1\.0"):
@@ -85,3 +85,21 @@ def test_a_serial_that_is_not_plugged_in_ends_a_command_in_one_line() -> None:
     target = open_target("adb:NO-SUCH-PHONE")
     with pytest.raises(UserError, match="no phone with serial NO-SUCH-PHONE on USB"):
         target.facts()
+
+
+def test_the_packaged_libusb_serves_where_the_system_has_none() -> None:
+    # In a process of its own: a library once loaded stays.
+    program = (
+        "import usb1; own, loaded = usb1.loadLibrary, []\n"
+        "def load(libusb=None):\n"
+        "    if libusb is None and not loaded: raise OSError('cannot find a suitable libusb-1.0')\n"
+        "    loaded.append(libusb)\n"
+        "    return own(libusb)\n"
+        "usb1.loadLibrary = load\n"
+        "from device.adb_usb import list_usb_phones\n"
+        "list_usb_phones()\n"
+        "print(loaded[0]._name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "libusb_package" in done.stdout
