@@ -7,7 +7,6 @@ runs share the device, all of them stop with a checkpoint when the time is up, a
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,6 @@ from structadmm.progress import Reporter
 POLL_S = 0.2
 CHECKPOINT_S = 120.0
 """For the checkpoint that a SIGTERM asks for; whoever takes longer is killed and loses what followed the last epoch."""
-
-STOPPED_STATUS = 128 + signal.SIGTERM
 
 
 class UnfinishedError(StructadmmError):
