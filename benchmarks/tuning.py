@@ -63,6 +63,7 @@ def tune(networks: list[Path], database: Path, measurer: LocalMeasurer, trials_p
         trials=trials_per_layer * groups,
         reporter=console_reporter(),
         network_bytes=weight_bytes(fused[0], FLOAT32),
+        repeats=3,
     )
 
 

@@ -27,6 +27,7 @@ DType = Annotated[str, typer.Option("--dtype", help="float32, float16, or float1
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 TRIALS_PER_LAYER = 64
+REPEATS = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -94,6 +95,7 @@ def tune(
             reporter=reporter,
             seed=seed,
             network_bytes=max(weight_bytes(network, precision) for network in fused),
+            repeats=REPEATS,
         )
     if as_json:
         typer.echo(json.dumps(_session_json(result), indent=2))
@@ -137,7 +139,7 @@ def merge(
     *,
     out: Annotated[Path, typer.Option("--out", help="Where to write; may be one of them.")],
 ) -> None:
-    """Join databases: each trial once, the fastest result where several have it."""
+    """Join databases: each trial once, the fastest result of what never was wrong or crashed."""
     from tvm_build.tuning.database import merge_databases
 
     count = merge_databases(databases, out)

@@ -140,25 +140,33 @@ def _read_line(path: Path, number: int, line: bytes) -> TrialRecord:
 def merge_databases(paths: Iterable[Path], out: Path) -> int:
     """Write the records of all databases into one, each trial once, and return their number.
 
-    A trial that is in several keeps its fastest result; where none is "ok", the last one.
+    A trial that is in several becomes one of `distinct_trials`.
 
     Raises:
         UserError: a database is absent or malformed; nothing is written then.
     """
-    merged: dict[tuple[str, ...], TrialRecord] = {}
-    for path in paths:
-        for record in read_database(path):
-            known = merged.get(record.identity)
-            if known is None or _is_better(record, known):
-                merged[record.identity] = record
-    write_bytes(out, b"".join(record.line() for record in merged.values()))
+    merged = distinct_trials(record for path in paths for record in read_database(path))
+    write_bytes(out, b"".join(record.line() for record in merged))
     return len(merged)
 
 
-def _is_better(record: TrialRecord, known: TrialRecord) -> bool:
+def distinct_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """One record for each trial, in the order of the first ones; of a trial that was repeated, what `decisive` says."""
+    found: dict[tuple[str, ...], TrialRecord] = {}
+    for record in records:
+        known = found.get(record.identity)
+        found[record.identity] = record if known is None else decisive(known, record)
+    return list(found.values())
+
+
+def decisive(known: TrialRecord, record: TrialRecord) -> TrialRecord:
+    """Which of two results of one trial counts: what was wrong or crashed once is not trusted, else the fastest."""
+    for found in (record, known):
+        if found.status in ("wrong", "crashed"):
+            return found
     if known.cost_ms is None:
-        return True
-    return record.cost_ms is not None and record.cost_ms < known.cost_ms
+        return record
+    return known if record.cost_ms is None or record.cost_ms >= known.cost_ms else record
 
 
 class DatabaseWriter:

@@ -32,7 +32,7 @@ class TaskSearch:
 
     Attributes:
         task: what is tuned.
-        history: lowest milliseconds after each trial so far; infinity before the first success.
+        history: lowest milliseconds after each trial so far, by what was known then; infinity before the first success.
         best: the fastest schedule, None before the first success.
         default_ms: what the schedule takes that an untuned compilation chooses; None until it was measured.
     """
@@ -52,11 +52,12 @@ class TaskSearch:
         self._costs: dict[str, tuple[Schedule, float | None]] = {}
         self._under_way: set[str] = set()
         self._again: list[Schedule] = []
+        self._best_ms = float("inf")
 
     @property
     def best_ms(self) -> float:
         """Lowest milliseconds; infinity before the first success."""
-        return self.history[-1] if self.history else float("inf")
+        return self._best_ms
 
     @property
     def trials(self) -> int:
@@ -70,9 +71,23 @@ class TaskSearch:
         self._costs[line] = (schedule, cost_ms)
         if schedule == self.default:
             self.default_ms = cost_ms
-        if cost_ms is not None and cost_ms < self.best_ms:
-            self.best = schedule
-        self.history.append(min(self.best_ms, cost_ms if cost_ms is not None else float("inf")))
+        if cost_ms is not None and cost_ms < self._best_ms:
+            self.best, self._best_ms = schedule, cost_ms
+        self.history.append(self._best_ms)
+
+    def correct(self, schedule: Schedule, cost_ms: float | None) -> None:
+        """Take up what repeating a trial has shown; None where its schedule is not trusted any more."""
+        self._costs[_line(schedule)] = (schedule, cost_ms)
+        if schedule == self.default:
+            self.default_ms = cost_ms
+        works = [(cost, found) for found, cost in self._costs.values() if cost is not None]
+        self._best_ms, self.best = min(works, key=lambda item: item[0], default=(float("inf"), None))
+
+    def finalists(self) -> list[Schedule]:
+        """The fastest schedule and the untuned one, where these differ and both work."""
+        if self.best is None or self.best == self.default or self.default_ms is None:
+            return []
+        return [self.default, self.best]
 
     def give_back(self, schedule: Schedule) -> None:
         """Its device went away: it comes first again."""

@@ -18,7 +18,7 @@ from tvm_build.precision import Precision
 from tvm_build.tuning.budget import most_promising
 from tvm_build.tuning.candidate_bundle import write_candidate_bundle
 from tvm_build.tuning.cost_model import CostModel
-from tvm_build.tuning.database import DatabaseWriter, TrialRecord, open_database, record_of
+from tvm_build.tuning.database import DatabaseWriter, TrialRecord, decisive, open_database, record_of
 from tvm_build.tuning.expected import TaskData, task_data
 from tvm_build.tuning.forms import NEVER, Forms
 from tvm_build.tuning.measurer import CandidateOutcome, DeviceFacts, Measurer
@@ -110,8 +110,12 @@ def run_session(
     reporter: Reporter,
     seed: int = 0,
     network_bytes: int = 0,
+    repeats: int = 1,
 ) -> SessionResult:
     """Tune until the database holds `trials` trials of these tasks, or nothing is left to try.
+
+    Machines have slow minutes, in which whatever is measured loses against what was measured before. In the end each
+    task's fastest schedule and its untuned one are therefore tried again, in turns.
 
     Args:
         tasks: of `extract_tasks`.
@@ -123,6 +127,7 @@ def run_session(
         reporter: hears the best time so far.
         seed: of the search's chances.
         network_bytes: weights of the whole network, of which all but the candidate's own are read between its runs.
+        repeats: how often a task's fastest schedule and its untuned one are tried in all; they count as one trial.
 
     Raises:
         UserError: the database is malformed or in use, or no device is left; what has ended until then is kept.
@@ -154,6 +159,7 @@ def run_session(
                     reporter.say(f"every schedule of every layer has been tried, after {done} trials")
                     break
                 done += session.run(batch, progress)
+        session.confirm(repeats, reporter)
         return session.result(known, done - known)
 
 
@@ -185,19 +191,19 @@ class _Session:
     curve_ms: list[float] = field(default_factory=list)
     exhausted: set[str] = field(default_factory=set)
     recorded: int = 0
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    tried: Counter[str] = field(default_factory=Counter)
 
     def resume(self, records: Sequence[TrialRecord]) -> int:
         """Learn what earlier sessions found on this device; returns the number of their trials of these tasks."""
         by_key = {search.task.key: search for search in self.searches}
         context = (self.device.key, self.gpu.name, self.precision.name)
-        seen: set[tuple[str, ...]] = set()
         for record in records:
-            search = by_key.get(record.task_key)
-            if search is None or record.identity[:3] != context or record.identity in seen:
-                continue
-            seen.add(record.identity)
-            self._learn(search, read_schedule(record.schedule), record.cost_ms)
-        return len(seen)
+            if record.task_key in by_key and record.identity[:3] == context:
+                self._take(record)
+        for record in self.trials.values():
+            self._learn(by_key[record.task_key], read_schedule(record.schedule), record.cost_ms)
+        return len(self.trials)
 
     def propose(self, trials: int) -> list[_Candidate]:
         """The next round: some of one task, and of further ones until every worker has something to do."""
@@ -222,6 +228,17 @@ class _Session:
             self._ended(candidate, outcome, progress)
             shutil.rmtree(bundle)
         return self.recorded - before
+
+    def confirm(self, repeats: int, reporter: Reporter) -> None:
+        """Try finalists until each was tried `repeats` times; a loser's place is taken by the next fastest."""
+        while batch := [
+            candidate
+            for search in self.searches
+            for candidate in (_Candidate(search, schedule) for schedule in search.finalists())
+            if self.tried[candidate.identity] < repeats
+        ]:
+            with reporter.task("confirming", total=len(batch)) as progress:
+                self.run(batch, progress)
 
     def _bundles(
         self, batch: Sequence[_Candidate], sent: list[tuple[_Candidate, Path]], progress: Progress
@@ -253,7 +270,8 @@ class _Session:
         if outcome.status == "lost":
             self.losses[candidate.identity] += 1
             if self.losses[candidate.identity] < MAX_LOSSES:
-                candidate.search.give_back(candidate.schedule)
+                if candidate.identity not in self.tried:
+                    candidate.search.give_back(candidate.schedule)
                 return
             message = f"the device went away {MAX_LOSSES} times while it ran; {outcome.message}"
             outcome = outcome.model_copy(update={"status": "crashed", "message": message})
@@ -267,9 +285,20 @@ class _Session:
         )
         self.writer.append(record)
         self.recorded += 1
-        self.statuses[record.status] += 1
-        self._learn(candidate.search, candidate.schedule, record.cost_ms)
+        self._take(record)
+        if self.tried[candidate.identity] == 1:
+            self.statuses[record.status] += 1
+            self._learn(candidate.search, candidate.schedule, record.cost_ms)
+        else:
+            candidate.search.correct(candidate.schedule, self.trials[candidate.identity].cost_ms)
         progress.advance(note=self.note())
+
+    def _take(self, record: TrialRecord) -> None:
+        """Keep a record, or what it says together with those of the same trial."""
+        identity = record.task_key + schedule_line(record.schedule)
+        self.tried[identity] += 1
+        known = self.trials.get(identity)
+        self.trials[identity] = record if known is None else decisive(known, record)
 
     def _learn(self, search: TaskSearch, schedule: Schedule, cost_ms: float | None) -> None:
         search.record(schedule, cost_ms)

@@ -13,7 +13,7 @@ from tvm_build.gpu import Gpu, gpu_by_name
 from tvm_build.kernels import Schedule, default_schedule
 from tvm_build.ops import Operator, with_images
 from tvm_build.precision import Precision, precision_by_name
-from tvm_build.tuning.database import TrialRecord, read_database
+from tvm_build.tuning.database import TrialRecord, distinct_trials, read_database
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.task_key import operator_key, task_line
 
@@ -98,7 +98,7 @@ class TunedSchedules:
         self._gpu = gpu
         self._precision = precision
         self._times_ms: dict[tuple[str, str], float] = {}
-        for record in records:
+        for record in distinct_trials(records):
             if record.cost_ms is not None:
                 self._times_ms[record.task_key, schedule_line(record.schedule)] = record.cost_ms
             known = best.get(record.task_key)
@@ -180,7 +180,7 @@ def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None
         typed = [record for record in typed if device.lower() in record.device.key.lower()]
         if not typed:
             raise UserError(f"{path} was tuned on {', '.join(keys)}, none of them is {device!r}: name one of these")
-    successes = [record for record in typed if record.cost_ms is not None]
+    successes = [record for record in distinct_trials(typed) if record.cost_ms is not None]
     if not successes:
         raise UserError(f"{path} holds no candidate for {target} that works: tune again")
     layers = Counter(key for key, _ in {(record.device.key, record.task_key) for record in successes})

@@ -97,13 +97,29 @@ def test_two_sessions_do_not_write_one_database(tmp_path: Path) -> None:
         pass
 
 
-def test_merging_keeps_each_trial_once_with_its_fastest_result(tmp_path: Path) -> None:
+def test_merging_keeps_each_trial_once_and_the_fastest_result_of_what_was_always_right(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", record(8, 2.0), record(4, status="timed_out"), record(2, 1.0))
     second = write(tmp_path / "b.jsonl", record(8, 1.5), record(4, 3.0), record(2, 1.25))
     other = write(tmp_path / "c.jsonl", record(8, 9.0, driver_family="qualcomm E031.40"), record(2, status="wrong"))
     assert merge_databases([first, second, other], first) == 4
-    expected = [record(8, 1.5), record(4, 3.0), record(2, 1.0), record(8, 9.0, driver_family="qualcomm E031.40")]
+    expected = [
+        record(8, 1.5),
+        record(4, 3.0),
+        record(2, status="wrong"),
+        record(8, 9.0, driver_family="qualcomm E031.40"),
+    ]
     assert read_database(first) == expected
+
+
+@pytest.mark.parametrize("bad", ["wrong", "crashed"])
+def test_what_failed_once_is_not_trusted(tmp_path: Path, bad: Status) -> None:
+    for trials in ((record(4, 1.0), record(4, status=bad)), (record(4, status=bad), record(4, 1.0))):
+        path = write(tmp_path / "db.jsonl", record(8, 2.0), *trials)
+        found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
+        assert found is not None
+        assert found.schedule == DenseSchedule(split=8)
+        assert merge_databases([path], path) == 2
+        assert read_database(path) == [record(8, 2.0), record(4, status=bad)]
 
 
 def test_merging_a_malformed_database_writes_nothing(tmp_path: Path) -> None:
