@@ -230,6 +230,10 @@ class TrainConfig(_Section):
         precision: of the forward and backward pass; weights are float32 always.
         device: `auto` takes a GPU where there is one.
         threads: of the CPU; by default PyTorch's choice. Another count rounds otherwise, so resuming keeps the first.
+        deterministic: take the kernels that always round alike; without, a GPU takes the fastest, and a run that is
+            repeated or resumed differs in its last digits.
+        checkpoint_every: epochs between two checkpoints; SIGTERM always writes one, and a killed run repeats what came
+            after the last.
         batch_size: global, over all processes and accumulation steps.
         accumulate: micro-batches that one optimizer step is split into.
         channels_last: memory format of images and weights; often faster.
@@ -246,6 +250,8 @@ class TrainConfig(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    deterministic: bool = True
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=2)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
     channels_last: bool = False

@@ -38,27 +38,30 @@ _GPU_LOSS_CHECK_STEPS = 20
 
 
 @contextmanager
-def reproducible(threads: int) -> Iterator[None]:
-    """Deterministic kernels and a fixed thread count for as long as the context is open.
+def reproducible(threads: int, deterministic: bool = True) -> Iterator[None]:
+    """A fixed thread count and deterministic kernels, or the fastest ones, for as long as the context is open.
 
     Sums over another number of threads round differently. Where a GPU has no deterministic kernel, PyTorch warns.
     """
     before = (
         torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
     )
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=torch.cuda.is_available())
     # Filling memory that is about to be written is a debugging aid and costs bandwidth.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
-        torch.utils.deterministic.fill_uninitialized_memory = before[3]  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[2], warn_only=before[3])
+        torch.utils.deterministic.fill_uninitialized_memory = before[4]  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -275,8 +278,8 @@ class Loop:
 
     def _distillation(self, logits: Tensor, images: Tensor, distill: DistillConfig) -> Tensor:
         assert self.teacher is not None  # the caller checked
-        with torch.no_grad():
-            target = self.teacher(images)
+        with torch.no_grad(), self._accelerator.autocast():
+            target = self.teacher(images).float()
         T = distill.temperature
         # T^2 keeps the gradient's size independent of the temperature (Hinton et al., 1503.02531, section 2).
         divergence = functional.kl_div(

@@ -257,8 +257,10 @@ class TrainingRun:
             seconds=0.0,
             done=done,
         )
-        self._checkpoint(optimizer, admm)
-        if self._all_asked_to_stop():
+        stopping = self._all_asked_to_stop()
+        if stopping or self._position.global_epoch % self._config.checkpoint_every == 0:
+            self._checkpoint(optimizer, admm)
+        if stopping:
             self._leave()
 
     def _update(self, phase: Phase, plan: RoundPlan, admm: Admm, update: int) -> dict[str, Residual]:

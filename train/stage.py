@@ -51,7 +51,7 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
     threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
-    with reproducible(threads), process_group():
+    with reproducible(threads, config.deterministic), process_group():
         _train(config, out, reporter)
 
 

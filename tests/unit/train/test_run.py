@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from tests.unit.train import tiny
 from train.checkpoint import load_checkpoint
+from train.config import DistillConfig
 from train.loop import Evaluation, Loop
 from train.stage import run_train
 
@@ -112,6 +114,66 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
     assert_same_run(undisturbed, tmp_path)
     assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+class CrashAt(StopAt):
+    """Ends the run on the spot when the `step`-th step is done."""
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        del note
+        self._left -= amount
+        if amount and self._left <= 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("step", "saved"), [(14, 2), (23, 2), (33, 4)])
+def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(
+    undisturbed: Path, tmp_path: Path, step: int, saved: int
+) -> None:
+    config = tiny.config(checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(config, tmp_path, CrashAt(step))
+    position = load_checkpoint(tmp_path / "checkpoint.safetensors").position
+    assert (position.global_epoch, position.step) == (saved, 0)
+    run_train(config, tmp_path, SilentReporter())
+    assert (tmp_path / "pruned.safetensors").read_bytes() == (undisturbed / "pruned.safetensors").read_bytes()
+    assert history(tmp_path) == history(undisturbed)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_deterministic_unless_told_otherwise_and_only_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    seen = set()
+    evaluate = Loop.evaluate
+
+    def watched(self: Loop) -> Evaluation:
+        seen.add((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return evaluate(self)
+
+    monkeypatch.setattr(Loop, "evaluate", watched)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    run_train(tiny.config(deterministic=deterministic), tmp_path, SilentReporter())
+    assert seen == {(deterministic, not deterministic)}
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+
+
+def test_the_network_that_is_distilled_from_runs_in_the_precision_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    distillation = Loop._distillation
+
+    def watched(self: Loop, logits: Tensor, images: Tensor, distill: DistillConfig) -> Tensor:
+        assert isinstance(self.teacher, nn.Module)
+        hook = self.teacher.get_submodule("fc").register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
+        loss = distillation(self, logits, images, distill)
+        hook.remove()
+        return loss
+
+    monkeypatch.setattr(Loop, "_distillation", watched)
+    run_train(tiny.config(precision="bf16", distill={"weight": 0.5}), tmp_path, SilentReporter())
+    assert seen == {torch.bfloat16}
 
 
 def test_the_files_of_a_run_agree_with_each_other(undisturbed: Path) -> None:
