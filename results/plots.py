@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Any
 
@@ -49,8 +50,8 @@ def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float], wid
     A rare sample that is many times slower (a time slice of the scheduler) would press all others into a line at
     the left edge: the axis ends a little after the slower network's 95th percentile, and what lies beyond is told.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.3, width_in)
+    with plot_style():
+        figure, axes = new_figure(2.3, width_in)
         jitter = np.random.default_rng(0)  # dots are spread over the height of their row, only to be told apart
         for row, (samples, colour) in enumerate(((pruned_ms, PRUNED), (baseline_ms, BASELINE))):
             heights = row + jitter.uniform(-0.28, 0.28, len(samples))
@@ -69,13 +70,13 @@ def plot_latencies(baseline_ms: Sequence[float], pruned_ms: Sequence[float], wid
                 axes.text(end_ms, row + 0.36, note, ha="right", va="bottom", fontsize=8.5, color="#616e7c")
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("latency of one inference, ms")
-        return _svg(figure, "Latency samples of the baseline and the pruned network", "latency", width_in)
+        return svg_element(figure, "Latency samples of the baseline and the pruned network", "latency", width_in)
 
 
 def plot_layer_times(times: Sequence[LayerTime], width_in: float = WIDE_IN) -> str:
     """Time of each layer before and after pruning, side by side."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(times), width_in)
+    with plot_style():
+        figure, axes = new_figure(1.1 + BAR_IN * 1.5 * len(times), width_in)
         rows = np.arange(len(times))
         longest_ms = max(max(time.baseline_ms or 0.0, time.pruned_ms or 0.0) for time in times)
         scale, unit = (1000.0, "µs") if longest_ms < 0.1 else (1.0, "ms")
@@ -89,12 +90,12 @@ def plot_layer_times(times: Sequence[LayerTime], width_in: float = WIDE_IN) -> s
         _name_rows(axes, [time.layer for time in times], width_in)
         axes.set_xlabel(f"time in one inference, {unit}")
         _legend_above(axes, 2)
-        return _svg(figure, "Time of each layer before and after pruning", "layers", width_in)
+        return svg_element(figure, "Time of each layer before and after pruning", "layers", width_in)
 
 
 def plot_history(epochs: Sequence[Epoch], width_in: float = WIDE_IN) -> str:
     """Training loss and test accuracy over all epochs; each phase is a band with its name."""
-    with mpl.rc_context(_STYLE):
+    with plot_style():
         figure = Figure(figsize=(width_in, 3.9), layout="constrained")
         loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
         numbers = np.arange(1, len(epochs) + 1)
@@ -125,13 +126,13 @@ def plot_history(epochs: Sequence[Epoch], width_in: float = WIDE_IN) -> str:
                 rotation=90 if upright else 0,
             )
             start = end
-        return _svg(figure, "Training loss and test accuracy over the epochs", "history", width_in)
+        return svg_element(figure, "Training loss and test accuracy over the epochs", "history", width_in)
 
 
 def plot_residuals(residuals: Sequence[Residual], width_in: float = WIDE_IN) -> str:
     """Primal and dual residual of ADMM at each update, on a logarithmic scale."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.7 if width_in > NARROW_IN else 3.6, width_in)
+    with plot_style():
+        figure, axes = new_figure(2.7 if width_in > NARROW_IN else 3.6, width_in)
         numbers = np.arange(1, len(residuals) + 1)
         start = 0
         for index, (number, group) in enumerate(groupby(residuals, key=lambda residual: residual.round)):
@@ -164,13 +165,13 @@ def plot_residuals(residuals: Sequence[Residual], width_in: float = WIDE_IN) -> 
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
         else:
             figure.legend(loc="outside upper left")
-        return _svg(figure, "ADMM residuals at each update", "residuals", width_in)
+        return svg_element(figure, "ADMM residuals at each update", "residuals", width_in)
 
 
 def plot_kept(layers: Sequence[PrunedLayer], width_in: float = WIDE_IN) -> str:
     """Share of each layer's filters, columns and weights that pruning kept."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + BAR_IN * 1.5 * len(layers), width_in)
+    with plot_style():
+        figure, axes = new_figure(1.1 + BAR_IN * 1.5 * len(layers), width_in)
         rows = np.arange(len(layers))
         for offset, colour, label, shares in (
             (-0.27, BASELINE, "filters", [layer.filters_kept / layer.filters for layer in layers]),
@@ -191,13 +192,13 @@ def plot_kept(layers: Sequence[PrunedLayer], width_in: float = WIDE_IN) -> str:
         axes.set_xlim(0, 100)
         axes.set_xlabel("kept, % of the dense layer")
         _legend_above(axes, 3 if width_in > NARROW_IN else 1)
-        return _svg(figure, "Share of each layer that pruning kept", "kept", width_in)
+        return svg_element(figure, "Share of each layer that pruning kept", "kept", width_in)
 
 
 def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) -> str:
     """Accuracy against further compression for every pair of thresholds tried; the first trial is no purification."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.9, width_in)
+    with plot_style():
+        figure, axes = new_figure(2.9, width_in)
         dense = trials[0].conv_params
         for colour, label, within in ((PRUNED, "within the budget", True), (BASELINE, "beyond it", False)):
             part = sorted((dense / t.conv_params, t.accuracy) for t in trials if t.within_budget == within)
@@ -211,10 +212,17 @@ def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) 
         axes.set_xlabel("CONV parameters before purification / after")
         axes.set_ylabel("accuracy, %")
         _legend_above(axes, 3)
-        return _svg(figure, "Accuracy against the extra compression of purification", "purification", width_in)
+        return svg_element(figure, "Accuracy against the extra compression of purification", "purification", width_in)
 
 
-def _figure(height_in: float, width_in: float) -> tuple[Figure, Axes]:
+def plot_style() -> AbstractContextManager[None]:
+    """While open, figures look like ours."""
+    style: AbstractContextManager[None] = mpl.rc_context(_STYLE)
+    return style
+
+
+def new_figure(height_in: float, width_in: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, inches."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     return figure, figure.subplots()
 
@@ -235,7 +243,7 @@ def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
-def _svg(figure: Figure, title: str, name: str, width_in: float) -> str:
+def svg_element(figure: Figure, title: str, name: str, width_in: float) -> str:
     """The figure as an `<svg>` element whose ids differ from those of the page's other plots."""
     salt = f"{name}-{round(100 * width_in)}"
     with mpl.rc_context({"svg.hashsalt": salt}), io.BytesIO() as stream:

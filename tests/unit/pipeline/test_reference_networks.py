@@ -9,12 +9,17 @@ import pytest
 
 from pipeline.evaluate import data_digest, evaluate_onnx
 from pipeline.headline import README, headline, with_headline
+from pipeline.predictions import PREDICTED, predict, read_prediction
+from pipeline.published import PUBLISHED
 from pipeline.reference_networks import NETWORK, ONNX, Folder, find_network, list_networks, networks_dir
+from pipeline.results_page import accuracy_points, files, read_entries, speed_points
 from results.records import read_result
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from train.config import DataConfig
 from train.data import load_dataset
+from tvm_build.compile import plan_onnx
+from tvm_build.gpu import gpu_by_name
 
 ROOT = Path(__file__).parents[3]
 NETWORKS = list_networks()
@@ -54,6 +59,53 @@ def test_a_network_reaches_the_count_that_it_states_on_the_images_that_it_names(
 def test_the_readme_shows_what_the_records_say() -> None:
     text = README.read_text(encoding="utf-8")
     assert text == with_headline(text, headline(NETWORKS)), "run `python -m pipeline.headline`"
+
+
+def test_the_results_page_and_its_plots_show_what_the_records_say() -> None:
+    for name, text in files(read_entries()).items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "run `python -m pipeline.results_page`"
+
+
+def test_a_prediction_of_another_network_or_none_is_refused_in_one_line(copy: Path) -> None:
+    folder = find_network(str(copy))
+    assert read_prediction(folder) == read_prediction(EMBEDDED[0])
+    record = json.loads((copy / PREDICTED).read_text())
+    for change, complaint in (
+        ({"onnx_sha256": "0" * 64}, "is of another network"),
+        ({"pruned_ms": -1.0}, "pruned_ms"),
+        (None, "is not there"),
+    ):
+        if change is None:
+            (copy / PREDICTED).unlink()
+        else:
+            (copy / PREDICTED).write_text(json.dumps(record | change))
+        with pytest.raises(UserError, match=complaint) as refused:
+            read_prediction(folder)
+        assert "\n" not in str(refused.value)
+
+
+def test_what_is_predicted_of_a_network_is_what_its_compilation_says(copy: Path) -> None:
+    folder = find_network(str(copy))
+    (copy / PREDICTED).unlink()
+    found = predict(folder, SilentReporter())
+    assert found == read_prediction(folder)
+    plan = plan_onnx(folder.onnx, target=found.target, dtype=found.dtype)
+    gpu = gpu_by_name(found.target)
+    assert found.pruned_launch_ms == pytest.approx(len(plan.plan.launches) * gpu.launch_us / 1e3)
+    assert found.pruned_launch_ms < found.pruned_ms < found.dense_ms
+
+
+def test_rows_of_the_published_have_what_their_plots_need() -> None:
+    entries = read_entries()
+    assert {point.label for point in accuracy_points(entries)} >= {entry.folder.name for entry in entries}
+    for entry in entries:
+        measured, predicted = (point for point in speed_points(entries) if point.label == entry.folder.name)
+        assert (measured.low, measured.high) == entry.result.latency_ms.speedup.ci95
+        assert predicted.value == entry.prediction.dense_ms / entry.prediction.pruned_ms
+    for row in PUBLISHED:
+        assert (row.conv_reduction or row.macs_reduction or 0) > 1
+        assert (row.dense is None) == (row.pruned is None)
+        assert (row.speed_up is None) == (not row.device)
 
 
 def test_there_is_a_network_that_needs_no_download() -> None:

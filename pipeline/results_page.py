@@ -1,0 +1,219 @@
+"""The results page: our networks beside the published ones, with every figure from a committed record.
+
+python -m pipeline.results_page             # rewrites docs/reference-results.md and its plots
+python -m pipeline.results_page --predict   # before that, the predictions anew
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.predictions import Prediction, predict, read_prediction
+from pipeline.progress import console_reporter
+from pipeline.published import PUBLISHED, Published
+from pipeline.reference_networks import Folder, list_networks
+from results.figures import KIND_LABEL, milliseconds, times
+from results.records import Result, read_result
+from results.trade_off import Point, plot_trade_off
+from structadmm.files import write_text
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = "reference-results.md"
+ACCURACY_PLOT, LATENCY_PLOT = "images/accuracy-over-compression.svg", "images/speed-up-over-compression.svg"
+AGAIN = "python -m pipeline.results_page"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of ours and what is known about it."""
+
+    folder: Folder
+    result: Result
+    prediction: Prediction
+
+
+def read_entries() -> list[Entry]:
+    """All reference networks, the most compressed of each data set last.
+
+    Raises:
+        UserError: a record is absent or damaged.
+    """
+    entries = [Entry(f, read_result(f.path / "result.json"), read_prediction(f)) for f in list_networks()]
+    return sorted(entries, key=lambda entry: (entry.folder.network.data.name, entry.result.conv_params.ratio))
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The page as Markdown."""
+    sizes = _table(
+        ("network", "top-1 % dense -> pruned", "CONV parameters", "all parameters", "MACs", "again with"),
+        map(_sizes, entries),
+    )
+    speeds = _table(
+        (
+            *("network", "measured on", "ms dense -> pruned", "speed-up"),
+            *("predicted for", "predicted ms dense -> pruned", "predicted speed-up"),
+        ),
+        map(_times, entries),
+    )
+    published = _table(
+        ("network", "CONV parameters", "MACs", "top-1 % dense -> pruned", "speed-up", "source"),
+        map(_published, PUBLISHED),
+    )
+    parts = [
+        *(_INTRODUCTION, "## Our networks", sizes, _notes(entries)),
+        *(_SPEED, speeds, f"![Speed-up over compression]({LATENCY_PLOT})"),
+        *("## What others report", published, f"![Accuracy over compression]({ACCURACY_PLOT})"),
+        _COMPARABLE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = f"""# Results beside the published ones
+
+<!-- Made by `{AGAIN}`; do not edit. -->
+
+Every figure of ours is read from a record in `results/reference/networks/`, and a test compares this page with them.
+The command in the last column counts accuracies anew; `structadmm run config.toml`, with the configuration in a
+network's folder, trains it again."""
+
+_SPEED = """## How fast they are
+
+Measured times are medians over interleaved rounds, with the 95 % interval of their ratio; `structadmm deploy NAME`
+measures both networks again, with `--device` on a phone. Predicted times are by the [cost model](cost-model.md), each
+believed within the factor that is given; **none of these was measured on a phone**."""
+
+_COMPARABLE = """## What can be compared, and what cannot
+
+- **Compression**: CONV parameters are counted as the StructADMM paper counts them, weights of convolutions that are
+  kept, without the indices that say where they belong; all parameters and multiply-accumulates are beside them.
+- **Accuracy**: only of the same images, which are named above. Ours is that of the last epoch, by ONNX Runtime on the
+  exported file; published ones may be those of the best epoch.
+- **Training**: a pruned network may gain from nothing but the epochs that pruning takes. The configurations for
+  CIFAR-10 therefore train the dense network for as many in all ([reproducing-cifar10.md](reproducing-cifar10.md)).
+- **Latency**: published speed-ups divide by dense networks of other compilers on other devices, and a slow dense
+  network makes a fine ratio. Both of ours are compiled and timed alike, with the best kernels we have. Host figures say
+  nothing about a phone."""
+
+
+def accuracy_points(entries: Sequence[Entry]) -> list[Point]:
+    """Points of accuracy that pruning gained or cost, for each network that says so."""
+    points = [
+        Point(
+            "ours",
+            entry.folder.name,
+            entry.result.conv_params.ratio,
+            entry.folder.network.accuracy.pruned - entry.folder.network.accuracy.dense,
+        )
+        for entry in entries
+    ]
+    return points + [
+        Point("published", row.network, row.conv_reduction, row.pruned - row.dense)
+        for row in PUBLISHED
+        if row.conv_reduction is not None and row.pruned is not None and row.dense is not None
+    ]
+
+
+def speed_points(entries: Sequence[Entry]) -> list[Point]:
+    """Times faster: measured, predicted, and published with what it was measured on."""
+    points = []
+    for entry in entries:
+        name, ratio, latency = entry.folder.name, entry.result.conv_params.ratio, entry.result.latency_ms
+        low, high = latency.speedup.ci95
+        points.append(Point(f"ours, {KIND_LABEL[latency.kind]}", name, ratio, latency.speedup.median, low, high))
+        predicted = entry.prediction
+        points.append(
+            Point(f"ours, predicted for {predicted.target}, {predicted.dtype}", name, ratio, predicted.speed_up)
+        )
+    return points + [
+        Point("published", f"{row.network}, {row.device}", row.conv_reduction, row.speed_up)
+        for row in PUBLISHED
+        if row.conv_reduction is not None and row.speed_up is not None
+    ]
+
+
+def _sizes(entry: Entry) -> tuple[str, ...]:
+    network, name = entry.folder.network, entry.folder.name
+    return (
+        f"[{network.title}](../results/reference/networks/{name})",
+        f"{network.accuracy.dense:.2f} -> {network.accuracy.pruned:.2f}",
+        *(
+            f"{counts.dense:,} -> {counts.pruned:,} ({times(counts.ratio)})"
+            for counts in (network.conv_params, network.params, network.macs)
+        ),
+        f"`structadmm evaluate results/reference/networks/{name}/pruned.onnx --data {network.data.name}`",
+    )
+
+
+def _times(entry: Entry) -> tuple[str, ...]:
+    latency, predicted = entry.result.latency_ms, entry.prediction
+    low, high = latency.speedup.ci95
+    return (
+        entry.folder.name,
+        f"{latency.device} ({KIND_LABEL[latency.kind]})",
+        f"{milliseconds(latency.baseline.median)} -> {milliseconds(latency.pruned.median)}",
+        f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
+        f"{predicted.target}, {predicted.dtype}, within {predicted.uncertainty:g}x",
+        f"{milliseconds(predicted.dense_ms)} -> {milliseconds(predicted.pruned_ms)}, "
+        f"launches {milliseconds(predicted.dense_launch_ms)} and {milliseconds(predicted.pruned_launch_ms)} of it",
+        times(predicted.speed_up),
+    )
+
+
+def _notes(entries: Sequence[Entry]) -> str:
+    """Of which images the accuracies are."""
+    lines: dict[str, str] = {}
+    for entry in entries:
+        data = entry.folder.network.data
+        note = f"; {data.note}" if data.note else ""
+        lines[data.sha256] = f"- {data.name}: {data.images:,} test images, SHA-256 `{data.sha256[:16]}…`{note}"
+    return "\n".join(["The images:", "", *lines.values()])
+
+
+def _published(row: Published) -> tuple[str, ...]:
+    return (
+        row.network,
+        "" if row.conv_reduction is None else f"{row.conv_reduction:g}× fewer",
+        "" if row.macs_reduction is None else f"{row.macs_reduction:.2f}× fewer",
+        "" if row.dense is None or row.pruned is None else f"{row.dense:.2f} -> {row.pruned:.2f}",
+        "" if row.speed_up is None else f"{row.speed_up:g}× on {row.device}",
+        row.source,
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def files(entries: Sequence[Entry]) -> dict[str, str]:
+    """What belongs into `docs/`, by path."""
+    accuracy = plot_trade_off(
+        accuracy_points(entries),
+        "accuracy, points over the dense network",
+        "Accuracy over compression",
+        "accuracy",
+        0.0,
+    )
+    speed = plot_trade_off(
+        speed_points(entries), "times faster than the dense network", "Speed-up over compression", "speed", 1.0
+    )
+    return {PAGE: page(entries), ACCURACY_PLOT: accuracy, LATENCY_PLOT: speed}
+
+
+def main() -> None:
+    """Rewrite the page."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.results_page", description=__doc__)
+    parser.add_argument("--predict", action="store_true", help="predictions anew, by the cost model of today")
+    if parser.parse_args().predict:
+        for folder in list_networks():
+            predict(folder, console_reporter())
+    for name, text in files(read_entries()).items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        write_text(DOCS / name, text)
+
+
+if __name__ == "__main__":
+    main()
