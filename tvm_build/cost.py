@@ -234,7 +234,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     groups = grid.groups[0] * grid.groups[1]
     group_items = grid.local[0] * grid.local[1] * grid.local[2]
     accumulators = schedule.rows * schedule.pixels * schedule.vectors
-    macs = short_sums = narrow = predicated = 0.0
+    macs = short_sums = narrow = predicated = spreads = 0.0
     # Reads of weights, inputs and the rest by where they lie.
     reads: dict[Memory, float] = {"buffer": 0.0, "image": 0.0, "constant": 0.0}
     inputs_held = weight_bytes = input_bytes = 0
@@ -270,6 +270,9 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
             inputs_held = max(inputs_held, schedule.rows * len(shared))
             weights = block_count * depth * kh * kw
         short_sums += (macs - macs_before) / _products_in_half(source, schedule)
+        # A scalar is spread by its load, a lane of a vector by an instruction of its own.
+        if source.columns is None or schedule.gather == "blocks":
+            spreads += (macs - macs_before) / schedule.vectors
         reads[schedule.weights] += weight_reads
         reads[place] += input_reads
         predicated += input_reads * edges
@@ -296,7 +299,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         narrow_loads=narrow / schedule.split,
         lanes=schedule.lanes,
         accumulators=accumulators,
-        spreads=macs / schedule.vectors / schedule.split,
+        spreads=spreads / schedule.split,
         inputs_held=inputs_held + schedule.vectors + 1,
         tile_weight_bytes=weight_bytes // tiling.channel_tiles,
         registers=per_vector * (accumulators + 4) + inputs_held + _ADDRESS_REGISTERS,

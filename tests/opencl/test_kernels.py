@@ -165,6 +165,24 @@ def test_candidates_of_a_split_and_a_sparse_layer_agree_with_float64(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_kernel_rows_beside_the_image_are_left_out_of_column_sparse_layers(
+    runner: Runner, target: str, tmp_path: Path
+) -> None:
+    """Kernels higher than the image, paddings beyond the kernel, unequal ones, strides; unrolled columns and a loop."""
+    ops = [
+        Conv2d(2, 6, 3, 9, 8, (7, 7), padding=(3, 3, 3, 3), columns=tuple(range(1, 294, 5))),
+        Conv2d(1, 6, 4, 5, 8, (3, 3), padding=(4, 1, 5, 1), columns=tuple(range(0, 54, 4))),
+        Conv2d(1, 8, 5, 8, 8, (3, 2), stride=(2, 1), padding=(2, 0, 0, 1), dilation=(2, 1), columns=(0, 7, 12, 30, 47)),
+        Conv2d(1, 4, 6, 8, 8, (5, 5), stride=(2, 2), padding=(0, 2, 4, 2), columns=(24, 49, 54, 99)),
+    ]
+    cases: list[tuple[Operator, Any]] = []
+    for op in ops:
+        schedules = [schedule for schedule in candidates(op, gpu_by_name(target)) if schedule.rows == 1]
+        cases += [(op, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
+    check(runner, tmp_path, cases, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_shortcut_convolution_adds_to_the_same_launch(runner: Runner, target: str, tmp_path: Path) -> None:
     shortcut = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2))
     pruned = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2), columns=(0, 3, 4, 9))

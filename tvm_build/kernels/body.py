@@ -272,6 +272,11 @@ def load_if(condition: Expr | None, value: Expr, dtype: str) -> Expr:
     return value if condition is None else tirx.if_then_else(condition, value, zero(dtype))
 
 
+def choose(condition: Expr, value: Expr, other: Expr) -> Expr:
+    """`condition ? value : other` of integers; both are evaluated."""
+    return tirx.Select(condition, *(const(v, "int32") if isinstance(v, int) else v for v in (value, other)))
+
+
 def ceil_div(a: int, b: int) -> int:
     """`a / b`, rounded up."""
     return -(-a // b)

@@ -4,8 +4,9 @@ Structured pruning removes the same columns (input channel, ky, kx) from every f
 product with a shorter reduction: no divergence between work-items, and offsets that are the same for all of them. Two
 things keep it near the dense kernel's efficiency:
 
-- Columns are grouped by tap. A tap's row and pixel predicates are then decided once, outside the loop over its columns,
-  and padding costs no copy of the input; the loop itself reads a table of channel offsets.
+- Columns are sorted by kx, then ky, and a loop over them reads a table of offsets. With one row to a tile, all ky of a
+  kx are one loop: its pixel predicates are decided once, and rows beside the image are at its ends and shorten it, so
+  that padding costs no copy of the input. Few loops matter to a CPU, which mispredicts the end of each.
 - Weights are packed [channel tile, kept column, output channels], so each column reads one run of vectors.
 
 Columns of one block of four channels at one tap can share a 128-bit load. With `gather="blocks"` every touched (block,
@@ -15,6 +16,7 @@ mild sparsity. With `gather="lanes"` each kept column reads one scalar per pixel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -23,7 +25,7 @@ import numpy as np
 from tvm import tirx
 
 from structadmm.errors import InvariantError
-from tvm_build.kernels.body import Body, Expr, both, lane
+from tvm_build.kernels.body import Body, Expr, both, choose, lane
 from tvm_build.kernels.conv_tile import Accumulators, multiply_add, reduction_loop, steps_in_half
 from tvm_build.kernels.conv_tiling import (
     Array,
@@ -43,13 +45,13 @@ _UNROLLED_TAPS = 25
 
 @dataclass(frozen=True)
 class Entries:
-    """The reduction's steps, sorted by tap.
+    """The reduction's steps, sorted by kx, then ky, then channel.
 
     Attributes:
-        offsets: [steps] where a step reads, relative to channel 0: in floats for lanes, in vectors for blocks, in lines
-            for blocks of an image.
+        offsets: [steps] where a step reads, relative to channel 0 in the row of ky = 0: in floats for lanes, in vectors
+            for blocks, in lines for blocks of an image.
         columns: [steps, 1 or 4] original columns, -1 where none is kept.
-        tap_start: [taps + 1] first step of each tap.
+        tap_start: [kw * kh + 1] first step of each tap, `kx * kh + ky`.
     """
 
     offsets: Array
@@ -62,21 +64,25 @@ def list_entries(op: Conv2d, gather: Literal["lanes", "blocks"]) -> Entries:
     """Group the kept columns into the steps of the reduction."""
     if op.columns is None:
         raise InvariantError("a column-sparse reduction needs the list of kept columns, got none")
-    taps = op.kernel[0] * op.kernel[1]
-    plane = op.in_height if "input0" in op.images else op.in_height * op.in_width
+    kh, kw = op.kernel
+    image = "input0" in op.images
+    row = op.dilation[0] * (1 if image else op.in_width)
+    plane = op.in_height * (1 if image else op.in_width)
     steps: dict[tuple[int, int], dict[int, int]] = {}
     for column in op.columns:
-        channel, tap = divmod(column, taps)
-        key, slot = ((tap, channel), 0) if gather == "lanes" else ((tap, channel // 4), channel % 4)
+        channel, tap = divmod(column, kh * kw)
+        number = tap % kw * kh + tap // kw
+        key, slot = ((number, channel), 0) if gather == "lanes" else ((number, channel // 4), channel % 4)
         steps.setdefault(key, {})[slot] = column
     ordered = sorted(steps)
     columns = np.full((len(ordered), 1 if gather == "lanes" else 4), -1, np.int64)
     offsets = np.zeros(len(ordered), np.int32)
-    for row, key in enumerate(ordered):
-        for slot, column in steps[key].items():
-            columns[row, slot] = column
-        offsets[row] = key[1] * plane if gather == "blocks" else key[1] // 4 * plane * 4 + key[1] % 4
-    tap_start = np.searchsorted([tap for tap, _ in ordered], np.arange(taps + 1)).astype(np.int32)
+    for index, (number, part) in enumerate(ordered):
+        for slot, column in steps[number, part].items():
+            columns[index, slot] = column
+        below = number % kh * row
+        offsets[index] = below + part * plane if gather == "blocks" else 4 * (below + part // 4 * plane) + part % 4
+    tap_start = np.searchsorted([number for number, _ in ordered], np.arange(kh * kw + 1)).astype(np.int32)
     return Entries(offsets, columns, tap_start)
 
 
@@ -109,66 +115,91 @@ class SparseReduction:
             self.constants[f"{prefix}tap_start"] = self.entries.tap_start
 
     def write(self, body: Body, place: Place, buffers: dict[str, Stored], accumulators: Accumulators) -> None:
-        """Loop over the steps of each tap that are this work-item's share."""
+        """Loop over this work-item's share of each kx, or of each tap where a tile has several rows."""
         op, schedule = self.tiling.op, self.tiling.schedule
         kh, kw = op.kernel
         start, stop = share(body, len(self.entries.offsets), schedule.split, place.part)
 
-        def tap(ky: Expr, kx: Expr, first: Expr, last: Expr) -> None:
+        def first_step(tap: Expr) -> Expr:
+            return int(self.entries.tap_start[tap]) if self.unrolled else buffers[f"{self.prefix}tap_start"][tap]
+
+        def loop(number: Expr) -> None:
+            if schedule.rows == 1:
+                ky, kx = None, number
+                first, last = self._rows_inside(place, lambda row: first_step(kx * kh + row))
+            else:
+                ky, kx = tirx.floormod(number, kh), tirx.floordiv(number, kh)
+                if not self.unrolled:
+                    ky, kx = body.let(ky), body.let(kx)
+                first, last = first_step(number), first_step(number + 1)
+            first, last = (step if isinstance(step, int) else body.let(step) for step in (first, last))
             if schedule.split > 1:
                 first, last = body.let(tirx.Max(start, first)), body.let(tirx.Min(stop, last))
-            self._tap(body, place, buffers, accumulators, tap=(ky, kx), steps=(first, last))
+            self._steps(body, place, buffers, accumulators, tap=(ky, kx), steps=(first, last))
 
+        taps = 1 if schedule.rows > 1 else kh
         if self.unrolled:
-            for number in range(kh * kw):
-                first, last = int(self.entries.tap_start[number]), int(self.entries.tap_start[number + 1])
-                if first < last:
-                    tap(number // kw, number % kw, first, last)
+            for number in range(kh * kw // taps):
+                if first_step(number * taps) < first_step((number + 1) * taps):
+                    loop(number)
         else:
-            with body.loop(0, kh * kw) as number:
-                tap_start = buffers[f"{self.prefix}tap_start"]
-                first, last = body.let(tap_start[number]), body.let(tap_start[number + 1])
-                tap(body.let(tirx.floordiv(number, kw)), body.let(tirx.floormod(number, kw)), first, last)
+            with body.loop(0, kh * kw // taps) as number:
+                loop(number)
 
-    def _tap(
+    def _rows_inside(self, place: Place, first_step: Callable[[int], Expr]) -> tuple[Expr, Expr]:
+        """The steps that read rows of the image, in a tile of one row; `first_step` is that of a row of the kernel."""
+        op = self.tiling.op
+        bottom = (self.tiling.rows - 1) * op.stride[0]
+        first, last = first_step(op.kernel[0]), first_step(0)
+        for ky in reversed(range(op.kernel[0])):
+            y = ky * op.dilation[0] - op.padding[0]
+            first = first_step(ky) if y >= 0 else choose(place.oy * op.stride[0] + y >= 0, first_step(ky), first)
+        for ky in range(op.kernel[0]):
+            y = ky * op.dilation[0] - op.padding[0]
+            after = first_step(ky + 1)
+            last = (
+                after if y + bottom < op.in_height else choose(place.oy * op.stride[0] + y < op.in_height, after, last)
+            )
+        return first, last
+
+    def _steps(
         self,
         body: Body,
         place: Place,
         buffers: dict[str, Stored],
         accumulators: Accumulators,
         *,
-        tap: tuple[Expr, Expr],
+        tap: tuple[Expr | None, Expr],
         steps: tuple[Expr, Expr],
     ) -> None:
+        """Loop over `steps` of the tap (ky, kx), or of all taps of kx that lie in the image if ky is None."""
         op, schedule = self.tiling.op, self.tiling.schedule
         source, weight = buffers[f"{self.prefix}input"], buffers[f"{self.prefix}weight"]
         width = self.entries.columns.shape[1]
         line = body.line(weight, place.channel_tile)
-        rows = [input_row(self.tiling, place, row, tap[0]) for row in range(schedule.rows)]
-        # One row's predicate skips the tap; with several rows it goes with the loads.
-        skip = rows[0][1] if schedule.rows == 1 else None
-        with body.when(skip):
-            places: dict[tuple[int, int], tuple[Line, Expr | None]] = {}
-            for row, (iy, inside) in enumerate(rows):
-                row_ok = None if schedule.rows == 1 else inside
-                start = body.line(source, place.image * blocks(op.in_channels) * op.in_height + iy, row_ok)
-                for pixel in range(schedule.pixels):
-                    ix, pixel_ok = input_pixel(self.tiling, place, pixel, tap[1])
-                    ok = both(row_ok, pixel_ok)
-                    places[row, pixel] = (
-                        body.ahead(start, ix * (4 if self.by_lane else 1)),
-                        None if ok is None or source.is_image else body.let(ok),
-                    )
-            loop = reduction_loop(body, accumulators, steps, together_in_half(schedule.gather))
-            with loop as (step, sums):
-                offset = body.let(buffers[f"{self.prefix}offset"][step])
-                weights = body.ahead(line, step * (width * weight_loads(self.tiling)))
-                ws = [read_weights(body, weights, i, self.tiling) for i in range(width)]
-                for (row, pixel), (start, ok) in places.items():
-                    x = body.let(body.load(start.beyond(offset), 0, self.value_dtype, ok))
-                    xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
-                    for v in range(schedule.vectors):
-                        multiply_add(sums[row, pixel, v], xs, [w[v] for w in ws], schedule)
+        places: dict[tuple[int, int], tuple[Line, Expr | None]] = {}
+        for row in range(schedule.rows):
+            # A step's offset leads from the row of ky = 0 to its own.
+            iy, _ = input_row(self.tiling, place, row, 0)
+            row_ok = None if tap[0] is None else input_row(self.tiling, place, row, tap[0])[1]
+            start = body.line(source, place.image * blocks(op.in_channels) * op.in_height + iy, row_ok)
+            for pixel in range(schedule.pixels):
+                ix, pixel_ok = input_pixel(self.tiling, place, pixel, tap[1])
+                ok = both(row_ok, pixel_ok)
+                places[row, pixel] = (
+                    body.ahead(start, ix * (4 if self.by_lane else 1)),
+                    None if ok is None or source.is_image else body.let(ok),
+                )
+        loop = reduction_loop(body, accumulators, steps, together_in_half(schedule.gather))
+        with loop as (step, sums):
+            offset = body.let(buffers[f"{self.prefix}offset"][step])
+            weights = body.ahead(line, step * (width * weight_loads(self.tiling)))
+            ws = [read_weights(body, weights, i, self.tiling) for i in range(width)]
+            for (row, pixel), (start, ok) in places.items():
+                x = body.let(body.load(start.beyond(offset), 0, self.value_dtype, ok))
+                xs = [x] if self.by_lane else [lane(x, i) for i in range(4)]
+                for v in range(schedule.vectors):
+                    multiply_add(sums[row, pixel, v], xs, [w[v] for w in ws], schedule)
 
     def _pack(self, weight: Array) -> Array:
         """[channel tiles, steps, 1 or 4, vectors, lanes]."""

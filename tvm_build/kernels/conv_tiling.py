@@ -29,7 +29,7 @@ class ConvSchedule:
         local: work-items of a group along the tiles of the image.
         local_channels: work-items of a group along the tiles of the channels.
         form: "sum": `acc += x0*w0 + x1*w1 + x2*w2 + x3*w3`; "chain": `acc = acc + x0*w0 + ...`, a multiply-add each.
-        unroll_rows: write the kernel's rows out; otherwise they are a loop. Column-sparse kernels loop over taps.
+        unroll_rows: write the kernel's rows out; otherwise they are a loop. Not of column-sparse kernels.
         gather: how a column-sparse kernel reads: "blocks" of four channels, or single "lanes". Not "lanes" of an image.
         weights: where the weights lie. Images hold vectors of four lanes. Constant memory is fast only where all
             work-items of a wave read the same address, so with `local_channels` 1 and `split` 1.
