@@ -2,7 +2,7 @@
 
     python benchmarks/admm_vs_magnitude.py            # goes on where it was stopped; results are kept in runs/
     python benchmarks/admm_vs_magnitude.py --validate # on held-out training images: for choosing settings
-    python benchmarks/admm_vs_magnitude.py --report   # tables and plot of the runs that are there
+    python benchmarks/admm_vs_magnitude.py --report   # tables and plot of the runs in the results file and in runs/
     python benchmarks/admm_vs_magnitude.py --quick    # one seed, few epochs: shows that the script works
 
 Every method starts from the same dense network of its seed, removes exactly as many units of every layer, ranks them by
@@ -20,9 +20,11 @@ the same norm and trains for EPOCHS epochs more, with settings of its own chosen
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import operator
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,26 +47,36 @@ MODEL: dict[str, Any] = {
     "entry": "train.models.cifar_resnet:CifarResNet",
     "kwargs": {"blocks": [1, 1, 1], "width": 8, "num_classes": 10, "in_channels": 1},
 }
-SEEDS = (0, 1, 2)
-# More where methods differ by little more than networks do.
-HIGH_SEEDS = (0, 1, 2, 3, 4)
-HIGH = {("column", 0.95), ("column", 0.98)}
-SPARSITIES = {"column": (0.8, 0.9, 0.95, 0.98), "filter": (0.5, 0.75, 0.875)}
-METHODS = {"one-shot": "one-shot", "gradual": "gradual", "admm": "ADMM", "no-return": "ADMM, no return"}
+# Seeds, of which there are more where methods differ by little more than networks do.
+SEEDS = {
+    "column": {0.8: 3, 0.9: 3, 0.95: 10, 0.98: 10},
+    "filter": {0.5: 3, 0.75: 3, 0.875: 10, 0.9375: 30},
+}
+# Those whose differences are given seed by seed.
+HIGH = 0.85
+METHODS = {
+    "one-shot": "one-shot",
+    "gradual": "gradual",
+    "gradual-channels": "gradual, channels",
+    "admm": "ADMM",
+    "no-return": "ADMM, no return",
+}
+# By structure and method, where not everywhere.
+ONLY = {"gradual-channels": ("filter", HIGH), "no-return": ("column", HIGH)}
 DENSE_EPOCHS = 12
 EPOCHS = 40
-# Of EPOCHS, those before the last round; its own PULL comes on top.
+# Of EPOCHS, those before the last cut.
 BEFORE = 12
 STEPS = 6
 # Of all phases and methods.
-LR = {"column": 0.2, "filter": 0.05}
-# Of each round of filters under ADMM, those under the penalty.
-PULL = 1
-FILTER_ADMM = {"penalise": "removed", "rho": 1.0, "rho_growth": 2.0, "rho_max": 10.0, "update_every": 1}
-COLUMN_ADMM = {"penalise": "removed", "loss_at": "projection", "rho_growth": 1.0, "update_every": 1}
-COLUMN_RHO = {"admm": 0.1, "no-return": 2.0}
-# The single round of columns: epochs in which the sparsity rises, and all those under the penalty.
-RAMP, PHASE = 10, 20
+LR = 0.2
+# What ADMM and "gradual, channels" rank by: removing a channel of the layers that read it removes the filter, too.
+UNIT = {"column": "column", "filter": "channel"}
+ADMM = {"penalise": "removed", "loss_at": "projection", "rho_growth": 1.0, "update_every": 1}
+RHO = {("column", "admm"): 0.1, ("column", "no-return"): 2.0, ("filter", "admm"): 0.3}
+# Of ADMM's single round: epochs in which the sparsity rises, and all those under the penalty.
+RAMP = 10
+PHASE = {"column": 20, "filter": 14}
 FOLDS = 5
 
 
@@ -92,7 +104,7 @@ class Length:
 
     @property
     def before(self) -> int:
-        """Epochs before the last round."""
+        """Epochs before the last cut."""
         return self.share(BEFORE)
 
     def share(self, epochs: int) -> int:
@@ -116,14 +128,15 @@ def fold(number: int) -> Dataset:
     )
 
 
-def cases(seeds: tuple[int, ...] | None) -> Iterator[Case]:
+def cases(seeds: Sequence[int] | None = None) -> Iterator[Case]:
     """All runs, or those of some seeds, in an order that is useful when it is interrupted."""
-    for structure, sparsities in SPARSITIES.items():
-        methods = [name for name in METHODS if name != "no-return" or structure == "column"]
-        for sparsity in reversed(sparsities):
-            for seed in seeds or (HIGH_SEEDS if (structure, sparsity) in HIGH else SEEDS):
-                for method in methods:
-                    yield Case(structure, sparsity, method, seed)
+    for structure, sparsities in SEEDS.items():
+        for sparsity, count in reversed(sparsities.items()):
+            for seed in range(count) if seeds is None else seeds:
+                for method in METHODS:
+                    place, least = ONLY.get(method, (structure, 0.0))
+                    if place == structure and sparsity >= least:
+                        yield Case(structure, sparsity, method, seed)
 
 
 def units(structure: str, sparsity: float) -> dict[str, tuple[int, int]]:
@@ -137,20 +150,21 @@ def units(structure: str, sparsity: float) -> dict[str, tuple[int, int]]:
 
 def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     """The rounds of `[train]` that make the method."""
-    lr = LR[case.structure]
-    if case.structure == "column" and case.method in COLUMN_RHO:
-        phase = length.share(PHASE)
+    structure = case.structure if case.method in ("one-shot", "gradual") else UNIT[case.structure]
+    rho = RHO.get((case.structure, case.method))
+    if rho is not None:
+        phase = length.share(PHASE[case.structure])
         return [
             {
-                "structure": "column",
+                "structure": structure,
                 "sparsity": case.sparsity,
-                "lr": lr,
-                "rho": COLUMN_RHO[case.method],
-                **COLUMN_ADMM,
+                "lr": LR,
+                "rho": rho,
+                **ADMM,
                 "ramp_epochs": length.share(RAMP),
                 "admm_epochs": phase,
                 "retrain_epochs": length.pruning - phase,
-                "retrain_lr": lr,
+                "retrain_lr": LR,
             }
         ]
     alive = {name: before for name, (before, _) in units(case.structure, case.sparsity).items()}
@@ -161,21 +175,18 @@ def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
         goal = {name: max(final[name], keep_count(alive[name], sparsity)) for name in final}
         if goal not in (goals[0], alive):
             goals.insert(0, goal)
-    pull = PULL if case.method == "admm" else 0
     found: list[dict[str, Any]] = []
     current = dict(alive)
     spent = 0
     for number, goal in enumerate(goals, start=1):
-        course: dict[str, Any] = {"retrain_epochs": length.pruning - spent - pull, "retrain_lr": lr}
+        course: dict[str, Any] = {"retrain_epochs": length.pruning - spent, "retrain_lr": LR}
         if number < len(goals):
-            # The first round begins at once and the last after `before` epochs: one interval less than rounds.
+            # The first cut is at once and the last after `before` epochs: one interval less than cuts.
             epochs = share(length.before, number, len(goals) - 1)
-            course = {"retrain_epochs": epochs - pull, "retrain_lr": lr, "retrain_schedule": "constant"}
+            course = {"retrain_epochs": epochs, "retrain_lr": LR, "retrain_schedule": "constant"}
             spent += epochs
         rates = {name: 1 - goal[name] / current[name] for name in final if goal[name] < current[name]}
-        found.append(
-            {"structure": case.structure, "lr": lr, **FILTER_ADMM, **course, "admm_epochs": pull, "sparsity": rates}
-        )
+        found.append({"structure": structure, **course, "admm_epochs": 0, "sparsity": rates})
         current = goal
     return found
 
@@ -244,6 +255,18 @@ def run(case: Case, length: Length, work: Path, validate: bool) -> dict[str, Any
     return result
 
 
+def recorded_runs(path: Path) -> dict[Case, dict[str, Any]]:
+    """The runs of a results file."""
+    if not path.exists():
+        return {}
+    runs = read_json(path, schema=1)["runs"]
+    return {Case(r["structure"], r["sparsity"], r["method"], r["seed"]): r for r in runs}
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
 def mean_and_deviation(values: list[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
@@ -256,7 +279,7 @@ def table(results: list[dict[str, Any]]) -> str:
         f"| structure | removed | CONV smaller | seeds | {' | '.join(heads)} |",
         "|---" * (4 + len(heads)) + "|",
     ]
-    for structure, sparsities in SPARSITIES.items():
+    for structure, sparsities in SEEDS.items():
         for sparsity in sparsities:
             here = [r for r in results if (r["structure"], r["sparsity"]) == (structure, sparsity)]
             if not here:
@@ -264,30 +287,45 @@ def table(results: list[dict[str, Any]]) -> str:
             by = {method: [r["pruned"] for r in here if r["method"] == method] for method in METHODS}
             final = [mean_and_deviation(found) if found else "" for found in by.values()]
             ratio = f"{statistics.mean(r['ratio'] for r in here):.1f}x"
-            lines.append(" | ".join(["| " + structure, f"{sparsity:.1%}", ratio, str(len(by["admm"])), *final]) + " |")
+            lines.append(" | ".join(["| " + structure, percent(sparsity), ratio, str(len(by["admm"])), *final]) + " |")
     return "\n".join(lines)
+
+
+def sign_flip_p(gains: list[float]) -> float:
+    """Two-sided p-value of paired differences: how many of all choices of their signs give a sum as far from zero.
+
+    Exact, and without a normal distribution: that no method is better means that each sign is as likely as the other.
+    """
+    # Accuracies are ratios of counts: equal sums must not differ by rounding.
+    least = abs(sum(gains)) - 1e-9
+    flips = itertools.product((-1, 1), repeat=len(gains))
+    return sum(abs(sum(map(operator.mul, signs, gains))) >= least for signs in flips) / 2 ** len(gains)
 
 
 def paired(results: list[dict[str, Any]]) -> str:
     """Markdown: ADMM's accuracy minus another method's with the same seed, mean ± standard error."""
-    lines = ["| removed | minus | difference of accuracy % | seeds in which ADMM is better |", "|---|---|---|---|"]
-    for structure, sparsity in sorted(HIGH):
-        by = {
-            (r["method"], r["seed"]): r["pruned"]
-            for r in results
-            if (r["structure"], r["sparsity"]) == (structure, sparsity)
-        }
-        for method in [name for name in METHODS if name != "admm"]:
-            both = [seed for name, seed in by if name == "admm" and (method, seed) in by]
-            gains = [by["admm", seed] - by[method, seed] for seed in both]
-            if not gains:
+    lines = ["| removed | minus | difference of accuracy % | ADMM better, equal, worse | p |", "|---|---|---|---|---|"]
+    for structure, sparsities in SEEDS.items():
+        for sparsity in sparsities:
+            if sparsity < HIGH:
                 continue
-            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-            better = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
-            lines.append(
-                f"| {sparsity:.1%} of the {structure}s | {METHODS[method]} | "
-                f"{statistics.mean(gains):+.2f} ± {error:.2f} | {better} |"
-            )
+            by = {
+                (r["method"], r["seed"]): r["pruned"]
+                for r in results
+                if (r["structure"], r["sparsity"]) == (structure, sparsity)
+            }
+            for method in [name for name in METHODS if name != "admm"]:
+                both = [seed for name, seed in by if name == "admm" and (method, seed) in by]
+                gains = [by["admm", seed] - by[method, seed] for seed in both]
+                if len(gains) < 2:
+                    continue
+                error = statistics.stdev(gains) / len(gains) ** 0.5
+                counts = (sum(gain > 0 for gain in gains), gains.count(0.0), sum(gain < 0 for gain in gains))
+                lines.append(
+                    f"| {percent(sparsity)} of the {structure}s | {METHODS[method]} | "
+                    f"{statistics.mean(gains):+.2f} ± {error:.2f} | {', '.join(map(str, counts))} | "
+                    f"{sign_flip_p(gains):.3f} |"
+                )
     return "\n".join(lines)
 
 
@@ -297,10 +335,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(SPARSITIES), figsize=(9, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(SEEDS), figsize=(9, 3.6), layout="constrained")
     dense = statistics.mean({(r["seed"], r["dense"]): r["dense"] for r in results}.values())
-    for axis, structure in zip(axes, SPARSITIES, strict=True):
-        for (method, label), marker in zip(METHODS.items(), "sod^", strict=True):
+    for axis, structure in zip(axes, SEEDS, strict=True):
+        for (method, label), marker in zip(METHODS.items(), "sodv^", strict=True):
             here = [r for r in results if r["structure"] == structure and r["method"] == method]
             if not here:
                 continue
@@ -314,7 +352,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 capsize=3,
                 label=label,
             )
-            axis.set_xticks(range(len(levels)), [f"{level:.1%}" for level in levels])
+            axis.set_xticks(range(len(levels)), [percent(level) for level in levels])
         axis.axhline(dense, color="gray", linestyle="--", linewidth=1, label="dense")
         axis.set(xlabel=f"{structure}s removed", ylabel="test accuracy %", title=f"{structure}s")
         axis.legend()
@@ -329,6 +367,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/admm_vs_magnitude"))
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, into the work folder: for parallel processes")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="likewise, only these")
+    parser.add_argument("--only", help="likewise, only names that begin so: filter-0.9375")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs, tables in the work folder only")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and plot of the runs there are")
     parser.add_argument("--validate", action="store_true", help="test on held-out training images, tables likewise")
@@ -337,18 +376,23 @@ def main() -> None:
     length = Length(2, 20) if arguments.quick else Length()
     work = arguments.work / ("quick" if arguments.quick else "folds" if arguments.validate else "full")
     out = work if arguments.quick or arguments.validate else arguments.out
+    recorded = recorded_runs(out / "results.json") if arguments.report else {}
     results = []
-    for case in cases(tuple(arguments.seeds) if arguments.seeds else SEEDS[:1] if arguments.quick else None):
+    for case in cases(arguments.seeds or ([0] if arguments.quick else None)):
         if arguments.methods and case.method not in arguments.methods:
             continue
+        if arguments.only and not case.key.startswith(arguments.only):
+            continue
         if arguments.report and not (work / f"{case.key}.json").exists():
+            if case in recorded:
+                results.append(recorded[case])
             continue
         result = run(case, length, work, arguments.validate)
         results.append(result)
         print(f"{case.key}: {result['pruned']:.2f} % ({result['seconds']:.0f} s)", flush=True)
-    if arguments.seeds or arguments.methods:
+    if arguments.seeds or arguments.methods or arguments.only:
         return
-    for structure, sparsities in SPARSITIES.items():
+    for structure, sparsities in SEEDS.items():
         for sparsity in sparsities:
             here = [r for r in results if (r["structure"], r["sparsity"]) == (structure, sparsity)]
             if len({r["kept_params"] for r in here}) > 1:
