@@ -1,18 +1,20 @@
-"""ADMM against one-shot and gradual magnitude pruning: same network, data, epochs, budget and ranking of the units.
+"""ADMM against one-shot and gradual magnitude pruning: same network, data, epochs and budget.
 
     python benchmarks/admm_vs_magnitude.py            # goes on where it was stopped; results are kept in runs/
     python benchmarks/admm_vs_magnitude.py --validate # on held-out training images: for choosing settings
-    python benchmarks/admm_vs_magnitude.py --report   # tables and plot of the runs in the results file and in runs/
+    python benchmarks/admm_vs_magnitude.py --report   # tables and plot of the results file, and of newer runs in runs/
     python benchmarks/admm_vs_magnitude.py --quick    # one seed, few epochs: shows that the script works
 
-Every method starts from the same dense network of its seed, removes exactly as many units of every layer, ranks them by
-the same norm and trains for EPOCHS epochs more, with settings of its own chosen on held-out training images:
+Every method starts from the same dense network of its seed, removes exactly as many units of every layer and trains for
+EPOCHS epochs more, with settings of its own chosen on held-out training images. Filters are removed as channels of the
+layers that read them.
 
     one-shot   prune, then train all epochs under the mask
-    gradual    prune in STEPS steps of the cubic schedule of Zhu and Gupta (1710.01878), then train under the mask
-    ADMM       filters: the same steps as rounds of ADMM: units leave in an epoch under the penalty, not in one cut;
-               columns: one round whose sparsity rises within the phase, the loss taken at the projection, so that
-               columns that were removed come back by their gradient
+    gradual    prune in steps of the cubic schedule of Zhu and Gupta (1710.01878), then train under the mask
+    gradual, 6 cuts
+               of filters, the same with fewer steps; "by filters" ranks them by themselves instead of their readers
+    ADMM       one round whose sparsity rises within the phase, the loss taken at the projection, so that what was
+               removed can come back by its gradient
     ADMM, no return
                of columns, the same with a penalty so great that next to nothing comes back: what returning gains
 """
@@ -24,6 +26,7 @@ import itertools
 import json
 import operator
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import Any
 
 import torch
 
+from structadmm.errors import UserError
 from structadmm.files import atomic_path, read_json, write_json, write_text
 from structadmm.graph import trace
 from structadmm.progress import SilentReporter
@@ -50,27 +54,32 @@ MODEL: dict[str, Any] = {
 # Seeds, of which there are more where methods differ by little more than networks do.
 SEEDS = {
     "column": {0.8: 3, 0.9: 3, 0.95: 10, 0.98: 10},
-    "filter": {0.5: 3, 0.75: 3, 0.875: 10, 0.9375: 30},
+    "filter": {0.5: 3, 0.75: 3, 0.875: 10, 0.9375: 20},
 }
 # Those whose differences are given seed by seed.
 HIGH = 0.85
 METHODS = {
     "one-shot": "one-shot",
     "gradual": "gradual",
-    "gradual-channels": "gradual, channels",
+    "gradual-6": "gradual, 6 cuts",
+    "gradual-filters": "gradual, 6 cuts, by filters",
     "admm": "ADMM",
     "no-return": "ADMM, no return",
 }
-# By structure and method, where not everywhere.
-ONLY = {"gradual-channels": ("filter", HIGH), "no-return": ("column", HIGH)}
+# Methods that are not run everywhere: structure, least sparsity, seeds.
+ONLY = {
+    "gradual-6": ("filter", 0.9375, 12),
+    "gradual-filters": ("filter", 0.9375, 12),
+    "no-return": ("column", 0.95, 5),
+}
 DENSE_EPOCHS = 12
 EPOCHS = 40
-# Of EPOCHS, those before the last cut.
-BEFORE = 12
-STEPS = 6
+# Of gradual pruning: how many cuts, and how many of EPOCHS come before the last.
+CUTS = {"column": (6, 12), "filter": (12, 14)}
+SIX_CUTS = (6, 12)
 # Of all phases and methods.
 LR = 0.2
-# What ADMM and "gradual, channels" rank by: removing a channel of the layers that read it removes the filter, too.
+# What units are ranked by: removing a channel of the layers that read it removes the filter, too.
 UNIT = {"column": "column", "filter": "channel"}
 ADMM = {"penalise": "removed", "loss_at": "projection", "rho_growth": 1.0, "update_every": 1}
 RHO = {("column", "admm"): 0.1, ("column", "no-return"): 2.0, ("filter", "admm"): 0.3}
@@ -102,11 +111,6 @@ class Length:
     dense: int = DENSE_EPOCHS
     pruning: int = EPOCHS
 
-    @property
-    def before(self) -> int:
-        """Epochs before the last cut."""
-        return self.share(BEFORE)
-
     def share(self, epochs: int) -> int:
         """As many of this run's epochs as `epochs` are of EPOCHS."""
         return epochs * self.pruning // EPOCHS
@@ -134,8 +138,8 @@ def cases(seeds: Sequence[int] | None = None) -> Iterator[Case]:
         for sparsity, count in reversed(sparsities.items()):
             for seed in range(count) if seeds is None else seeds:
                 for method in METHODS:
-                    place, least = ONLY.get(method, (structure, 0.0))
-                    if place == structure and sparsity >= least:
+                    place, least, most = ONLY.get(method, (structure, 0.0, count))
+                    if place == structure and sparsity >= least and seed < most:
                         yield Case(structure, sparsity, method, seed)
 
 
@@ -150,7 +154,7 @@ def units(structure: str, sparsity: float) -> dict[str, tuple[int, int]]:
 
 def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     """The rounds of `[train]` that make the method."""
-    structure = case.structure if case.method in ("one-shot", "gradual") else UNIT[case.structure]
+    structure = "filter" if case.method == "gradual-filters" else UNIT[case.structure]
     rho = RHO.get((case.structure, case.method))
     if rho is not None:
         phase = length.share(PHASE[case.structure])
@@ -170,8 +174,9 @@ def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
     alive = {name: before for name, (before, _) in units(case.structure, case.sparsity).items()}
     final = {name: kept for name, (_, kept) in units(case.structure, case.sparsity).items()}
     goals = [final]
-    for step in range(STEPS - 1, 0, -1) if case.method != "one-shot" else ():
-        sparsity = case.sparsity * (1 - (1 - step / STEPS) ** 3)
+    cuts, before = {"one-shot": (1, 0), "gradual": CUTS[case.structure]}.get(case.method, SIX_CUTS)
+    for step in range(cuts - 1, 0, -1):
+        sparsity = case.sparsity * (1 - (1 - step / cuts) ** 3)
         goal = {name: max(final[name], keep_count(alive[name], sparsity)) for name in final}
         if goal not in (goals[0], alive):
             goals.insert(0, goal)
@@ -182,7 +187,7 @@ def rounds(case: Case, length: Length) -> list[dict[str, Any]]:
         course: dict[str, Any] = {"retrain_epochs": length.pruning - spent, "retrain_lr": LR}
         if number < len(goals):
             # The first cut is at once and the last after `before` epochs: one interval less than cuts.
-            epochs = share(length.before, number, len(goals) - 1)
+            epochs = share(length.share(before), number, len(goals) - 1)
             course = {"retrain_epochs": epochs, "retrain_lr": LR, "retrain_schedule": "constant"}
             spent += epochs
         rates = {name: 1 - goal[name] / current[name] for name in final if goal[name] < current[name]}
@@ -255,12 +260,25 @@ def run(case: Case, length: Length, work: Path, validate: bool) -> dict[str, Any
     return result
 
 
-def recorded_runs(path: Path) -> dict[Case, dict[str, Any]]:
-    """The runs of a results file."""
+def chosen_settings(length: Length) -> dict[str, Any]:
+    """What runs must have in common to stand in one table."""
+    rho = {"-".join(key): value for key, value in RHO.items()}
+    pruning = {"lr": LR, "cuts": CUTS, "admm": ADMM, "rho": rho, "ramp": RAMP, "phase": PHASE}
+    return {"length": asdict(length), "model": MODEL, **pruning}
+
+
+def recorded_runs(path: Path, length: Length) -> dict[Case, dict[str, Any]]:
+    """The runs of a results file.
+
+    Raises:
+        UserError: they were made with other settings.
+    """
     if not path.exists():
         return {}
-    runs = read_json(path, schema=1)["runs"]
-    return {Case(r["structure"], r["sparsity"], r["method"], r["seed"]): r for r in runs}
+    record = read_json(path, schema=1)
+    if record.get("settings") != chosen_settings(length):
+        raise UserError(f"{path} was made with other settings than this script's: run it without --report")
+    return {Case(r["structure"], r["sparsity"], r["method"], r["seed"]): r for r in record["runs"]}
 
 
 def percent(fraction: float) -> str:
@@ -299,7 +317,8 @@ def sign_flip_p(gains: list[float]) -> float:
     # Accuracies are ratios of counts: equal sums must not differ by rounding.
     least = abs(sum(gains)) - 1e-9
     flips = itertools.product((-1, 1), repeat=len(gains))
-    return sum(abs(sum(map(operator.mul, signs, gains))) >= least for signs in flips) / 2 ** len(gains)
+    extreme = sum(abs(sum(map(operator.mul, signs, gains))) >= least for signs in flips)
+    return float(extreme / 2 ** len(gains))
 
 
 def paired(results: list[dict[str, Any]]) -> str:
@@ -338,7 +357,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(SEEDS), figsize=(9, 3.6), layout="constrained")
     dense = statistics.mean({(r["seed"], r["dense"]): r["dense"] for r in results}.values())
     for axis, structure in zip(axes, SEEDS, strict=True):
-        for (method, label), marker in zip(METHODS.items(), "sodv^", strict=True):
+        for (method, label), marker in zip(METHODS.items(), "sodvx^", strict=True):
             here = [r for r in results if r["structure"] == structure and r["method"] == method]
             if not here:
                 continue
@@ -376,7 +395,7 @@ def main() -> None:
     length = Length(2, 20) if arguments.quick else Length()
     work = arguments.work / ("quick" if arguments.quick else "folds" if arguments.validate else "full")
     out = work if arguments.quick or arguments.validate else arguments.out
-    recorded = recorded_runs(out / "results.json") if arguments.report else {}
+    recorded = recorded_runs(out / "results.json", length) if arguments.report else {}
     results = []
     for case in cases(arguments.seeds or ([0] if arguments.quick else None)):
         if arguments.methods and case.method not in arguments.methods:
@@ -397,7 +416,9 @@ def main() -> None:
             here = [r for r in results if (r["structure"], r["sparsity"]) == (structure, sparsity)]
             if len({r["kept_params"] for r in here}) > 1:
                 raise AssertionError(f"{structure} {sparsity}: the methods kept {[r['kept_params'] for r in here]}")
-    write_json(out / "results.json", {"schema": 1, "length": asdict(length), "model": MODEL, "runs": results})
+    if not results:
+        raise UserError(f"no run in {work} or {out / 'results.json'}: start without --report")
+    write_json(out / "results.json", {"schema": 1, "settings": chosen_settings(length), "runs": results})
     tables = table(results) + "\n\n" + paired(results) + "\n"
     write_text(out / "table.md", tables)
     plot(results, out / "accuracy.svg")
@@ -405,4 +426,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"admm_vs_magnitude: {error}")

@@ -147,7 +147,7 @@ class RoundConfig(_Section):
             others are free to make up for it (docs/training.md).
         loss_at: where the ADMM phase takes the loss: at the `weights`, as ADMM is written, or at their `projection`, so
             that what stays is trained as the network to come and units return by their gradient (docs/training.md).
-            The latter with `penalise = "removed"`, and not for filters.
+            The latter with `penalise = "removed"`; `channel`, which removes filters as well, in place of `filter`.
         rho: initial penalty weight.
         rho_layers: penalty weight of layers that a name pattern matches, instead of `rho`.
         rho_growth: factor on rho at each update of Z and U.
@@ -202,7 +202,9 @@ class RoundConfig(_Section):
         if self.loss_at == "projection" and self.penalise != "removed":
             raise ValueError('loss_at="projection" pulls on what is removed alone: add penalise = "removed"')
         if self.loss_at == "projection" and self.structure == "filter":
-            raise ValueError('a filter that is gone has no gradient to return by: loss_at="weights" is for filters')
+            raise ValueError(
+                'a filter that is gone has no gradient to return by: structure="channel" removes filters, too'
+            )
         if self.ramp_epochs > self.admm_epochs:
             raise ValueError(
                 f"ramp_epochs={self.ramp_epochs} must fit in admm_epochs={self.admm_epochs}: shorten the ramp"

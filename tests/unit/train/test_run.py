@@ -345,8 +345,11 @@ def test_every_way_of_training_keeps_masked_weights_at_zero_and_resumes(
         assert not pruned[name][~mask].any()
 
 
-def test_a_phase_with_the_loss_at_the_projection_trains_and_tests_the_network_to_come(tmp_path: Path) -> None:
-    whole = {**RETURN, "ramp_epochs": 0, "retrain_epochs": 0, "admm_epochs": 3}
+@pytest.mark.parametrize("structure", ["column", "channel"])
+def test_a_phase_with_the_loss_at_the_projection_trains_and_tests_the_network_to_come(
+    tmp_path: Path, structure: str
+) -> None:
+    whole = {**RETURN, "structure": structure, "ramp_epochs": 0, "retrain_epochs": 0, "admm_epochs": 3}
     tests = {}
     for place in ("projection", "weights"):
         run_train(tiny.config(rounds=[{**whole, "loss_at": place}]), tmp_path / place, SilentReporter())
