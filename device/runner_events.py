@@ -48,6 +48,7 @@ class DeviceInfo(Event):
     fp16: bool
     perf_hint: bool
     priority_hint: bool
+    image_max_buffer: int = 0
     recordable_queues: bool = False
     extensions: str
 

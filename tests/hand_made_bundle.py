@@ -47,6 +47,14 @@ def write_files(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
+REVERSE_ADD = """
+__kernel void reverse_add(__read_only image1d_buffer_t x, __read_only image1d_buffer_t w, __global float4 *y, int texels) {
+  int i = get_global_id(0);
+  y[i] = read_imagef(x, texels - 1 - i).wzyx + read_imagef(w, i);
+}
+"""
+
+
 @dataclass(frozen=True)
 class Program:
     source: str
@@ -141,4 +149,39 @@ def part_files() -> dict[str, bytes]:
             "launch 1 relu 1 256 0 0 0 over 2 m4 m5",
         ],
         version=2,
+    )
+
+
+def image_of_buffer_files() -> dict[str, bytes]:
+    """Images of a part, of a whole buffer and of a constant, and a part that is overwritten after it was read."""
+    x = np.round(np.random.default_rng(0).standard_normal(512, dtype=np.float32) * 8) / np.float32(8)
+    w = np.arange(512, dtype=np.float32)
+    first = x + w  # part 2, read through image 6
+    second = first[:256][::-1] + w[:256]  # buffer 4, read through image 7
+    last = second[:240][::-1] + w[:240]
+    return bundle_files(
+        [
+            "buffer 0 8192",
+            "part 1 0 0 2048",
+            "part 2 0 2048 2048",
+            "part 3 0 2560 1024",
+            "buffer 4 1024",
+            "constant 5 2048 0",
+            "image1d_buffer 6 2 128 rgba_float",
+            "image1d_buffer 7 4 60 rgba_float",
+            "image1d_buffer 8 5 128 rgba_float",
+            "input 1 float32 1 512 x",
+            "output 3 float32 1 240 y",
+        ],
+        [Program(SCALE_ADD), Program(REVERSE_ADD)],
+        [x],
+        [last.astype(np.float32)],
+        weights=w.tobytes(),
+        tolerance=0,
+        launches=[
+            "launch 0 scale_add 1 512 0 0 0 write 5 m1 m5 m2 f1.0 i0",
+            "launch 1 reverse_add 1 64 0 0 0 part 4 m6 m8 m4 i64",
+            "launch 1 reverse_add 1 60 0 0 0 whole 4 m7 m8 m3 i60",
+        ],
+        version=3,
     )

@@ -11,11 +11,14 @@ import numpy as np
 from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
     CONSTANT_ALIGNMENT,
+    IMAGE_FORMATS,
     Buffer,
     Constant,
     ConstantImage2d,
     Endpoint,
+    Image1dBuffer,
     Image2d,
+    ImageFormat,
     Launch,
     LaunchPlan,
     Memory,
@@ -24,7 +27,7 @@ from tvm_build.launch_plan import (
     Program,
     valid_name,
 )
-from tvm_build.lowered import External, LoweredNetwork
+from tvm_build.lowered import External, KernelLaunch, LoweredNetwork
 from tvm_build.memory_check import check_memory
 from tvm_build.memory_plan import ImageRow, MemoryPlan, largest_live_bytes, lives, plan_memory
 from tvm_build.network import Array
@@ -79,6 +82,20 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
             memory.append(weights.add(data, row))
         identity[name] = by_content[key]
     kernels, programs, program_of = _programs(lowered)
+    viewed: dict[Image1dBuffer, int] = {}
+    read_as_image: set[tuple[str, int]] = set()
+
+    def argument(name: str, launch: KernelLaunch) -> MemoryArgument:
+        number = identity[name]
+        if name not in launch.views:
+            return MemoryArgument(number)
+        view = image_of_buffer(number, lowered.sizes[name], launch.views[name])
+        if view not in viewed:
+            viewed[view] = len(memory)
+            memory.append(view)
+        read_as_image.add((name, viewed[view]))
+        return MemoryArgument(viewed[view])
+
     launches = tuple(
         Launch(
             program=program_of[launch.kernel.name],
@@ -88,7 +105,7 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
             flops=launch.flops,
             bytes=launch.bytes,
             layer=valid_name(launch.layer),
-            arguments=tuple(MemoryArgument(identity[name]) for name in launch.arguments),
+            arguments=tuple(argument(name, launch) for name in launch.arguments),
         )
         for launch in lowered.launches
     )
@@ -104,7 +121,7 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
         launches=launches,
     )
     plan.check()
-    check_memory(plan.memory, identity, lowered.sizes, accesses, inputs, outputs, lowered.images)
+    check_memory(plan.memory, identity, lowered.sizes, accesses, inputs, outputs, lowered.images, read_as_image)
     return Assembly(plan, kernels, bytes(weights.data), memory_plan.total_bytes, largest_live_bytes(alive))
 
 
@@ -145,11 +162,21 @@ class ConstantData:
         return ConstantImage2d(row.width, size // row.size, row.format, offset)
 
 
+def image_of_buffer(number: int, size: int, texels: ImageFormat) -> Image1dBuffer:
+    """The first `size` bytes of the memory object `number`, to be read as an image."""
+    return Image1dBuffer(number, size // IMAGE_FORMATS[texels], texels)
+
+
+def texel_format(parameter: Parameter) -> ImageFormat:
+    """What a texel of a parameter is that is read as an image."""
+    return "rgba_half" if parameter.scalar == "float16" else "rgba_float"
+
+
 def image_row(parameter: Parameter) -> ImageRow | None:
     """What a row of a kernel's parameter is, if that is an image."""
     if parameter.memory != "image":
         return None
-    return ImageRow(parameter.width, "rgba_half" if parameter.scalar == "float16" else "rgba_float")
+    return ImageRow(parameter.width, texel_format(parameter))
 
 
 def _little_endian(array: Array) -> bytes:

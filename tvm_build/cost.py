@@ -9,8 +9,8 @@ three quarters of the longest of them:
   Work-items of a wave that read the same weight may share one transaction; nothing public says whether they do, so
   nothing is taken off for it. A load with a predicate, where a window reaches over the edge, counts as one and a half,
   which is what folding the padding into the loads cost in TVM's former Adreno schedules;
-- its reads of images, which have a cache and a path of their own, and need no predicate. Weights in constant memory,
-  which only schedules that fit into it have, cost nothing;
+- its reads of images, which have a cache and a path of their own, and need no predicate, unless they are images of
+  buffers. Weights in constant memory, which only schedules that fit into it have, cost nothing;
 - the bytes that must come from memory at least once.
 
 All but the last are stretched where the launch has too few waves to keep every core busy or needs so many registers
@@ -113,8 +113,8 @@ class KernelCost:
 class _Work:
     """What one work-item does, and how many there are.
 
-    `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images. What
-    comes from constant memory is not counted. `short_sums` are vectors of half, in half arithmetic, that are converted
+    `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images, those of
+    buffers included; `predicated_texels` of these ask first. What comes from constant memory is not counted. `short_sums` are vectors of half, in half arithmetic, that are converted
     and added to float32 ones. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the
     accumulators on a CPU.
     """
@@ -134,6 +134,7 @@ class _Work:
     memory_bytes: int
     texels: float = 0.0
     predicated: float = 0.0
+    predicated_texels: float = 0.0
     item_bytes: int = 4
     half_arithmetic: bool = False
     short_sums: float = 0.0
@@ -234,9 +235,10 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     groups = grid.groups[0] * grid.groups[1]
     group_items = grid.local[0] * grid.local[1] * grid.local[2]
     accumulators = schedule.rows * schedule.pixels * schedule.vectors
-    macs = short_sums = narrow = predicated = spreads = 0.0
+    macs = short_sums = narrow = spreads = 0.0
     # Reads of weights, inputs and the rest by where they lie.
-    reads: dict[Memory, float] = {"buffer": 0.0, "image": 0.0, "constant": 0.0}
+    reads: dict[Memory, float] = {"buffer": 0.0, "view": 0.0, "image": 0.0, "constant": 0.0}
+    predicated: dict[Memory, float] = {"buffer": 0.0, "view": 0.0, "image": 0.0}
     inputs_held = weight_bytes = input_bytes = 0
     for source in (op, op.shortcut):
         if source is None:
@@ -244,7 +246,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         kh, kw = source.kernel
         macs_before = macs
         place = memory_of(source, "input0")
-        edges = _edges(source, schedule) if place == "buffer" else 0.0
+        edges = _edges(source, schedule) if place != "image" else 0.0
         shared = {p * source.stride[1] + kx * source.dilation[1] for p in range(schedule.pixels) for kx in range(kw)}
         if source.columns is not None:
             columns = list_entries(source, schedule.gather).columns
@@ -275,7 +277,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
             spreads += (macs - macs_before) / schedule.vectors
         reads[schedule.weights] += weight_reads
         reads[place] += input_reads
-        predicated += input_reads * edges
+        predicated[place] += input_reads * edges
         weight_bytes += source.filter_sets * weights * schedule.tile_channels * tiling.channel_tiles * 4
         input_bytes += source.batch * blocks(source.in_channels) * source.in_height * source.in_width * 16
     per_vector = schedule.lanes // 4
@@ -294,8 +296,9 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         vector_macs=macs / schedule.split,
         short_sums=short_sums / schedule.split,
         loads=reads["buffer"] / schedule.split,
-        texels=reads["image"] / schedule.split,
-        predicated=predicated / schedule.split,
+        texels=(reads["image"] + reads["view"]) / schedule.split,
+        predicated=predicated["buffer"] / schedule.split,
+        predicated_texels=predicated["view"] / schedule.split,
         narrow_loads=narrow / schedule.split,
         lanes=schedule.lanes,
         accumulators=accumulators,
@@ -329,12 +332,13 @@ def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
     pooled = op.input_is_c4 and op.pooled_pixels > 1
     pooling = in_blocks * op.pooled_pixels / (tiles * schedule.split) if pooled else 0.0
     steps = in_blocks / schedule.split
+    as_texels = memory_of(op, "input0") != "buffer"
     return _Work(
         items=items,
         groups=groups,
         vector_macs=steps * 4,
-        loads=(0 if schedule.weights == "image" else steps * 4) + (0 if op.images else steps + pooling),
-        texels=(steps * 4 if schedule.weights == "image" else 0) + (steps + pooling if op.images else 0),
+        loads=(0 if schedule.weights == "image" else steps * 4) + (0 if as_texels else steps + pooling),
+        texels=(steps * 4 if schedule.weights == "image" else 0) + (steps + pooling if as_texels else 0),
         narrow_loads=0.0,
         lanes=schedule.lanes,
         accumulators=1,
@@ -409,7 +413,8 @@ def _transform(op: WinogradInput | WinogradOutput, schedule: TransformSchedule) 
     # Reads of the image are of single vectors; those of elements, and all arithmetic, of as many as the tiles have.
     across = schedule.tiles
     residual = stores if isinstance(op, WinogradOutput) and op.has_residual else 0
-    texels = (reads if "input0" in op.images else 0) + (residual if "residual" in op.images else 0)
+    place = memory_of(op, "input0")
+    texels = (0 if place == "buffer" else reads) + (0 if memory_of(op, "residual") == "buffer" else residual)
     narrow, wide = (reads, stores) if isinstance(op, WinogradInput) else (stores + residual, reads)
     image_vectors = op.batch * blocks(op.channels) * pixels
     return _Work(
@@ -419,7 +424,8 @@ def _transform(op: WinogradInput | WinogradOutput, schedule: TransformSchedule) 
         loads=narrow + wide / across - texels,
         texels=texels,
         narrow_loads=0.0,
-        predicated=0.0 if "input0" in op.images else predicated,
+        predicated=predicated if place == "buffer" else 0.0,
+        predicated_texels=predicated if place == "view" else 0.0,
         lanes=4 * across,
         accumulators=accumulators,
         spreads=0.0,
@@ -432,7 +438,7 @@ def _transform(op: WinogradInput | WinogradOutput, schedule: TransformSchedule) 
 
 
 def _share_of_images(op: Operator) -> float:
-    """Share of an operator's inputs that lie in images."""
+    """Share of an operator's inputs that it reads as images."""
     match op:
         case ConcatChannels():
             inputs = len(op.channels)
@@ -440,7 +446,7 @@ def _share_of_images(op: Operator) -> float:
             inputs = 1 if op.operator == "copy" else 2
         case _:
             inputs = 1
-    return sum(role.startswith("input") for role in op.images) / inputs
+    return sum(role.startswith("input") for role in (*op.images, *op.views)) / inputs
 
 
 def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
@@ -455,11 +461,12 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
     vector_bytes = 4 * work.item_bytes
     loads = (work.loads + work.predicated * (_PREDICATED_LOAD - 1)) * (work.lanes // 4) + work.narrow_loads
     load_bytes = loads * vector_bytes * padded + work.local_bytes
+    texels = work.texels + work.predicated_texels * (_PREDICATED_LOAD - 1)
     peak = gpu.gflops_fp16 if work.half_arithmetic else gpu.gflops_fp32
     parts = {
         "arithmetic": flops / (peak * gpu.efficiency * 1e3) / fill,
         "loads": load_bytes / (gpu.l2_gb_s * 1e3) / fill,
-        "images": work.texels * vector_bytes * padded / (gpu.texture_gb_s * 1e3) / fill,
+        "images": texels * vector_bytes * padded / (gpu.texture_gb_s * 1e3) / fill,
         "memory": work.memory_bytes / (gpu.dram_gb_s * 1e3),
     }
     barrier = _SPLIT_BARRIER_US if work.local_bytes else 0.0

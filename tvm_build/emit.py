@@ -123,7 +123,7 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
     """Turn pointers into images and `__constant` pointers: TVM knows global memory alone.
 
     Args:
-        source: one kernel in which images are pointers that only `texel` and its like are called with.
+        source: one kernel in which images and views are pointers that only `texel` and its like are called with.
         placed: what `MEMORY_ATTRIBUTE` says of the parameters.
     """
     if not placed:
@@ -134,7 +134,9 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
         raise InvariantError("expected a kernel whose first brace opens its body")
     for name, memory in placed.items():
         pointer = re.compile(rf"__global (\w+)\* restrict {name}_ptr\b")
-        if memory == "image":
+        if memory == "view":
+            head, found = pointer.subn(f"__read_only image1d_buffer_t {name}_ptr", head)
+        elif memory == "image":
             written = re.search(rf"\bset_texel(_half)?\({name}_ptr,", body) is not None
             head, found = pointer.subn(f"__{'write' if written else 'read'}_only image2d_t {name}_ptr", head)
         else:
@@ -145,6 +147,8 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
             raise InvariantError(f"expected one pointer {name}_ptr, got {found}")
     prelude = _TEXELS if "image" in placed.values() else ""
     prelude += _HALF_TEXELS if "texel_half(" in body else ""
+    prelude += _VIEW_TEXELS if "texel_at(" in body else ""
+    prelude += _HALF_VIEW_TEXELS if "texel_half_at(" in body else ""
     return prelude + head + "{" + body
 
 
@@ -160,6 +164,17 @@ _HALF_TEXELS = """\
 #ifndef texel_half
 #define texel_half(image, x, y) read_imageh(image, zero_outside, (int2)(x, y))
 #define set_texel_half(image, x, y, value) write_imageh(image, (int2)(x, y), value)
+#endif
+"""
+# An image of a buffer has no sampler: what lies outside of it must not be read.
+_VIEW_TEXELS = """\
+#ifndef texel_at
+#define texel_at(image, x) read_imagef(image, x)
+#endif
+"""
+_HALF_VIEW_TEXELS = """\
+#ifndef texel_half_at
+#define texel_half_at(image, x) read_imageh(image, x)
 #endif
 """
 

@@ -30,6 +30,7 @@ class Gpu:
         local_bytes: local memory of a work-group.
         max_work_group: work-items of a work-group that every kernel may have.
         image_max: texels of an image's width and height that every driver of this GPU takes.
+        image_buffer_max: texels of an image of a buffer.
         constant_bytes: constants of a kernel up to this size are held beside the arithmetic, and cost no load.
         memory: where C4 tensors and weights may lie: "auto" for images and constant memory where they pay, "buffer" for
             buffers alone, "image" for images wherever they fit.
@@ -54,6 +55,7 @@ class Gpu:
     local_bytes: int
     max_work_group: int
     image_max: int
+    image_buffer_max: int
     constant_bytes: int
     launch_us: float
     efficiency: float
@@ -71,7 +73,8 @@ def _adreno(
     GB/s and texture L1 192 GB/s at 585 MHz and 2 cores). Register files are 96 to 144 vec4 for 128 work-items,
     depending on who is asked; 24 leaves four waves with the smaller one. Six waves to hide latency and a fifth of the
     peak are inferred from what other engines reach. Launch overhead is not documented: 20 us is what people report for
-    live enqueues. Images are up to 16384 texels wide and high on all of them. Their small file of constants (4 KB on
+    live enqueues. Images are up to 16384 texels wide and high on all of them, images of buffers up to 2**27 texels
+    long by every `clinfo` that people posted, from the Adreno 505 to the 750. Their small file of constants (4 KB on
     A6xx, 8 KB from A7xx) is used to seven eighths, as other engines do: the driver keeps the kernel's arguments there.
     """
     scale = clock_mhz / 585 * cores / 2
@@ -91,6 +94,7 @@ def _adreno(
         local_bytes=32 * 1024,
         max_work_group=256,
         image_max=16384,
+        image_buffer_max=1 << 27,
         constant_bytes=0 if model < 600 else 3584 if model < 700 else 7168,
         launch_us=20.0,
         efficiency=0.2,
@@ -147,6 +151,7 @@ _GPUS = (
         local_bytes=32 * 1024,
         max_work_group=256,
         image_max=8192,
+        image_buffer_max=1 << 24,
         constant_bytes=0,
         launch_us=4.0,
         efficiency=0.5,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_row
+from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_of_buffer, image_row, texel_format
 from tvm_build.bundle import Bundle, write_bundle
 from tvm_build.emit import emit_opencl
 from tvm_build.gpu import Gpu
@@ -113,6 +113,8 @@ def write_kernel_bundle(path: Path, cases: Sequence[KernelCase], gpu: Gpu, preci
 
     def constant(array: Array, parameter: Parameter) -> MemoryArgument:
         memory.append(weights.add(np.ascontiguousarray(array).tobytes(), image_row(parameter)))
+        if parameter.memory == "view":
+            memory.append(image_of_buffer(len(memory) - 1, array.nbytes, texel_format(parameter)))
         return MemoryArgument(len(memory) - 1)
 
     def launch(built: BuiltKernel, layer: str, memory_of: Callable[[str], MemoryArgument]) -> None:

@@ -90,7 +90,21 @@ class ConstantImage2d:
         return self.width * self.height * IMAGE_FORMATS[self.format]
 
 
-Memory = Buffer | Part | Constant | Image2d | Image2dArray | ConstantImage2d
+@dataclass(frozen=True)
+class Image1dBuffer:
+    """The first `width` texels of the buffer, part or constant with the number `buffer`, to be read as an image."""
+
+    buffer: int
+    width: int
+    format: ImageFormat
+
+    @property
+    def size(self) -> int:
+        """Bytes of the texels, which are those of `buffer`."""
+        return self.width * IMAGE_FORMATS[self.format]
+
+
+Memory = Buffer | Part | Constant | Image2d | Image2dArray | ConstantImage2d | Image1dBuffer
 
 
 @dataclass(frozen=True)
@@ -195,6 +209,8 @@ class LaunchPlan:
             _check_memory(number, memory)
             if isinstance(memory, Part):
                 self._check_part(number, memory)
+            elif isinstance(memory, Image1dBuffer):
+                self._check_view(number, memory)
         for endpoint in (*self.inputs, *self.outputs):
             self._check_endpoint(endpoint)
         for samples, endpoints in ((self.sample_inputs, self.inputs), (self.sample_outputs, self.outputs)):
@@ -219,6 +235,14 @@ class LaunchPlan:
         _require(part.offset >= 0 and part.offset % PART_ALIGNMENT == 0, f"{about}: offset {part.offset}")
         _require(part.offset + part.size <= buffer.size, f"{about}: ends beyond memory object {part.buffer}")
 
+    def _check_view(self, number: int, view: Image1dBuffer) -> None:
+        about = f"memory object {number}"
+        _require(0 <= view.buffer < number, f"{about}: image of memory object {view.buffer}")
+        source = self.memory[view.buffer]
+        plain = isinstance(source, Buffer | Part | Constant)
+        _require(plain, f"{about}: image of memory object {view.buffer}, which is no buffer")
+        _require(view.size <= source.size, f"{about}: more texels than memory object {view.buffer} has")
+
     def share_bytes(self, one: int, other: int) -> bool:
         """Whether two different memory objects have a byte in common."""
         (owner, start, end), (owner2, start2, end2) = self._extent(one), self._extent(other)
@@ -227,6 +251,9 @@ class LaunchPlan:
     def _extent(self, number: int) -> tuple[int, int, int]:
         """The object that is allocated, and the bytes of it [start, end)."""
         memory = self.memory[number]
+        if isinstance(memory, Image1dBuffer):
+            owner, start, _ = self._extent(memory.buffer)
+            return owner, start, start + memory.size
         if isinstance(memory, Part):
             return memory.buffer, memory.offset, memory.offset + memory.size
         return number, 0, memory.size
@@ -269,6 +296,8 @@ def _check_memory(number: int, memory: Memory) -> None:
     about = f"memory object {number}"
     if isinstance(memory, Buffer | Part | Constant):
         _require(memory.size > 0, f"{about} is empty")
+    elif isinstance(memory, Image1dBuffer):
+        _require(memory.width > 0 and memory.format in IMAGE_FORMATS, f"{about}: image")
     else:
         _require(memory.width > 0 and memory.height > 0 and memory.format in IMAGE_FORMATS, f"{about}: image")
     if isinstance(memory, Image2dArray):

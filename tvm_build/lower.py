@@ -11,12 +11,13 @@ import numpy as np
 
 from structadmm.errors import InvariantError
 from structadmm.progress import Reporter
-from tvm_build.assemble import image_row
+from tvm_build.assemble import image_row, texel_format
 from tvm_build.cost import estimate
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import build_kernel
 from tvm_build.kernels.space import why_no_weight_image
+from tvm_build.launch_plan import ImageFormat
 from tvm_build.lowered import External, KernelLaunch, LoweredNetwork, deduplicate
 from tvm_build.memory_plan import ImageRow
 from tvm_build.network import Array, Generic, Network, Node, Port, View
@@ -120,11 +121,14 @@ class _Lowering:
         tensors = {role: self._home(name) for role, name in roles(node).items()}
         cost = estimate(op, built.schedule, self.gpu, self.precision)
         arguments = []
+        views: dict[str, ImageFormat] = {}
         for parameter in kernel.arguments:
             role = built.roles[parameter]
             kind, _, constant = role.partition(":")
             name = self._constant(built.constants[constant]) if kind == "constant" else tensors[role]
             self._place(name, image_row(built.parameters[parameter]), node)
+            if built.parameters[parameter].memory == "view":
+                views[name] = texel_format(built.parameters[parameter])
             arguments.append(name)
         self.launches.append(
             KernelLaunch(
@@ -141,6 +145,7 @@ class _Lowering:
                 memory=where_it_lies(op, built.schedule),
                 form=form_of_launch(op),
                 fallbacks=self._fallbacks(node, built.schedule),
+                views=views,
             )
         )
 

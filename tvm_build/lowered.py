@@ -10,6 +10,7 @@ from typing import Any
 from structadmm.errors import InvariantError
 from tvm_build.cost import KernelCost
 from tvm_build.emit import OpenClKernel
+from tvm_build.launch_plan import ImageFormat
 from tvm_build.memory_plan import ImageRow
 from tvm_build.network import Array
 
@@ -22,6 +23,7 @@ class KernelLaunch:
         kernel: what runs.
         arguments: a tensor's or constant's name for each kernel argument, in OpenCL order.
         writes: those of `arguments` that the kernel writes.
+        views: those of `arguments` that lie in buffers and that the kernel reads as images, with their format.
         flops: floating-point operations it must do at the least.
         bytes: memory traffic if everything is read or written once.
         layer: the source network's name for it.
@@ -47,6 +49,7 @@ class KernelLaunch:
     memory: str = ""
     form: str = ""
     fallbacks: tuple[str, ...] = ()
+    views: Mapping[str, ImageFormat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

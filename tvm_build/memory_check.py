@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from structadmm.errors import InvariantError
-from tvm_build.launch_plan import Buffer, Image2d, Memory, Part
+from tvm_build.launch_plan import Buffer, Image1dBuffer, Image2d, Memory, Part
 from tvm_build.memory_plan import ImageRow
 
 
@@ -23,6 +23,7 @@ def check_memory(
     inputs: Iterable[str] = (),
     outputs: Iterable[str] = (),
     rows: Mapping[str, ImageRow] | None = None,
+    read_as_image: Iterable[tuple[str, int]] = (),
 ) -> None:
     """Prove that each tensor fits where it lies, and is not overwritten between the launches that touch it.
 
@@ -37,10 +38,19 @@ def check_memory(
         inputs: there before the first launch, and kept to the end: a plan can be run again.
         outputs: read after the last launch.
         rows: of the tensors that lie in images.
+        read_as_image: tensors in buffers, each with the number of an image that a launch reads it through.
 
     Raises:
-        InvariantError: a tensor does not fit, is overwritten while it is needed, or lies in the wrong kind of memory.
+        InvariantError: a tensor does not fit, is overwritten while it is needed, lies in the wrong kind of memory, or
+            is read through an image of something else.
     """
+    for name, number in read_as_image:
+        image = memory[number]
+        ours = isinstance(image, Image1dBuffer) and image.buffer == object_of.get(name) and image.size == sizes[name]
+        if not ours:
+            raise InvariantError(
+                f"tensor {name} of {sizes[name]} bytes in memory object {object_of.get(name)} is read through {image}"
+            )
     owners = _Owners()
     inputs = tuple(inputs)
     steps = [inputs, *map(tuple, accesses), (*inputs, *outputs)]

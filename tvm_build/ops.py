@@ -6,7 +6,7 @@ zero weights wherever they are read, so no channel count is a special case. Ever
 without a schedule of ours) is plain row-major.
 
 C4 tensors lie in buffers or in images. `images` of an operator names those in images by role, sorted: "input0",
-"input1", ..., "output", "residual".
+"input1", ..., "output", "residual". `views` names inputs that lie in buffers and are read as images of one dimension.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Conv2d:
     shortcut: Conv2d | None = None
     filter_sets: int = 1
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
     @property
     def out_height(self) -> int:
@@ -96,6 +97,7 @@ class Pool2d:
     dilation: tuple[int, int] = (1, 1)
     count_include_pad: bool = False
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Dense:
     input_is_c4: bool = False
     input_width: int = 1
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class GlobalAverage:
     height: int
     width: int
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Elementwise:
     activation: Activation = "none"
     broadcast_pixels: bool = False
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Pack:
     height: int
     width: int
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ class Unpack:
     height: int
     width: int
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ class ConcatChannels:
     height: int
     width: int
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,7 @@ class WinogradInput:
     out_width: int
     padding: tuple[int, int, int, int]
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
     @property
     def tiles_y(self) -> int:
@@ -222,6 +231,7 @@ class WinogradOutput:
     activation: Activation = "none"
     has_residual: bool = False
     images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
     @property
     def tiles_y(self) -> int:
@@ -248,15 +258,19 @@ Operator = (
 )
 
 
-def memory_of(op: Operator, role: str) -> Literal["buffer", "image"]:
-    """Where an operator's tensor lies."""
-    return "image" if role in op.images else "buffer"
+def memory_of(op: Operator, role: str) -> Literal["buffer", "image", "view"]:
+    """Where an operator's tensor lies, or how it reads one that lies in a buffer."""
+    return "image" if role in op.images else "view" if role in op.views else "buffer"
 
 
-def with_images(op: Operator, roles: Iterable[str]) -> Operator:
-    """`op` with the C4 tensors of these roles in images and all others in buffers."""
-    images = tuple(sorted(roles))
+def with_images(op: Operator, roles: Iterable[str], views: Iterable[str] = ()) -> Operator:
+    """`op` with the C4 tensors of these roles in images and all others in buffers, `views` of which it reads as images."""
+    images, views = tuple(sorted(roles)), tuple(sorted(views))
     if isinstance(op, Conv2d) and op.shortcut is not None:
-        shortcut = replace(op.shortcut, images=("input0",) if "input1" in images else ())
-        return replace(op, images=images, shortcut=shortcut)
-    return replace(op, images=images)
+        shortcut = replace(
+            op.shortcut,
+            images=("input0",) if "input1" in images else (),
+            views=("input0",) if "input1" in views else (),
+        )
+        return replace(op, images=images, views=views, shortcut=shortcut)
+    return replace(op, images=images, views=views)

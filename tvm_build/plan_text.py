@@ -15,6 +15,7 @@ from tvm_build.launch_plan import (
     ConstantImage2d,
     Endpoint,
     FloatArgument,
+    Image1dBuffer,
     Image2d,
     Image2dArray,
     IntArgument,
@@ -28,10 +29,20 @@ from tvm_build.launch_plan import (
     SampleOutput,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_LINE_BYTES = 4096
+# Numbers that follow the ID of a memory object.
+_NUMBERS = {
+    "buffer": 1,
+    "part": 3,
+    "constant": 2,
+    "image2d": 2,
+    "image2d_array": 3,
+    "constant_image2d": 3,
+    "image1d_buffer": 2,
+}
 # Lines that the first version did not have.
-_SINCE = {"part": 2}
+_SINCE = {"part": 2, "image1d_buffer": 3}
 
 
 def write_plan(plan: LaunchPlan) -> str:
@@ -88,6 +99,8 @@ def _memory_line(number: int, memory: Memory) -> str:
             return _join("image2d_array", number, memory.width, memory.height, memory.depth, memory.format)
         case ConstantImage2d():
             return _join("constant_image2d", number, memory.width, memory.height, memory.format, memory.offset)
+        case Image1dBuffer():
+            return _join("image1d_buffer", number, memory.buffer, memory.width, memory.format)
 
 
 def _launch_line(launch: Launch) -> str:
@@ -208,6 +221,7 @@ class _Reader:
             "image2d": ("memory", self._memory),
             "image2d_array": ("memory", self._memory),
             "constant_image2d": ("memory", self._memory),
+            "image1d_buffer": ("memory", self._memory),
             "input": ("input", self._endpoint),
             "output": ("output", self._endpoint),
             "sample input": ("sample input", self._sample),
@@ -237,7 +251,7 @@ class _Reader:
     def _memory(self) -> None:
         keyword, rest = self.fields[0], self.fields[1:]
         form: Sequence[str] = rest
-        if keyword in ("image2d", "image2d_array", "constant_image2d"):
+        if keyword in ("image2d", "image2d_array", "constant_image2d", "image1d_buffer"):
             position = 4 if keyword == "image2d_array" else 3
             if len(rest) <= position or rest[position] not in IMAGE_FORMATS:
                 raise self._error(f"expected a format among {', '.join(IMAGE_FORMATS)}")
@@ -246,9 +260,8 @@ class _Reader:
         if not numbers or numbers[0] != len(self.memory):
             raise self._error(f"expected memory ID {len(self.memory)}")
         values = numbers[1:]
-        expected = {"buffer": 1, "part": 3, "constant": 2, "image2d": 2, "image2d_array": 3, "constant_image2d": 3}
-        if len(values) != expected[keyword]:
-            raise self._error(f"expected {expected[keyword]} numbers after the ID, got {len(values)}")
+        if len(values) != _NUMBERS[keyword]:
+            raise self._error(f"expected {_NUMBERS[keyword]} numbers after the ID, got {len(values)}")
         image_format = next((field for field in rest if field in IMAGE_FORMATS), "rgba_float")
         memory: Memory
         if keyword == "buffer":
@@ -261,6 +274,8 @@ class _Reader:
             memory = Image2d(values[0], values[1], image_format)  # type: ignore[arg-type]
         elif keyword == "image2d_array":
             memory = Image2dArray(values[0], values[1], values[2], image_format)  # type: ignore[arg-type]
+        elif keyword == "image1d_buffer":
+            memory = Image1dBuffer(values[0], values[1], image_format)  # type: ignore[arg-type]
         else:
             memory = ConstantImage2d(values[0], values[1], image_format, values[2])  # type: ignore[arg-type]
         self.memory.append(memory)

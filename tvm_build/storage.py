@@ -1,90 +1,197 @@
-"""Which C4 tensors lie in images and which in buffers.
+"""Which C4 tensors lie in images and which in buffers, and which of the latter are read as images.
 
-On an Adreno, reads of images have a cache of their own, need no predicates beside the image and answer outside of it
-with zeros; but an image has a largest width and height, and a 1x1 convolution over buffers may cut a whole image into
-tiles as if it were one row. So each tensor is tried both ways, and the sum of what the cost model predicts for the
-launches that touch it decides. The weights' place is part of a launch's schedule.
+On an Adreno, reads of images have a cache of their own. A tensor has three ways to them:
+
+- an image of its own shape: no predicates beside it, for it answers outside of itself with zeros. But images share
+  memory only with images whose rows are equally wide, they have a largest width and height, and a 1x1 convolution over
+  buffers may cut a whole image into tiles as if it were one row;
+- a part of the arena that is read through an image of one dimension (a view): predicates as for a pointer, memory
+  shared with everything else. `image1d_buffer_t` is in OpenCL since 1.2, and what other engines take on Adreno where
+  memory counts;
+- a pointer, where the cache has enough to do with weights.
+
+Each tensor is tried both in an image and in the arena, each launch with views and without, and the sum of what the cost
+model predicts for the launches that touch it decides. Then as many of the images are kept as memory allows, those that
+save most first; the others become views. The weights' place is part of a launch's schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tvm_build.cost import predict_us
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import default_schedule, supports
+from tvm_build.memory_plan import ImageRow, largest_live_bytes, lives, plan_memory
 from tvm_build.network import Generic, Network, Node, Tensor, View
 from tvm_build.ops import Dense, Operator, blocks, with_images
 from tvm_build.precision import FLOAT32, Precision
+
+MEMORY_BOUND = 1.3
+"""Planned activations over the most that is alive at one launch, above which no image is added."""
 
 _SWEEPS = 2
 
 
 def assign_memory(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> Network:
-    """Give every operator the roles of its tensors that lie in images.
+    """Give every operator the roles of its tensors that lie in images, or that it reads as images.
+
+    With `gpu.memory` "image", every tensor that is small enough is read as an image, of one kind or the other.
 
     Requires: layouts are assigned.
-    Ensures: all operators that touch a tensor agree on where it lies; inputs and outputs of the network lie in buffers.
+    Ensures: all operators that touch a tensor agree on where it lies; inputs and outputs of the network lie in buffers;
+        images do not take planned memory beyond `MEMORY_BOUND`.
     """
     network = network.with_nodes(_with_input_width(network, node) for node in network.nodes)
-    c4 = [tensor for tensor in network.tensors.values() if tensor.layout == "c4"]
-    able = [tensor.name for tensor in c4 if why_no_image(tensor, gpu) is None]
     if gpu.memory == "buffer" or (gpu.memory == "auto" and gpu.kind == "cpu"):
         return network
-    chosen = set(able) if gpu.memory == "image" else _cheapest(network, able, gpu, precision)
-    return network.with_nodes(_in_images(node, chosen) for node in network.nodes)
+    return _Storage(network, gpu, precision).assigned()
 
 
 def why_no_image(tensor: Tensor, gpu: Gpu) -> str | None:
     """Why a C4 tensor cannot lie in an image, or None if it can."""
-    batch, channels, height, width = tensor.shape
-    lines = batch * blocks(channels) * height
+    width, lines = _texels(tensor)
     if max(lines, width) <= gpu.image_max:
         return None
     return f"{width} x {lines} texels, {gpu.name} takes {gpu.image_max}"
 
 
-def _cheapest(network: Network, able: Iterable[str], gpu: Gpu, precision: Precision) -> set[str]:
-    """Images from the better of two starts, all tensors in images or none, improved tensor by tensor."""
-    touching: dict[str, list[Node]] = {name: [] for name in able}
-    for node in network.nodes:
-        for name in {*node.inputs, *node.outputs} & set(touching):
-            touching[name].append(node)
-    predicted: dict[Operator, float] = {}
-
-    def cost(nodes: Iterable[Node], images: set[str]) -> float:
-        total = 0.0
-        for node in nodes:
-            op = _in_images(node, images).op
-            if isinstance(op, Operator) and supports(op):
-                if op not in predicted:
-                    predicted[op] = predict_us(op, default_schedule(op, gpu, precision), gpu, precision)
-                total += predicted[op]
-        return total
-
-    results = []
-    for start in (set(touching), set[str]()):
-        images = set(start)
-        for _ in range(_SWEEPS):
-            before = set(images)
-            for name, nodes in touching.items():
-                # Ties go to images: the model does not know what else the other cache is good for.
-                if cost(nodes, images | {name}) <= cost(nodes, images - {name}):
-                    images.add(name)
-                else:
-                    images.discard(name)
-            if images == before:
-                break
-        results.append(images)
-    return min(results, key=lambda images: cost(network.nodes, images))
+def _texels(tensor: Tensor) -> tuple[int, int]:
+    """Width and height of the image that holds a C4 tensor."""
+    batch, channels, height, width = tensor.shape
+    return width, batch * blocks(channels) * height
 
 
-def _in_images(node: Node, chosen: set[str]) -> Node:
-    if isinstance(node.op, Generic | View) or not isinstance(node.op, Operator):
-        return node
-    return replace(node, op=with_images(node.op, (role for role, name in roles(node).items() if name in chosen)))
+class _Storage:
+    """Places for the tensors of one network, and what the cost model predicts for them."""
+
+    def __init__(self, network: Network, gpu: Gpu, precision: Precision) -> None:
+        self.network = network
+        self.gpu = gpu
+        self.precision = precision
+        c4 = [tensor for tensor in network.tensors.values() if tensor.layout == "c4"]
+        self.able = [tensor.name for tensor in c4 if why_no_image(tensor, gpu) is None]
+        long = {tensor.name: _texels(tensor)[0] * _texels(tensor)[1] for tensor in c4}
+        self.viewable = {name for name, texels in long.items() if texels <= gpu.image_buffer_max}
+        self.touching: dict[str, list[Node]] = {name: [] for name in self.able}
+        for node in network.nodes:
+            for name in {*node.inputs, *node.outputs} & set(self.touching):
+                self.touching[name].append(node)
+        self.predicted: dict[Operator, float] = {}
+        self.memory = _MemoryNeed(network)
+
+    def assigned(self) -> Network:
+        """The network with the best places that memory allows."""
+        wanted = set(self.able) if self.gpu.memory == "image" else self.cheapest()
+        savings = {name: self.saving(name, wanted) for name in wanted}
+        by_saving = sorted(wanted, key=lambda name: (-savings[name], name))
+        images = self.within_memory(by_saving, frozenset())
+        return self.network.with_nodes(self.placed(node, images) for node in self.network.nodes)
+
+    def cheapest(self) -> set[str]:
+        """Images from the better of two starts, all tensors in images or none, improved tensor by tensor."""
+        results = []
+        for start in (set(self.able), set[str]()):
+            images = set(start)
+            for _ in range(_SWEEPS):
+                before = set(images)
+                for name in self.able:
+                    # Ties go to the arena, whose memory is shared better.
+                    if self.saving(name, images) > 0:
+                        images.add(name)
+                    else:
+                        images.discard(name)
+                if images == before:
+                    break
+            results.append(images)
+        return min(results, key=lambda images: self.cost(self.network.nodes, images))
+
+    def saving(self, name: str, images: Iterable[str]) -> float:
+        """Predicted microseconds that an image saves for the tensor `name`, where `images` have the others."""
+        others = set(images) - {name}
+        nodes = self.touching[name]
+        return self.cost(nodes, others) - self.cost(nodes, others | {name})
+
+    def cost(self, nodes: Iterable[Node], images: Iterable[str]) -> float:
+        """Predicted microseconds of the launches with kernels of ours."""
+        images = frozenset(images)
+        ops = (self.placed(node, images).op for node in nodes)
+        return sum(self.predict_us(op) for op in ops if isinstance(op, Operator) and supports(op))
+
+    def placed(self, node: Node, images: frozenset[str]) -> Node:
+        """`node` with those of its tensors in images, and the cheapest way to read the others."""
+        if isinstance(node.op, Generic | View) or not isinstance(node.op, Operator):
+            return node
+        op = node.op
+        found = roles(node)
+        in_images = [role for role, name in found.items() if name in images]
+        # All or none, so that a tensor that a launch reads twice is read through one memory object.
+        views = [
+            role
+            for role, name in found.items()
+            if role != "output" and name in self.viewable and name not in images
+        ]
+        options = [with_images(op, in_images, views)] if views else []
+        if not views or self.gpu.memory != "image":
+            options.append(with_images(op, in_images))
+        if len(options) == 1 or not supports(op):
+            return replace(node, op=options[-1])
+        return replace(node, op=min(options, key=self.predict_us))
+
+    def predict_us(self, op: Operator) -> float:
+        """Predicted microseconds of one launch with its default schedule."""
+        if op not in self.predicted:
+            schedule = default_schedule(op, self.gpu, self.precision)
+            self.predicted[op] = predict_us(op, schedule, self.gpu, self.precision)
+        return self.predicted[op]
+
+    def within_memory(self, wanted: list[str], kept: frozenset[str]) -> frozenset[str]:
+        """`kept` and as many of `wanted`, the first ones first, as memory allows."""
+        if self.memory.allows(kept.union(wanted)):
+            return kept.union(wanted)
+        if len(wanted) <= 1:
+            return kept
+        half = len(wanted) // 2
+        return self.within_memory(wanted[half:], self.within_memory(wanted[:half], kept))
+
+
+class _MemoryNeed:
+    """What a network's activations take, by which of them lie in images.
+
+    Launches are not known yet. A node of ours becomes one; TVM joins its own, which can only leave tensors out.
+    """
+
+    def __init__(self, network: Network) -> None:
+        homes: dict[str, str] = {}
+        for node in network.nodes:
+            if isinstance(node.op, View):
+                homes[node.output] = homes.get(node.inputs[0], node.inputs[0])
+
+        def home(name: str) -> str:
+            return homes.get(name, name)
+
+        self.tensors = network.tensors
+        self.accesses = [
+            sorted({home(name) for name in (*node.inputs, *node.outputs)})
+            for node in network.nodes
+            if not isinstance(node.op, View)
+        ]
+        self.inputs = [home(port.tensor) for port in network.inputs]
+        self.outputs = [home(port.tensor) for port in network.outputs]
+        names = {*self.inputs, *self.outputs, *(name for access in self.accesses for name in access)}
+        self.sizes: Mapping[str, int] = {name: network.tensors[name].size_bytes for name in names}
+
+    def allows(self, images: Iterable[str]) -> bool:
+        """Whether all activations then take at most `MEMORY_BOUND` times what is alive at one launch."""
+        rows = {name: self._row(self.tensors[name]) for name in images}
+        alive = lives(self.sizes, self.accesses, self.inputs, self.outputs, rows)
+        return plan_memory(alive).total_bytes <= MEMORY_BOUND * largest_live_bytes(alive)
+
+    @staticmethod
+    def _row(tensor: Tensor) -> ImageRow:
+        return ImageRow(tensor.shape[3], "rgba_half" if tensor.dtype == "float16" else "rgba_float")
 
 
 def roles(node: Node) -> dict[str, str]:
@@ -104,7 +211,7 @@ def _with_input_width(network: Network, node: Node) -> Node:
 
 
 def where_it_lies(op: Operator, schedule: Any) -> str:
-    """What of a launch lies elsewhere than in buffers, in words; empty if nothing does."""
+    """What of a launch lies elsewhere than in buffers, or is read in another way, in words; empty if nothing is."""
     images = list(op.images)
     constants = []
     for name in ("weights", "tables"):
@@ -113,5 +220,5 @@ def where_it_lies(op: Operator, schedule: Any) -> str:
             images.append(name)
         elif memory == "constant":
             constants.append(name)
-    words = [f"images: {', '.join(images)}"] if images else []
-    return "; ".join(words + ([f"constant: {', '.join(constants)}"] if constants else []))
+    kinds = {"images": images, "images of buffers": op.views, "constant": constants}
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)

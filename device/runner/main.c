@@ -8,7 +8,7 @@ void print_preparation(const struct options *options, const struct network *netw
     json_string("dtype", network->bundle->plan.dtype);
     json_double("load_ms", network->bundle->load_ms);
     json_double("build_ms", network->build_ms);
-    json_uint("memory_bytes", network->bundle->plan.memory_bytes);
+    json_uint("memory_bytes", network->bundle->plan.memory_bytes + network->detached_bytes);
     json_uint("recordings", network->recording.part_count);
     json_open("binary_cache", '{');
     json_bool("used", options->cache != NULL);

@@ -1,17 +1,23 @@
 #include "network.h"
 
 static const char *kind_name(enum memory_kind kind) {
-    static const char *const names[] = {"buffer", "part", "constant", "image2d", "image2d_array", "constant_image2d"};
+    static const char *const names[] = {"buffer", "part", "constant", "image2d", "image2d_array", "constant_image2d", "image1d_buffer"};
     return names[kind];
 }
 
 static bool is_image(const struct plan_memory *memory) {
-    return memory->kind == MEMORY_IMAGE2D || memory->kind == MEMORY_IMAGE2D_ARRAY || memory->kind == MEMORY_CONSTANT_IMAGE2D;
+    return memory->kind == MEMORY_IMAGE2D || memory->kind == MEMORY_IMAGE2D_ARRAY || memory->kind == MEMORY_CONSTANT_IMAGE2D ||
+           memory->kind == MEMORY_IMAGE1D_BUFFER;
 }
 
 static int check_image(const struct device *device, const struct plan_memory *memory, uint32_t id) {
     if (device->image_support == 0) {
         return fail(STATUS_DEVICE_LIMIT, "memory object %u is an image and '%s' has none: build the bundle with buffers", id, device->name);
+    }
+    if (memory->kind == MEMORY_IMAGE1D_BUFFER) {
+        if (memory->width <= device->image_max_buffer) return STATUS_OK;
+        return fail(STATUS_DEVICE_LIMIT, "image %u of a buffer has %llu texels, '%s' takes %zu: build the bundle for this device", id,
+                    (unsigned long long)memory->width, device->name, device->image_max_buffer);
     }
     bool fits = memory->width <= device->image_max_width && memory->height <= device->image_max_height;
     if (memory->kind == MEMORY_IMAGE2D_ARRAY) fits = fits && memory->depth <= device->image_max_layers;
@@ -63,9 +69,13 @@ static int check_work_groups(const struct device *device, const struct plan *pla
     return STATUS_OK;
 }
 
+static cl_image_format image_format(const struct plan_memory *memory) {
+    return (cl_image_format){CL_RGBA, memory->texel_bytes == 16 ? CL_FLOAT : CL_HALF_FLOAT};
+}
+
 static cl_mem create_image(const struct network *network, const struct plan_memory *memory, void *texels, cl_int *code) {
     bool array = memory->kind == MEMORY_IMAGE2D_ARRAY;
-    cl_image_format format = {CL_RGBA, memory->texel_bytes == 16 ? CL_FLOAT : CL_HALF_FLOAT};
+    cl_image_format format = image_format(memory);
     cl_image_desc desc = {
         .image_type = array ? CL_MEM_OBJECT_IMAGE2D_ARRAY : CL_MEM_OBJECT_IMAGE2D,
         .image_width = memory->width,
@@ -82,9 +92,34 @@ static cl_mem create_part(const struct network *network, const struct plan_memor
     return clCreateSubBuffer(network->memories[memory->buffer], CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, code);
 }
 
+static cl_mem create_view(const struct network *network, const struct plan_memory *memory, cl_int *code) {
+    cl_image_format format = image_format(memory);
+    cl_image_desc desc = {
+        .image_type = CL_MEM_OBJECT_IMAGE1D_BUFFER,
+        .image_width = memory->width,
+        .buffer = network->memories[memory->buffer],
+    };
+    return clCreateImage(network->session->context, CL_MEM_READ_ONLY, &format, &desc, NULL, code);
+}
+
+/* Gives a part memory of its own. Nothing relies on bytes that tensors share, so results are the same. */
+static int detach_part(struct network *network, uint32_t id) {
+    uint64_t size = network->bundle->plan.memories[id].size_bytes;
+    cl_int code;
+    cl_mem buffer = clCreateBuffer(network->session->context, CL_MEM_READ_WRITE, size, NULL, &code);
+    if (code != CL_SUCCESS) {
+        return opencl_failed(code, "clCreateBuffer", "memory object %u (part of %llu bytes)", id, (unsigned long long)size);
+    }
+    clReleaseMemObject(network->memories[id]);
+    network->memories[id] = buffer;
+    network->detached_bytes += size;
+    return STATUS_OK;
+}
+
 static cl_mem create_memory(const struct network *network, const struct plan_memory *memory, cl_int *code) {
     bool constant = memory->kind == MEMORY_CONSTANT || memory->kind == MEMORY_CONSTANT_IMAGE2D;
     void *content = constant ? network->bundle->weights->data + memory->offset : NULL;
+    if (memory->kind == MEMORY_IMAGE1D_BUFFER) return create_view(network, memory, code);
     if (is_image(memory)) return create_image(network, memory, content, code);
     if (memory->kind == MEMORY_PART) return create_part(network, memory, code);
     cl_bitfield flags = constant ? CL_MEM_READ_ONLY | CL_MEM_COPY_HOST_PTR : CL_MEM_READ_WRITE;
@@ -97,6 +132,13 @@ static int create_memories(struct network *network) {
         const struct plan_memory *memory = &plan->memories[i];
         cl_int code;
         network->memories[i] = create_memory(network, memory, &code);
+        bool of_part = memory->kind == MEMORY_IMAGE1D_BUFFER && plan->memories[memory->buffer].kind == MEMORY_PART;
+        if (code == CL_INVALID_MEM_OBJECT && of_part) {
+            /* PoCL 3.1: "does not support Image 1D Buffer over SubBuffers", which OpenCL 1.2 has. */
+            int status = detach_part(network, memory->buffer);
+            if (status != STATUS_OK) return status;
+            network->memories[i] = create_memory(network, memory, &code);
+        }
         if (code == CL_SUCCESS) continue;
         const char *call = is_image(memory) ? "clCreateImage" : memory->kind == MEMORY_PART ? "clCreateSubBuffer" : "clCreateBuffer";
         return opencl_failed(code, call, "memory object %u (%s of %llu bytes)", i, kind_name(memory->kind),
@@ -224,7 +266,7 @@ void network_close(struct network *network) {
     for (uint32_t i = 0; network->programs != NULL && i < plan->program_count; i++) {
         if (network->programs[i] != NULL) clReleaseProgram(network->programs[i]);
     }
-    for (uint32_t i = plan->memory_count; network->memories != NULL && i-- > 0;) { /* parts before their buffers */
+    for (uint32_t i = plan->memory_count; network->memories != NULL && i-- > 0;) { /* images and parts before their buffers */
         if (network->memories[i] != NULL) clReleaseMemObject(network->memories[i]);
     }
     for (uint32_t i = 0; i < plan->output_count; i++) {
@@ -306,7 +348,9 @@ int network_poison(const struct network *network, cl_command_queue queue) {
     int status = STATUS_OK;
     for (uint32_t i = 0; status == STATUS_OK && i < plan->memory_count; i++) {
         enum memory_kind kind = plan->memories[i].kind;
-        if (kind == MEMORY_BUFFER) status = poison_buffer(network, queue, i);
+        /* Parts are bytes of a buffer, unless they had to be detached from it. */
+        bool detached = kind == MEMORY_PART && network->detached_bytes > 0;
+        if (kind == MEMORY_BUFFER || detached) status = poison_buffer(network, queue, i);
         if (kind == MEMORY_IMAGE2D || kind == MEMORY_IMAGE2D_ARRAY) status = poison_image(network, queue, i);
     }
     return status;

@@ -12,6 +12,7 @@ struct network {
     cl_mem *memories;
     cl_program *programs;
     cl_kernel *kernels; /* one per launch: its arguments never change */
+    uint64_t detached_bytes; /* of parts that the driver makes no images of, and that got memory of their own */
     const uint8_t *inputs[MAX_TENSORS];
     uint8_t *outputs[MAX_TENSORS];
     struct recording recording; /* of all launches, where the device records; empty elsewhere */

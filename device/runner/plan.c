@@ -114,6 +114,21 @@ static int parse_part(const struct plan *plan, struct plan_line *line, struct pl
                 line->number, (unsigned long long)memory->offset, PART_ALIGNMENT);
 }
 
+static int parse_view(const struct plan *plan, struct plan_line *line, struct plan_memory *memory) {
+    int status = take_index(line, "the memory ID of a buffer", plan->memory_count - 1, &memory->buffer);
+    if (status == STATUS_OK) status = take_uint(line, "a number of texels", 1, MAX_OBJECT_BYTES, &memory->width);
+    if (status == STATUS_OK) status = take_texel(line, &memory->texel_bytes);
+    if (status != STATUS_OK) return status;
+    memory->height = memory->depth = 1;
+    memory->size_bytes = memory->width * memory->texel_bytes; /* at most 2^36 */
+    const struct plan_memory *source = &plan->memories[memory->buffer];
+    bool plain = source->kind == MEMORY_BUFFER || source->kind == MEMORY_PART || source->kind == MEMORY_CONSTANT;
+    if (plain && memory->size_bytes <= source->size_bytes) return STATUS_OK;
+    return fail(STATUS_MALFORMED, "plan.txt line %u: an image of %llu bytes of memory object %u, which is %s of %llu: rebuild the bundle",
+                line->number, (unsigned long long)memory->size_bytes, memory->buffer,
+                plain ? "a buffer" : "no buffer, but something", (unsigned long long)source->size_bytes);
+}
+
 static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_kind kind) {
     uint64_t id;
     int status = take_uint(line, "the next memory ID", plan->memory_count, plan->memory_count, &id);
@@ -126,6 +141,8 @@ static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_k
         status = take_uint(line, "a size in bytes", 1, MAX_OBJECT_BYTES, &memory->size_bytes);
     } else if (kind == MEMORY_PART) {
         status = parse_part(plan, line, memory);
+    } else if (kind == MEMORY_IMAGE1D_BUFFER) {
+        status = parse_view(plan, line, memory);
     } else {
         status = parse_image(line, memory);
     }
@@ -133,7 +150,8 @@ static int parse_memory(struct plan *plan, struct plan_line *line, enum memory_k
         status = take_uint(line, "an offset in weights.bin", 0, INT64_MAX, &memory->offset);
     }
     if (status != STATUS_OK) return status;
-    if (kind != MEMORY_PART) plan->memory_bytes += memory->size_bytes; /* at most 2^16 objects of 2^32 bytes */
+    bool own = kind != MEMORY_PART && kind != MEMORY_IMAGE1D_BUFFER;
+    if (own) plan->memory_bytes += memory->size_bytes; /* at most 2^16 objects of 2^32 bytes */
     if (plan->memory_bytes > MAX_TOTAL_BYTES) {
         return fail(STATUS_MALFORMED, "plan.txt asks for more than %llu bytes of memory objects: rebuild the bundle",
                     (unsigned long long)MAX_TOTAL_BYTES);
@@ -268,12 +286,25 @@ static int take_arguments(struct plan *plan, struct plan_line *line, struct plan
     return status;
 }
 
+struct extent {
+    uint32_t object;     /* that is allocated */
+    uint64_t start, end; /* bytes of it, at most 2^33 */
+};
+
+static struct extent extent_of(const struct plan *plan, uint32_t id) {
+    const struct plan_memory *memory = &plan->memories[id];
+    uint64_t size = memory->size_bytes;
+    if (memory->kind == MEMORY_IMAGE1D_BUFFER) {
+        id = memory->buffer;
+        memory = &plan->memories[id];
+    }
+    if (memory->kind != MEMORY_PART) return (struct extent){id, 0, size};
+    return (struct extent){memory->buffer, memory->offset, memory->offset + size};
+}
+
 bool plan_share_bytes(const struct plan *plan, uint32_t one, uint32_t other) {
-    const struct plan_memory *a = &plan->memories[one], *b = &plan->memories[other];
-    bool a_is_part = a->kind == MEMORY_PART, b_is_part = b->kind == MEMORY_PART;
-    if ((a_is_part ? a->buffer : one) != (b_is_part ? b->buffer : other)) return false;
-    if (!a_is_part || !b_is_part) return true; /* a buffer and a part of it, or one object twice */
-    return a->offset < b->offset + b->size_bytes && b->offset < a->offset + a->size_bytes; /* ends are at most 2^33 */
+    struct extent a = extent_of(plan, one), b = extent_of(plan, other);
+    return a.object == b.object && a.start < b.end && b.start < a.end;
 }
 
 /* OpenCL leaves undefined what becomes of memory that a kernel writes to through one object and uses through another. */
@@ -327,6 +358,7 @@ static const struct keyword keywords[] = {
     {"image2d", MEMORY, MEMORY_IMAGE2D, 1},
     {"image2d_array", MEMORY, MEMORY_IMAGE2D_ARRAY, 1},
     {"constant_image2d", MEMORY, MEMORY_CONSTANT_IMAGE2D, 1},
+    {"image1d_buffer", MEMORY, MEMORY_IMAGE1D_BUFFER, 3},
     {"input", INPUT, 0, 1},
     {"output", OUTPUT, 0, 1},
     {"sample", SAMPLE, 0, 1},

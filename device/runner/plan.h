@@ -5,7 +5,7 @@
 #include "dtype.h"
 #include "status.h"
 
-enum { PLAN_VERSION = 2 };
+enum { PLAN_VERSION = 3 };
 
 /* Bounds far above any real network, so that a bad plan cannot ask for absurd work. */
 enum {
@@ -23,13 +23,21 @@ enum { PART_ALIGNMENT = 512 }; /* of a part's offset in its buffer, in bytes */
 #define MAX_OBJECT_BYTES ((uint64_t)1 << 32) /* one memory object */
 #define MAX_TOTAL_BYTES ((uint64_t)1 << 36)  /* all of them together */
 
-enum memory_kind { MEMORY_BUFFER, MEMORY_PART, MEMORY_CONSTANT, MEMORY_IMAGE2D, MEMORY_IMAGE2D_ARRAY, MEMORY_CONSTANT_IMAGE2D };
+enum memory_kind {
+    MEMORY_BUFFER,
+    MEMORY_PART,
+    MEMORY_CONSTANT,
+    MEMORY_IMAGE2D,
+    MEMORY_IMAGE2D_ARRAY,
+    MEMORY_CONSTANT_IMAGE2D,
+    MEMORY_IMAGE1D_BUFFER,
+};
 
 struct plan_memory {
     enum memory_kind kind;
     uint64_t size_bytes;           /* of an image: width * height * depth * texel_bytes */
     uint64_t offset;               /* of the constant kinds in weights.bin, of a part in its buffer */
-    uint32_t buffer;               /* that a part belongs to, an earlier object */
+    uint32_t buffer;               /* the earlier object that a part belongs to, or whose texels an image1d_buffer reads */
     uint64_t width, height, depth; /* of images; depth is 1 unless it is an array */
     uint32_t texel_bytes;          /* 16: rgba_float, 8: rgba_half */
 };

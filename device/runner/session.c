@@ -41,6 +41,7 @@ static int describe(struct device *device, cl_platform_id platform, cl_device_id
     ask(id, CL_DEVICE_IMAGE2D_MAX_WIDTH, &device->image_max_width, sizeof device->image_max_width);
     ask(id, CL_DEVICE_IMAGE2D_MAX_HEIGHT, &device->image_max_height, sizeof device->image_max_height);
     ask(id, CL_DEVICE_IMAGE_MAX_ARRAY_SIZE, &device->image_max_layers, sizeof device->image_max_layers);
+    ask(id, CL_DEVICE_IMAGE_MAX_BUFFER_SIZE, &device->image_max_buffer, sizeof device->image_max_buffer);
     ask(id, CL_DEVICE_GLOBAL_MEM_SIZE, &device->global_bytes, sizeof device->global_bytes);
     ask(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, &device->max_object_bytes, sizeof device->max_object_bytes);
     ask(id, CL_DEVICE_LOCAL_MEM_SIZE, &device->local_bytes, sizeof device->local_bytes);
@@ -168,6 +169,7 @@ void device_print(const struct device *device) {
     json_uint("image_max_width", device->image_max_width);
     json_uint("image_max_height", device->image_max_height);
     json_uint("image_max_layers", device->image_max_layers);
+    json_uint("image_max_buffer", device->image_max_buffer);
     json_bool("fp16", device_has(device, "cl_khr_fp16"));
     json_bool("perf_hint", device_has(device, "cl_qcom_perf_hint"));
     json_bool("priority_hint", device_has(device, "cl_qcom_priority_hint"));

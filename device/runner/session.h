@@ -15,7 +15,7 @@ struct device {
     cl_bitfield type;
     cl_uint compute_units, clock_mhz, base_align_bits, image_support;
     size_t max_work_group, max_work_item[3];
-    size_t image_max_width, image_max_height, image_max_layers;
+    size_t image_max_width, image_max_height, image_max_layers, image_max_buffer;
     cl_ulong global_bytes, max_object_bytes, local_bytes, constant_bytes;
 };
 

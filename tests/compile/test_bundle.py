@@ -96,8 +96,8 @@ def edit(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
 def test_a_newer_version_is_refused_before_its_digests_are_looked_at(tmp_path: Path) -> None:
     path = write(tmp_path / "a.clbundle")
     text = (path / "plan.txt").read_text()
-    (path / "plan.txt").write_text(text.replace("structadmm-plan 2", "structadmm-plan 7"))
-    with pytest.raises(UserError, match="format version 7, this program reads up to 2"):
+    (path / "plan.txt").write_text(text.replace("structadmm-plan 3", "structadmm-plan 7"))
+    with pytest.raises(UserError, match="format version 7, this program reads up to 3"):
         read_bundle(path)
 
 

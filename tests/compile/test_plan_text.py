@@ -15,6 +15,7 @@ from tvm_build.launch_plan import (
     ConstantImage2d,
     Endpoint,
     FloatArgument,
+    Image1dBuffer,
     Image2d,
     Image2dArray,
     IntArgument,
@@ -47,9 +48,11 @@ memories = st.one_of(
 def plans(draw: st.DrawFn) -> LaunchPlan:
     first = Buffer(draw(st.integers(4096, 10**6)))
     parts = [Part(0, PART_ALIGNMENT * k, draw(st.integers(64, PART_ALIGNMENT))) for k in range(draw(st.integers(0, 8)))]
-    memory = (first, *parts, *draw(st.lists(memories, max_size=6)))
-    # A buffer and a part of it are no arguments of one launch.
-    arguments = range(1 if parts else 0, len(memory))
+    viewed = [k for k in range(1, len(parts) + 1) if draw(st.booleans())]
+    views = [Image1dBuffer(k, draw(st.integers(1, parts[k - 1].size // 16)), draw(formats)) for k in viewed]
+    memory = (first, *parts, *views, *draw(st.lists(memories, max_size=6)))
+    # A buffer and a part of it are no arguments of one launch, nor are a part and an image of it.
+    arguments = [k for k in range(1 if parts else 0, len(memory)) if k not in viewed]
     shapes = st.lists(st.integers(1, 2), min_size=1, max_size=4).map(tuple)
     ends = st.integers(0, len(parts))
     endpoint = st.builds(Endpoint, ends, st.sampled_from(["float32", "float16", "int32"]), shapes, names)
@@ -97,7 +100,15 @@ def small_plan() -> LaunchPlan:
     return LaunchPlan(
         target="adreno-640",
         dtype="float32",
-        memory=(Buffer(16), Constant(16, 128), Buffer(2048), Part(2, 512, 640), Part(2, 1536, 512), Part(2, 1024, 512)),
+        memory=(
+            Buffer(16),
+            Constant(16, 128),
+            Buffer(2048),
+            Part(2, 512, 640),
+            Part(2, 1536, 512),
+            Part(2, 1024, 512),
+            Image1dBuffer(3, 40, "rgba_float"),
+        ),
         inputs=(Endpoint(0, "float32", (1, 4), "x"),),
         outputs=(Endpoint(0, "float32", (4,), "y"),),
         sample_inputs=(SampleInput(0, "input_0.npy"),),
@@ -106,6 +117,7 @@ def small_plan() -> LaunchPlan:
         launches=(
             Launch(0, "relu", (64, 2), (32, 1), 8, 48, "layer1.0.relu", (MemoryArgument(0), IntArgument(-3))),
             Launch(0, "add", (64,), (0,), 8, 48, "sum", (MemoryArgument(3), MemoryArgument(4), MemoryArgument(3))),
+            Launch(0, "texels", (64,), (0,), 8, 48, "read", (MemoryArgument(6), MemoryArgument(4))),
         ),
     )
 
@@ -118,7 +130,7 @@ def test_a_plan_reads_back_as_it_was_written(plan: LaunchPlan) -> None:
 
 def test_the_text_is_what_the_format_describes() -> None:
     assert write_plan(small_plan()) == (
-        "structadmm-plan 2\n"
+        "structadmm-plan 3\n"
         "target adreno-640\n"
         "dtype float32\n"
         "buffer 0 16\n"
@@ -127,6 +139,7 @@ def test_the_text_is_what_the_format_describes() -> None:
         "part 3 2 512 640\n"
         "part 4 2 1536 512\n"
         "part 5 2 1024 512\n"
+        "image1d_buffer 6 3 40 rgba_float\n"
         "input 0 float32 2 1 4 x\n"
         "output 0 float32 1 4 y\n"
         "sample input 0 input_0.npy\n"
@@ -134,15 +147,17 @@ def test_the_text_is_what_the_format_describes() -> None:
         "program 0 0 100 -cl-mad-enable\n"
         "launch 0 relu 2 64 2 32 1 8 48 layer1.0.relu 2 m0 i-3\n"
         "launch 0 add 1 64 0 8 48 sum 3 m3 m4 m3\n"
+        "launch 0 texels 1 64 0 8 48 read 2 m6 m4\n"
         "end\n"
     )
 
 
 def test_a_plan_of_the_first_version_is_read() -> None:
     lines = write_plan(small_plan()).splitlines(keepends=True)
-    text = "".join(line for line in lines if not line.startswith("part") and " add " not in line)
+    newer = ("part", "image1d_buffer", "launch 0 add", "launch 0 texels")
+    text = "".join(line for line in lines if not line.startswith(newer))
     plan = replace(small_plan(), memory=small_plan().memory[:3], launches=small_plan().launches[:1])
-    assert read_plan(text.replace("structadmm-plan 2", "structadmm-plan 1")) == plan
+    assert read_plan(text.replace("structadmm-plan 3", "structadmm-plan 1")) == plan
 
 
 def test_comments_and_empty_lines_are_ignored() -> None:
@@ -173,9 +188,18 @@ def test_damaged_text_is_refused_or_still_a_valid_plan(plan: LaunchPlan, data: s
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("structadmm-plan 2", "structadmm-plan 3", "format version 3, this program reads up to 2"),
-        ("structadmm-plan 2", "structadmm-plan 1", "line 7: `part` came with format version 2, the plan's is 1"),
-        ("structadmm-plan 2", "something", "expected `structadmm-plan VERSION` first"),
+        ("structadmm-plan 3", "structadmm-plan 4", "format version 4, this program reads up to 3"),
+        ("structadmm-plan 3", "structadmm-plan 1", "line 7: `part` came with format version 2, the plan's is 1"),
+        ("structadmm-plan 3", "structadmm-plan 2", "line 10: `image1d_buffer` came with format version 3, the plan's is 2"),
+        ("image1d_buffer 6 3 40", "image1d_buffer 6 3 41", "memory object 6: more texels than memory object 3 has"),
+        ("image1d_buffer 6 3 40", "image1d_buffer 6 3 0", "memory object 6: image"),
+        ("image1d_buffer 6 3 40", "image1d_buffer 6 6 40", "memory object 6: image of memory object 6"),
+        ("image1d_buffer 6 3 40", "image1d_buffer 6 3", "line 10: expected a format among rgba_float, rgba_half"),
+        ("buffer 0 16", "image2d 0 1 1 rgba_float", "its memory is too small"),
+        ("m6 m4", "m6 m3", "m3 and m6 share bytes"),
+        ("m6 m4", "m6 m2", "m2 and m6 share bytes"),
+        ("m6 m4", "m6 m5", "m5 and m6 share bytes"),
+        ("structadmm-plan 3", "something", "expected `structadmm-plan VERSION` first"),
         ("part 3 2 512 640", "part 3 2 512", "line 7: expected 3 numbers after the ID, got 2"),
         ("part 3 2 512 640", "part 3 2 500 640", "memory object 3: offset 500"),
         ("part 3 2 512 640", "part 3 2 512 0", "memory object 3 is empty"),
@@ -188,11 +212,11 @@ def test_damaged_text_is_refused_or_still_a_valid_plan(plan: LaunchPlan, data: s
         ("end\n", "", "last line must be `end`"),
         ("buffer 0 16", "buffer 1 16", "line 4: expected memory ID 0"),
         ("buffer 0 16", "buffer 0 15", "memory is too small"),
-        ("m0", "m6", "memory object 6"),
+        ("m0", "m7", "memory object 7"),
         ("i-3", "i2147483648", "integer 2147483648"),
         ("64 2 32 1", "64 2 33 1", "is no multiple of local size"),
         ("launch 0", "launch 1", "program 1"),
-        ("2 m0 i-3", "3 m0 i-3", "line 15: expected 3 arguments, got 2"),
+        ("2 m0 i-3", "3 m0 i-3", "line 16: expected 3 arguments, got 2"),
         ("constant 1 16 128", "constant 1 16 100", "offset 100"),
         ("target adreno-640\n", "", "target name"),
         ("end\n", "end\nend\n", "nothing may follow `end`"),

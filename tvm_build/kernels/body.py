@@ -23,10 +23,11 @@ Expr = Any
 """A TIR expression; TVM ships no type information."""
 
 MEMORY_ATTRIBUTE = "structadmm.memory"
-"""Attribute of a kernel's function: "image", or "constant" and a number of bytes, by the name of a parameter."""
+"""Attribute of a kernel's function: "image", "view", or "constant" and a number of bytes, by a parameter's name."""
 
 # What `emit.py` defines for kernels with images. The names are all that the TIR knows of them.
 _READ_FLOAT, _READ_HALF = "texel", "texel_half"
+_READ_FLOAT_AT, _READ_HALF_AT = "texel_at", "texel_half_at"
 _WRITE_FLOAT, _WRITE_HALF = "set_texel", "set_texel_half"
 # So far above the image that no offset added to it leads back.
 _NO_LINE = -(1 << 20)
@@ -110,6 +111,9 @@ class Body:
             # An image of halves gives floats for the asking, and no conversion is written.
             read = _READ_HALF if dtype == "float16x4" else _READ_FLOAT
             return T.call_extern(dtype, read, stored.handle.data, *_texel(source, index))
+        if stored.is_view:
+            read = _READ_HALF_AT if dtype == "float16x4" else _READ_FLOAT_AT
+            return load_if(ok, T.call_extern(dtype, read, stored.handle.data, _element(source, index)), dtype)
         return load_if(ok, converted(stored.handle[_element(source, index)], stored.dtype, dtype), dtype)
 
     def store(self, target: Stored | Line, index: Expr, value: Expr) -> None:
@@ -190,8 +194,8 @@ def _placed(parameters: dict[str, Parameter]) -> dict[str, str]:
     for name, parameter in parameters.items():
         if parameter.memory == "constant":
             placed[name] = f"constant {parameter.elements * bytes_of(parameter.dtype)}"
-        elif parameter.memory == "image":
-            placed[name] = "image"
+        elif parameter.memory in ("image", "view"):
+            placed[name] = parameter.memory
     return placed
 
 

@@ -100,7 +100,7 @@ class SparseReduction:
         self.entries = list_entries(tiling.op, tiling.schedule.gather)
         self.by_lane = tiling.schedule.gather == "lanes"
         op, memory = tiling.op, memory_of(tiling.op, "input0")
-        if self.by_lane and memory == "image":
+        if self.by_lane and memory != "buffer":
             raise InvariantError("an image gives whole blocks of four channels: gather them by blocks")
         vectors = c4((op.batch, op.in_channels, op.in_height, op.in_width), tiling.precision.stored(4), memory)
         self.input = replace(vectors, width=vectors.width * 4, dtype=vectors.scalar) if self.by_lane else vectors

@@ -16,7 +16,7 @@ from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.winograd import TransformSchedule
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision
 
 _UNROLLED_PRODUCTS = 160
@@ -47,7 +47,7 @@ def _transforms(op: WinogradInput | WinogradOutput, gpu: Gpu) -> list[TransformS
     if gpu.kind != "cpu":
         return [TransformSchedule(max(64, gpu.wave))]
     widths = [tiles for tiles in (4, 2, 1) if op.tiles_x % tiles == 0]
-    return [TransformSchedule(1, tiles, whole=True) for tiles in (widths if not op.images else [1])]
+    return [TransformSchedule(1, tiles, whole=True) for tiles in (widths if not (op.images or op.views) else [1])]
 
 
 def _finish(op: Conv2d, **fields: Any) -> ConvSchedule:
@@ -84,13 +84,12 @@ def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
 
 def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision = FLOAT32) -> list[ConvSchedule]:
     """`schedule` with its weights in every memory that they may lie in on `gpu`."""
-    if op.columns is not None and schedule.gather == "lanes" and "input0" in op.images:
-        return []
     sources = [op] if op.shortcut is None else [op, op.shortcut]
+    sparse = [source for source in sources if source.columns is not None]
+    if schedule.gather == "lanes" and any(memory_of(source, "input0") != "buffer" for source in sparse):
+        return []
     steps = [weight_steps(source, schedule) for source in sources]
-    tables = sum(
-        4 * len(list_entries(source, schedule.gather).offsets) for source in sources if source.columns is not None
-    )
+    tables = sum(4 * len(list_entries(source, schedule.gather).offsets) for source in sparse)
     constant_bytes = gpu.constant_bytes if gpu.memory == "auto" else 0
     fast_tables = 0 < tables <= constant_bytes
     if fast_tables:

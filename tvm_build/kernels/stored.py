@@ -8,10 +8,12 @@ a line.
 |---|---|---|
 | "buffer" | element `l * width + x` of a `__global` pointer | must not be read |
 | "constant" | the same of a `__constant` pointer | must not be read |
+| "view" | texel `l * width + x` of an `image1d_buffer_t`: a buffer read through the texture cache | must not be read |
 | "image" | texel (x, l) of an `image2d_t`, four numbers of 32 or 16 bits | reads as zero |
 
-So a kernel that gives a line and a position in it runs on all three, and where a predicate would have kept it from
-reading padding, an image needs none in a row, and for whole rows one on the coordinate instead of a branch.
+So a kernel that gives a line and a position in it runs on all of them, and where a predicate would have kept it from
+reading padding, an image needs none in a row, and for whole rows one on the coordinate instead of a branch. What a
+kernel writes is never a view: the tensor then is a buffer.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, Literal
 
 from tvm_build.ops import blocks
 
-Memory = Literal["buffer", "constant", "image"]
+Memory = Literal["buffer", "constant", "view", "image"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Parameter:
     Attributes:
         lines: how many there are; an image's height.
         width: vectors in a line; an image's width.
-        dtype: TVM's name for a vector; an image's has four lanes.
+        dtype: TVM's name for a vector; an image's and a view's has four lanes.
         memory: where it lies.
     """
 
@@ -71,8 +73,13 @@ class Stored:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is an image."""
+        """Whether it is an image of lines."""
         return self.parameter.memory == "image"
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is a buffer that is read as an image."""
+        return self.parameter.memory == "view"
 
     @property
     def dtype(self) -> str:

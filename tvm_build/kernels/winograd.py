@@ -245,7 +245,7 @@ def _elements(
     """The tensor of all tiles' elements, `schedule.tiles` vectors of it at a time."""
     n = op.tile + 2
     tensor = c4((op.batch * n * n, op.channels, op.tiles_y, op.tiles_x), precision.stored(4), memory)
-    if op.tiles_x % schedule.tiles or (schedule.tiles > 1 and memory == "image"):
+    if op.tiles_x % schedule.tiles or (schedule.tiles > 1 and memory != "buffer"):
         raise InvariantError(f"{schedule} does not fit rows of {op.tiles_x} tiles in the memory {memory}")
     return replace(tensor, width=op.tiles_x // schedule.tiles, dtype=precision.stored(4 * schedule.tiles))
 

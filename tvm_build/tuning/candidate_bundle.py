@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from structadmm.errors import InvariantError
-from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_row
+from tvm_build.assemble import BUILD_OPTIONS, ConstantData, image_of_buffer, image_row, texel_format
 from tvm_build.bundle import write_bundle
 from tvm_build.emit import OpenClKernel
 from tvm_build.kernels.body import bytes_of
@@ -84,7 +84,10 @@ def write_candidate_bundle(
         return MemoryArgument(len(memory) - 1)
 
     def constant(array: Array, parameter: Parameter) -> MemoryArgument:
-        return add(weights.add(np.ascontiguousarray(array).tobytes(), image_row(parameter)))
+        lies = add(weights.add(np.ascontiguousarray(array).tobytes(), image_row(parameter)))
+        if parameter.memory != "view":
+            return lies
+        return add(image_of_buffer(lies.memory, array.nbytes, texel_format(parameter)))
 
     (output,) = (name for name, role in built.roles.items() if role == "output")
     result = add(Buffer(data.expected.size * 4))
@@ -123,7 +126,8 @@ def write_candidate_bundle(
     if rest_bytes > 0:
         rest = run(-(-rest_bytes // 16), "float32x4")
         read = [(add(Buffer(rest.elements * 16)), rest), *inputs]
-        proof += _READ + (_READ_IMAGE if any(parameter.memory == "image" for _, parameter in inputs) else "")
+        places = {parameter.memory for _, parameter in inputs}
+        proof += _READ + (_READ_IMAGE if "image" in places else "") + (_READ_VIEW if "view" in places else "")
         sink = add(Buffer(4 * max(_read_items(parameter) for _, parameter in read)))
         first, *last = (_read_launch(argument, parameter, sink) for argument, parameter in read)
         # What is written and read right before is where a network's activations are.
@@ -173,7 +177,8 @@ def _proof_launch(name: str, items: int, *given: MemoryArgument) -> Launch:
 
 def _vectors(parameter: Parameter) -> int:
     """How many reads of 128 bits, or of texels, there are in a parameter."""
-    return parameter.elements if parameter.memory == "image" else parameter.elements * bytes_of(parameter.dtype) // 16
+    as_texels = parameter.memory in ("image", "view")
+    return parameter.elements if as_texels else parameter.elements * bytes_of(parameter.dtype) // 16
 
 
 def _read_items(parameter: Parameter) -> int:
@@ -186,10 +191,12 @@ def _read_launch(data: MemoryArgument, parameter: Parameter, sink: MemoryArgumen
     name = "proof_read"
     if parameter.memory == "image":
         name, size = "proof_read_image", [*size, IntArgument(parameter.width)]
+    elif parameter.memory == "view":
+        name = "proof_read_view"
     return Launch(1, name, (_read_items(parameter),), (_GROUP,), 0, 0, "proof", (data, sink, *size))
 
 
-# Kernels that read a buffer or an image; what they write is for nothing but to be no dead code.
+# Kernels that read a buffer, an image, or a buffer as an image; what they write is for nothing but to be no dead code.
 _READ = f"""
 __kernel void proof_read(__global const uint4 *data, __global uint *sink, int vectors) {{
   int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, vectors);
@@ -206,6 +213,14 @@ __kernel void proof_read_image(__read_only image2d_t data, __global uint *sink, 
   for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) {{
     sum += as_uint4(read_imagef(data, proof_reader, (int2)(i % width, i / width)));
   }}
+  sink[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
+}}
+"""
+_READ_VIEW = f"""
+__kernel void proof_read_view(__read_only image1d_buffer_t data, __global uint *sink, int texels) {{
+  int first = (int)get_group_id(0) * {_CHUNK}, stop = min(first + {_CHUNK}, texels);
+  uint4 sum = (uint4)(0);
+  for (int i = first + (int)get_local_id(0); i < stop; i += {_GROUP}) sum += as_uint4(read_imagef(data, i));
   sink[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
 }}
 """

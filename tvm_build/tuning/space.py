@@ -24,7 +24,7 @@ from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.space import weight_steps, why_no_weight_image
 from tvm_build.kernels.winograd import TransformSchedule
-from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks, memory_of
 
 # Multiply-adds of vectors that a kernel may write out: above, drivers take seconds to compile and instruction caches
 # overflow.
@@ -135,7 +135,7 @@ def _wider(op: Operator, gpu: Gpu, kind: type) -> dict[str, list[Any]]:
             lanes = [4, 8, 16] if cpu else [4]
             return {"lanes": lanes, "tiles": [1, 2, 4, 8, 16], "split": [1, 2, 4, 8, 16, 32, 64]}
         case WinogradInput() | WinogradOutput() if kind is TransformSchedule:
-            wide = [tiles for tiles in (1, 2, 4) if op.tiles_x % tiles == 0] if cpu and not op.images else [1]
+            wide = [tiles for tiles in (1, 2, 4) if op.tiles_x % tiles == 0] if cpu and not (op.images or op.views) else [1]
             return {"local": [1, 2, 4, 8, 16] if cpu else [32, 64, 128, 256], "tiles": wide, "whole": [True, False]}
         case GlobalAverage() if kind is MeanSchedule:
             return {"split": [1, 2, 4, 8, 16, 32, 64]}
@@ -179,7 +179,7 @@ def _conv_fits(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> bool:
 def _memory_fits(op: Conv2d, sources: Sequence[Conv2d], schedule: ConvSchedule, gpu: Gpu) -> bool:
     """Whether weights and tables may lie where the schedule says."""
     sparse = [source for source in sources if source.columns is not None]
-    if op.columns is not None and schedule.gather == "lanes" and "input0" in op.images:
+    if op.columns is not None and schedule.gather == "lanes" and memory_of(op, "input0") != "buffer":
         return False
     constant_bytes = 0
     if schedule.tables == "constant":

@@ -24,6 +24,8 @@ AnyOperator = TypeVar("AnyOperator", bound=Operator)
 
 
 MIN_GAIN = 0.03
+# Fields of an operator that say where its tensors lie.
+_PLACES = frozenset({"images", "views"})
 """Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
 
 # What the names of a layer's launches end with where Winograd's form makes three of it.
@@ -107,7 +109,7 @@ class TunedSchedules:
         self._best = {key: (read_schedule(record.schedule), record.cost_ms or 0.0) for key, record in best.items()}
         self._anywhere: dict[str, float] = {}
         for record in best.values():
-            key = task_line({name: value for name, value in record.task.items() if name != "images"})
+            key = task_line({name: value for name, value in record.task.items() if name not in _PLACES})
             cost_ms = record.cost_ms or 0.0
             self._anywhere[key] = min(cost_ms, self._anywhere.get(key, cost_ms))
         self._source = source

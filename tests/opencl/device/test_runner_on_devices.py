@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from device.errors import RunnerStatus
-from tests.hand_made_bundle import Program, bundle_files, npy_bytes, part_files, scale_add_files
+from tests.hand_made_bundle import (
+    Program,
+    bundle_files,
+    image_of_buffer_files,
+    npy_bytes,
+    part_files,
+    scale_add_files,
+)
 from tests.opencl.device.conftest import DRIVERS, RunnerProcess, WriteBundle
 
 IMAGES = """
@@ -147,6 +154,34 @@ def test_parts_of_a_buffer_share_its_bytes(runner: RunnerProcess, write_bundle: 
 def test_a_part_that_nothing_wrote_fails_the_check(runner: RunnerProcess, write_bundle: WriteBundle) -> None:
     files = part_files()
     files["plan.txt"] = files["plan.txt"].replace(b"part 3 0 2560 1024", b"part 3 0 6144 1024")
+    outcome = runner("check", write_bundle(files), "--device", "0.0")
+    assert outcome.status == RunnerStatus.CHECK, outcome
+
+
+def test_buffers_parts_and_constants_are_read_as_images(
+    runner: RunnerProcess, write_bundle: WriteBundle, tmp_path: Path
+) -> None:
+    bundle = write_bundle(image_of_buffer_files())
+    outcome = runner("check", bundle, "--device", "0.0")
+    assert outcome.status == 0, outcome
+    x = np.arange(3 * 512, dtype=np.float32) - 700
+    (tmp_path / "x.npy").write_bytes(npy_bytes(x))
+    files = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy", "--samples", 3)
+    outcome = runner("run", bundle, *files, "--device", "0.0")
+    assert outcome.status == 0, outcome
+    w = np.arange(512, dtype=np.float32)
+    second = (x.reshape(3, 512) + w)[:, :256][:, ::-1] + w[:256]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy").reshape(3, 240), second[:, :240][:, ::-1] + w[:240])
+    # A driver that makes no images of parts, such as PoCL 3.1, gives the one that is read so memory of its own.
+    assert outcome.one("session")["image_max_buffer"] >= 65536
+    assert outcome.one("run")["memory_bytes"] in (8192 + 1024 + 2048, 8192 + 1024 + 2048 + 2048)
+
+
+def test_an_image_of_bytes_that_nothing_wrote_fails_the_check(runner: RunnerProcess, write_bundle: WriteBundle) -> None:
+    files = image_of_buffer_files()
+    # The first launch writes to part 3, image 6 is of part 2 still.
+    files["plan.txt"] = files["plan.txt"].replace(b"part 3 0 2560 1024", b"part 3 0 4096 2048")
+    files["plan.txt"] = files["plan.txt"].replace(b"m1 m5 m2", b"m1 m5 m3")
     outcome = runner("check", write_bundle(files), "--device", "0.0")
     assert outcome.status == RunnerStatus.CHECK, outcome
 

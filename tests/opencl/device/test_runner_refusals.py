@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from device.errors import RunnerStatus
-from tests.hand_made_bundle import npy_bytes, part_files, scale_add_files, sums_of, write_files
+from tests.hand_made_bundle import image_of_buffer_files, npy_bytes, part_files, scale_add_files, sums_of, write_files
 from tests.opencl.device.conftest import Outcome, RunnerProcess, WriteBundle
 
 FILES = ["SHA256SUMS", "input_0.npy", "kernels.cl", "manifest.json", "output_0.npy", "plan.txt", "weights.bin"]
@@ -79,8 +79,8 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(blind_runner: RunnerProcess, bu
 
 
 def test_a_newer_format_is_refused_before_anything_else_is_read(blind_runner: RunnerProcess, tmp_path: Path) -> None:
-    (tmp_path / "plan.txt").write_bytes(b"structadmm-plan 3\n\x00\xff nothing that version 2 knows")
-    refused(blind_runner("check", tmp_path), RunnerStatus.NEWER, "format 3 is newer than 2")
+    (tmp_path / "plan.txt").write_bytes(b"structadmm-plan 4\n\x00\xff nothing that version 3 knows")
+    refused(blind_runner("check", tmp_path), RunnerStatus.NEWER, "format 4 is newer than 3")
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,39 @@ def test_a_malformed_part_is_refused_with_its_line(
     refused(blind_runner("check", bundle), RunnerStatus.MALFORMED, said)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("structadmm-plan 3", "structadmm-plan 2", "'image1d_buffer' came with bundle format 3, the plan says 2"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 6 128", "the memory ID of a buffer"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 7 2 128", "the next memory ID"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 2 0", "a number of texels"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 2", "a number of texels"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 2 4294967297", "a number of texels"),
+        ("image1d_buffer 6 2 128 rgba_float", "image1d_buffer 6 2 128 rgba_int", "expected rgba_float or rgba_half"),
+        ("image1d_buffer 6 2 128 rgba_float", "image1d_buffer 6 2 128 rgba_float 0", "after its last field"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 2 129", "an image of 2064 bytes of memory object 2, which is a buffer"),
+        ("image1d_buffer 6 2 128", "image1d_buffer 6 2 4294967296", "of memory object 2, which is a buffer of 2048"),
+        ("image1d_buffer 7 4 60", "image1d_buffer 7 6 60", "memory object 6, which is no buffer, but something of 2048"),
+        ("buffer 4 1024", "image2d 4 8 8 rgba_float", "memory object 4, which is no buffer, but something of 1024"),
+        ("input 1 float32 1 512 x", "input 6 float32 1 512 x", "needs a buffer"),
+        ("m6 m8 m4", "m6 m8 m2", "m6 and m2 of one launch share bytes"),
+        ("m6 m8 m4", "m6 m8 m3", "m6 and m3 of one launch share bytes"),
+        ("m6 m8 m4", "m6 m8 m0", "m6 and m0 of one launch share bytes"),
+    ],
+)
+def test_a_malformed_image_of_a_buffer_is_refused_with_its_line(
+    blind_runner: RunnerProcess, write_bundle: WriteBundle, old: str, new: str, said: str
+) -> None:
+    bundle = write_bundle(changed_plan(old, new, image_of_buffer_files()))
+    refused(blind_runner("check", bundle), RunnerStatus.MALFORMED, said)
+
+
 def test_a_plan_with_parts_gets_as_far_as_looking_for_opencl(
     blind_runner: RunnerProcess, write_bundle: WriteBundle
 ) -> None:
     refused(blind_runner("check", write_bundle(part_files())), RunnerStatus.NO_OPENCL)
+    refused(blind_runner("check", write_bundle(image_of_buffer_files())), RunnerStatus.NO_OPENCL)
     # One object may be two arguments: nothing is known of what the kernel writes.
     twice = changed_plan("m3 m6 m4", "m3 m3 m4", part_files())
     refused(blind_runner("check", write_bundle(twice)), RunnerStatus.NO_OPENCL)
