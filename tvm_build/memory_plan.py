@@ -5,9 +5,11 @@ order of launches is fixed, this is the packing of rectangles, time by bytes, in
 allocation"). It is hard in general; each greedy plan here looks at the tensors in an order of its own, and the smallest
 is kept (compared by Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", arXiv 2001.03288).
 
-An image cannot lie in a buffer everywhere, so tensors in images share whole images, of one width and format, which take
-tensors with fewer rows than they have. Not shorter rows: what lies beside a row must read as zero, not as what another
-tensor left there. Below the last row no kernel reads.
+An image of two dimensions cannot lie in a buffer everywhere, so tensors in such images share whole images, of one width
+and format, which take tensors with fewer rows than they have. Not shorter rows: what lies beside a row must read as
+zero, not as what another tensor left there. Below the last row no kernel reads. That takes more memory than buffers do:
+`tvm_build.storage` puts tensors into images only as far as that is worth it. Images of one dimension are another way to
+read a tensor in the arena, and take nothing.
 
 `tvm_build.memory_check` proves what comes out, from the launches alone.
 """
@@ -15,6 +17,8 @@ tensor left there. Below the last row no kernel reads.
 from __future__ import annotations
 
 import bisect
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -114,7 +118,17 @@ def lives(
 
 def largest_live_bytes(alive: Sequence[Life]) -> int:
     """The most bytes that are alive at one launch: no plan can do with less."""
-    return max((sum(life.size for life in alive if life.first <= at.first <= life.last) for at in alive), default=0)
+    changes: Counter[int] = Counter()
+    for life in alive:
+        changes[life.first] += life.size
+        changes[life.last + 1] -= life.size
+    return max(itertools.accumulate(changes[launch] for launch in sorted(changes)), default=0)
+
+
+def least_bytes(alive: Sequence[Life]) -> int:
+    """What a plan of `plan_memory` takes at the least: images of different rows, and buffers, share nothing."""
+    rows = dict.fromkeys(life.row for life in alive)
+    return sum(largest_live_bytes([life for life in alive if life.row == row]) for row in rows)
 
 
 def plan_memory(alive: Sequence[Life]) -> MemoryPlan:

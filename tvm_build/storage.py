@@ -24,7 +24,7 @@ from typing import Any
 from tvm_build.cost import predict_us
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import default_schedule, supports
-from tvm_build.memory_plan import ImageRow, largest_live_bytes, lives, plan_memory
+from tvm_build.memory_plan import ImageRow, largest_live_bytes, least_bytes, lives, plan_memory
 from tvm_build.network import Generic, Network, Node, Tensor, View
 from tvm_build.ops import Dense, Operator, blocks, with_images
 from tvm_build.precision import FLOAT32, Precision
@@ -129,9 +129,7 @@ class _Storage:
         in_images = [role for role, name in found.items() if name in images]
         # All or none, so that a tensor that a launch reads twice is read through one memory object.
         views = [
-            role
-            for role, name in found.items()
-            if role != "output" and name in self.viewable and name not in images
+            role for role, name in found.items() if role != "output" and name in self.viewable and name not in images
         ]
         options = [with_images(op, in_images, views)] if views else []
         if not views or self.gpu.memory != "image":
@@ -187,7 +185,9 @@ class _MemoryNeed:
         """Whether all activations then take at most `MEMORY_BOUND` times what is alive at one launch."""
         rows = {name: self._row(self.tensors[name]) for name in images}
         alive = lives(self.sizes, self.accesses, self.inputs, self.outputs, rows)
-        return plan_memory(alive).total_bytes <= MEMORY_BOUND * largest_live_bytes(alive)
+        bound = MEMORY_BOUND * largest_live_bytes(alive)
+        # The first is quick to tell, and refuses most.
+        return least_bytes(alive) <= bound and plan_memory(alive).total_bytes <= bound
 
     @staticmethod
     def _row(tensor: Tensor) -> ImageRow:

@@ -190,7 +190,11 @@ def test_damaged_text_is_refused_or_still_a_valid_plan(plan: LaunchPlan, data: s
     [
         ("structadmm-plan 3", "structadmm-plan 4", "format version 4, this program reads up to 3"),
         ("structadmm-plan 3", "structadmm-plan 1", "line 7: `part` came with format version 2, the plan's is 1"),
-        ("structadmm-plan 3", "structadmm-plan 2", "line 10: `image1d_buffer` came with format version 3, the plan's is 2"),
+        (
+            "structadmm-plan 3",
+            "structadmm-plan 2",
+            "line 10: `image1d_buffer` came with format version 3, the plan's is 2",
+        ),
         ("image1d_buffer 6 3 40", "image1d_buffer 6 3 41", "memory object 6: more texels than memory object 3 has"),
         ("image1d_buffer 6 3 40", "image1d_buffer 6 3 0", "memory object 6: image"),
         ("image1d_buffer 6 3 40", "image1d_buffer 6 6 40", "memory object 6: image of memory object 6"),

@@ -139,11 +139,18 @@ def test_random_convolutions_match_float64_with_random_schedules(runner: Runner,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    @given(convolutions(), st.sets(st.sampled_from(["input0", "output", "residual"])), st.integers(0, 10_000))
-    def collect(op: Conv2d, images: set[str], choice: int) -> None:
+    @given(
+        convolutions(),
+        st.sets(st.sampled_from(["input0", "output", "residual"])),
+        st.booleans(),
+        st.integers(0, 10_000),
+    )
+    def collect(op: Conv2d, images: set[str], as_images: bool, choice: int) -> None:
         # On a CPU, images must be asked for; on an Adreno, weights in images are among the candidates.
-        gpu = with_memory(gpu_by_name(target), "image" if target == "opencl-cpu" and images else "auto")
-        stored = with_images(op, images if op.has_residual else images - {"residual"})
+        asked = target == "opencl-cpu" and (images or as_images)
+        gpu = with_memory(gpu_by_name(target), "image" if asked else "auto")
+        here = set(c4_roles(op)) & images
+        stored = with_images(op, here, set(c4_roles(op)) - here - {"output"} if as_images else ())
         schedules = candidates(stored, gpu)
         cases.append((stored, schedules[choice % len(schedules)]))
 
@@ -217,7 +224,7 @@ def test_the_other_operators_match_float64(runner: Runner, target: str, tmp_path
     check(runner, tmp_path, [(op, schedule) for op in ops for schedule in candidates(op, gpu)[::3]], target)
 
 
-def test_every_operator_reads_and_writes_images(runner: Runner, tmp_path: Path) -> None:
+def test_every_operator_reads_and_writes_images_and_reads_buffers_as_images(runner: Runner, tmp_path: Path) -> None:
     gpu = with_memory(gpu_by_name("adreno-640"), "image")
     shortcut = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2))
     conv = Conv2d(2, 13, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), activation="relu")
@@ -238,10 +245,11 @@ def test_every_operator_reads_and_writes_images(runner: Runner, tmp_path: Path) 
         Unpack(2, 10, 5, 7),
         ConcatChannels(2, (7, 1, 1, 6, 9), 5, 6),
     ):
-        stored = with_images(op, c4_roles(op))
-        schedules = candidates(stored, gpu)
-        assert all(schedule.weights == "image" for schedule in schedules if hasattr(schedule, "weights"))
-        cases.append((stored, schedules[len(schedules) // 2]))
+        inputs = [role for role in c4_roles(op) if role != "output"]
+        for stored in (with_images(op, c4_roles(op)), *([with_images(op, (), inputs)] if inputs else [])):
+            schedules = candidates(stored, gpu)
+            assert all(schedule.weights == "image" for schedule in schedules if hasattr(schedule, "weights"))
+            cases.append((stored, schedules[len(schedules) // 2]))
     check(runner, tmp_path, cases, "adreno-640")
 
 
@@ -312,7 +320,14 @@ def test_the_parts_of_a_winograd_convolution_match_float64(runner: Runner, tile:
     cases: list[tuple[Operator, Any]] = []
     op = Conv2d(2, 10, 9, 11, 7, (3, 3), padding=(1, 1, 0, 2), activation="hard_swish", has_residual=True)
     for part in winograd_parts(op, tile).launches:
-        cases += [(stored, None) for stored in (part, with_images(part, c4_roles(part)))]
+        inputs = set(c4_roles(part)) - {"output"}
+        forms = (
+            part,
+            with_images(part, c4_roles(part)),
+            with_images(part, {"output"}, inputs),
+            with_images(part, (), inputs),
+        )
+        cases += [(stored, None) for stored in forms]
     check(runner, tmp_path, cases, "adreno-640")
 
 
@@ -390,6 +405,8 @@ def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner,
     # Two vectors of halves are one load of 128 bits from a buffer.
     cases += [(replace(small, columns=tuple(range(36))), replace(split, weights="buffer"))]
     cases += [(with_images(op, c4_roles(op)), None) for op in ops[2:]]
+    # A plain tensor, as the first dense layer reads, is no C4 tensor.
+    cases += [(with_images(op, (), set(c4_roles(op)) - {"output"}), None) for op in ops if op != ops[7]]
     if runner.info()[0].fp16:
         check(runner, tmp_path, cases, "adreno-640", precision)
         return

@@ -135,7 +135,11 @@ def _wider(op: Operator, gpu: Gpu, kind: type) -> dict[str, list[Any]]:
             lanes = [4, 8, 16] if cpu else [4]
             return {"lanes": lanes, "tiles": [1, 2, 4, 8, 16], "split": [1, 2, 4, 8, 16, 32, 64]}
         case WinogradInput() | WinogradOutput() if kind is TransformSchedule:
-            wide = [tiles for tiles in (1, 2, 4) if op.tiles_x % tiles == 0] if cpu and not (op.images or op.views) else [1]
+            wide = (
+                [tiles for tiles in (1, 2, 4) if op.tiles_x % tiles == 0]
+                if cpu and not (op.images or op.views)
+                else [1]
+            )
             return {"local": [1, 2, 4, 8, 16] if cpu else [32, 64, 128, 256], "tiles": wide, "whole": [True, False]}
         case GlobalAverage() if kind is MeanSchedule:
             return {"split": [1, 2, 4, 8, 16, 32, 64]}
