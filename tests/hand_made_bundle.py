@@ -48,7 +48,8 @@ def write_files(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 REVERSE_ADD = """
-__kernel void reverse_add(__read_only image1d_buffer_t x, __read_only image1d_buffer_t w, __global float4 *y, int texels) {
+__kernel void reverse_add(__read_only image1d_buffer_t x, __read_only image1d_buffer_t w, __global float4 *y,
+                          int texels) {
   int i = get_global_id(0);
   y[i] = read_imagef(x, texels - 1 - i).wzyx + read_imagef(w, i);
 }

@@ -113,10 +113,10 @@ class KernelCost:
 class _Work:
     """What one work-item does, and how many there are.
 
-    `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images, those of
-    buffers included; `predicated_texels` of these ask first. What comes from constant memory is not counted. `short_sums` are vectors of half, in half arithmetic, that are converted
-    and added to float32 ones. `spreads` are scalars copied into all lanes, `inputs_held` registers live beside the
-    accumulators on a CPU.
+    `loads` are of vectors in buffers, and stores; `predicated` of them ask first. `texels` are reads of images, those
+    of buffers included; `predicated_texels` of them ask first. What comes from constant memory is not counted.
+    `short_sums` are vectors of half, in half arithmetic, that are converted and added to float32 ones. `spreads` are
+    scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
     """
 
     items: int

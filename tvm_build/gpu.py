@@ -33,7 +33,7 @@ class Gpu:
         image_buffer_max: texels of an image of a buffer.
         constant_bytes: constants of a kernel up to this size are held beside the arithmetic, and cost no load.
         memory: where C4 tensors and weights may lie: "auto" for images and constant memory where they pay, "buffer" for
-            buffers alone, "image" for images wherever they fit.
+            buffers alone, "image" for images wherever they fit, or else buffers that are read as images.
         launch_us: time between two dependent launches on an in-order queue.
         efficiency: share of the peak that good convolution kernels reach; fitted, or taken from the literature.
         uncertainty: factor within which a prediction is believed: a predicted time t means [t / u, t * u].

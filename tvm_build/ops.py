@@ -264,7 +264,7 @@ def memory_of(op: Operator, role: str) -> Literal["buffer", "image", "view"]:
 
 
 def with_images(op: Operator, roles: Iterable[str], views: Iterable[str] = ()) -> Operator:
-    """`op` with the C4 tensors of these roles in images and all others in buffers, `views` of which it reads as images."""
+    """`op` with the C4 tensors of these roles in images, all others in buffers; `views` of them it reads as images."""
     images, views = tuple(sorted(roles)), tuple(sorted(views))
     if isinstance(op, Conv2d) and op.shortcut is not None:
         shortcut = replace(

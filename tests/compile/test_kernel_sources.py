@@ -263,6 +263,35 @@ def test_an_image_needs_no_predicate_where_a_buffer_does() -> None:
     assert sources["input0",].count("condval") == 0
 
 
+def test_a_buffer_that_is_read_as_an_image_is_addressed_and_guarded_like_a_pointer() -> None:
+    schedule = replace(default_schedule(CONV, with_memory(ADRENO, "buffer")), pixels=2, rows=2)
+    case, _, _ = make_case(CONV)
+
+    def source(views: tuple[str, ...], precision: str) -> str:
+        op = with_images(CONV, (), views)
+        return emit_opencl(build_kernel(op, case.constants, ADRENO, schedule, PRECISIONS[precision]).func).source
+
+    for name, read in (("float32", "texel_at"), ("float16", "texel_half_at"), ("float16_float32", "texel_at")):
+        viewed = source(("input0", "residual"), name)
+        assert "__read_only image1d_buffer_t input_ptr, __global" in viewed
+        assert "__read_only image1d_buffer_t residual_ptr, __global" in viewed
+        # What it writes is a pointer.
+        assert re.search(r"__global (float|half)4\* restrict output_ptr", viewed)
+        pointers = source((), name)
+        assert viewed.count("condval") == pointers.count("condval") > 0
+        assert viewed.count(f" {read}(input_ptr, ") == pointers.count(" input_ptr[") + pointers.count("(input_ptr[") > 0
+
+
+def test_lanes_are_gathered_from_pointers_alone() -> None:
+    columns = replace(CONV, columns=tuple(range(0, 60, 7)), has_residual=False)
+    shortcut = replace(columns, kernel=(1, 1), padding=(0, 0, 0, 0), columns=(0, 3, 5))
+    joined = replace(CONV, has_residual=False, shortcut=shortcut)
+    for op, role in ((columns, "input0"), (joined, "input1")):
+        for placed in (with_images(op, [role]), with_images(op, (), [role])):
+            assert {schedule.gather for schedule in candidates(placed, ADRENO)} == {"blocks"}
+        assert {schedule.gather for schedule in candidates(op, ADRENO)} == {"blocks", "lanes"}
+
+
 def test_what_is_asked_of_memory_is_what_candidates_offer() -> None:
     small = Conv2d(1, 3, 12, 12, 12, (3, 3), padding=(1, 1, 1, 1))
     offered = {

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from structadmm.errors import InvariantError
 from tvm_build.assemble import activation_memory
-from tvm_build.launch_plan import PART_ALIGNMENT, Buffer, Constant, Image2d, Memory, Part
+from tvm_build.launch_plan import PART_ALIGNMENT, Buffer, Constant, Image1dBuffer, Image2d, Memory, Part
 from tvm_build.memory_check import check_memory
-from tvm_build.memory_plan import ImageRow, largest_live_bytes, lives, plan_memory
+from tvm_build.memory_plan import ImageRow, largest_live_bytes, least_bytes, lives, plan_memory
 
 ROWS = (ImageRow(8, "rgba_float"), ImageRow(8, "rgba_half"), ImageRow(5, "rgba_half"))
 
@@ -75,7 +75,9 @@ def test_no_tensor_is_overwritten_while_it_is_alive(case: Case) -> None:
     memory, object_of = activation_memory(plan, case.sizes)
     assert contents_survive(memory, object_of, case)
     case.check(memory, object_of)
-    assert largest_live_bytes(alive) <= plan.total_bytes <= sum(life.size for life in alive)
+    together = [sum(life.size for life in alive if life.first <= at.first <= life.last) for at in alive]
+    assert largest_live_bytes(alive) == max(together)
+    assert max(together) <= least_bytes(alive) <= plan.total_bytes <= sum(life.size for life in alive)
     assert all(place.offset % PART_ALIGNMENT == 0 for place in plan.places.values())
     for life in alive:
         assert plan.places[life.name].offset + life.size <= plan.objects[plan.places[life.name].object]
@@ -199,6 +201,21 @@ def test_images_are_shared_by_tensors_of_equal_rows_only() -> None:
     assert len({plan.places[name].object for name in "abd"}) == 3
     assert plan.rows == {plan.places["a"].object: wide, plan.places["b"].object: narrow}
     assert plan.objects[plan.places["a"].object] == 9 * wide.size
+
+
+def test_the_checker_refuses_an_image_of_other_bytes_than_the_tensors() -> None:
+    memory = [Buffer(2048), Part(0, 0, 512), Part(0, 512, 512), Constant(512, 0)]
+    for image in (
+        Image1dBuffer(2, 32, "rgba_float"),  # another part
+        Image1dBuffer(0, 32, "rgba_float"),  # the buffer that it is a part of
+        Image1dBuffer(1, 31, "rgba_float"),  # less
+        Image1dBuffer(3, 32, "rgba_float"),
+        Part(0, 0, 512),
+    ):
+        with pytest.raises(InvariantError, match=r"tensor t of 512 bytes in memory object 1 is read through .*"):
+            check_memory([*memory, image], {"t": 1}, {"t": 512}, [("t",)], read_as_image=[("t", 4)])
+    for right in (Image1dBuffer(1, 32, "rgba_float"), Image1dBuffer(1, 64, "rgba_half")):
+        check_memory([*memory, right], {"t": 1}, {"t": 512}, [("t",)], read_as_image=[("t", 4)])
 
 
 def test_the_checker_refuses_an_image_whose_rows_are_not_the_tensors() -> None:

@@ -11,8 +11,10 @@ from onnx import helper
 from device.local_target import LocalTarget, find_local_devices
 from device.runner_client import Runner
 from tests.compile.onnx_models import conv, save, weights
-from tvm_build import winograd
+from tvm_build import storage, winograd
+from tvm_build.bundle import read_bundle
 from tvm_build.compile import compile_onnx
+from tvm_build.launch_plan import Image1dBuffer, Image2d
 
 
 @pytest.fixture(scope="module", params=[device.driver.name for device in find_local_devices().devices])
@@ -23,7 +25,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 
 def network(path: Path) -> Path:
-    """Every kind of operator between two images sizes: tensors of equal rows share images when one of them is dead."""
+    """Every kind of operator between two image sizes."""
     nodes = [
         conv("stem", "x", "a", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
@@ -49,9 +51,17 @@ def network(path: Path) -> Path:
     return save(path, nodes, {"x": (2, 3, 17, 13)}, ["y"], constants)
 
 
+@pytest.mark.parametrize("bound", [1.0, 1.15, float("inf")])
 @pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
-def test_a_network_on_images_computes_what_onnx_runtime_computes(runner: Runner, target: str, tmp_path: Path) -> None:
+def test_a_network_on_images_computes_what_onnx_runtime_computes(
+    runner: Runner, target: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How much memory images may take decides which of them are images of buffers.
+    monkeypatch.setattr(storage, "MEMORY_BOUND", bound)
     bundle = compile_onnx(network(tmp_path / "n.onnx"), tmp_path / "n.clbundle", target=target, memory="image").path
+    plan = read_bundle(bundle).plan
+    kinds = {type(item) for item in plan.memory}
+    assert (Image2d in kinds, Image1dBuffer in kinds) == (bound > 1, bound < float("inf"))
     # Fills images with NaN first: nothing is read that was not written, nor what lies beside a row.
     assert runner.check(bundle).passed
 

@@ -107,6 +107,7 @@ def test_right_candidates_of_every_kind_pass_their_proof(measurer: LocalMeasurer
         (Dense(1, 24, 10, input_is_c4=True, pooled_pixels=9), FLOAT32, "adreno-640"),
         (GlobalAverage(1, 6, 5, 5), FLOAT32, "adreno-640"),
         (imaged, FLOAT32, "adreno-640"),
+        (with_images(conv, (), ["input0", "residual"]), FLOAT32, "adreno-640"),
     ]
     if measurer.device_facts().fp16:
         cases += [(conv, PRECISIONS["float16"], "opencl-cpu"), (imaged, PRECISIONS["float16"], "adreno-640")]
@@ -120,19 +121,27 @@ def test_right_candidates_of_every_kind_pass_their_proof(measurer: LocalMeasurer
         assert 0 < outcome.times.min_ms <= outcome.times.median_ms <= outcome.times.p90_ms
 
 
-@pytest.mark.parametrize("images", [(), ("input0", "output", "residual")], ids=["buffers", "images"])
+@pytest.mark.parametrize(
+    ("images", "views", "read"),
+    [
+        ((), (), "proof_read"),
+        (("input0", "output", "residual"), (), "proof_read_image"),
+        ((), ("input0", "residual"), "proof_read_view"),
+    ],
+    ids=["buffers", "images", "images of buffers"],
+)
 def test_between_two_runs_the_rest_of_the_network_and_the_inputs_are_read(
-    measurer: LocalMeasurer, images: tuple[str, ...], tmp_path: Path
+    measurer: LocalMeasurer, images: tuple[str, ...], views: tuple[str, ...], read: str, tmp_path: Path
 ) -> None:
-    op = with_images(Conv2d(1, 10, 6, 7, 9, (3, 3), padding=(1, 1, 1, 1), has_residual=True), images)
-    target = "adreno-640" if images else "opencl-cpu"
+    op = with_images(Conv2d(1, 10, 6, 7, 9, (3, 3), padding=(1, 1, 1, 1), has_residual=True), images, views)
+    target = "adreno-640" if images or views else "opencl-cpu"
     bundle = write(tmp_path / "a.clbundle", op, target=target, network_bytes=1 << 20)
     (outcome,) = outcomes(measurer, [bundle])
     assert outcome.status == "ok", outcome.message
     launches = measurer.runner.profile(bundle, runs=1).launches
     kernels = [launch.kernel for launch in launches]
     reads = [kernel for kernel in kernels if kernel.startswith("proof_read")]
-    assert reads == ["proof_read", *["proof_read_image" if images else "proof_read"] * 2]
+    assert reads == ["proof_read", read, read]
     timed = [launch.layer for launch in launches].index(TIMED_LAYER)
     assert kernels[timed - 2 : timed] == reads[1:]
     # A network that is no more than this layer leaves its weights where they are.
