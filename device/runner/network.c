@@ -133,8 +133,8 @@ static int create_memories(struct network *network) {
         cl_int code;
         network->memories[i] = create_memory(network, memory, &code);
         bool of_part = memory->kind == MEMORY_IMAGE1D_BUFFER && plan->memories[memory->buffer].kind == MEMORY_PART;
-        if (code == CL_INVALID_MEM_OBJECT && of_part) {
-            /* PoCL 3.1: "does not support Image 1D Buffer over SubBuffers", which OpenCL 1.2 has. */
+        if (code != CL_SUCCESS && of_part) {
+            /* PoCL 3.1: CL_INVALID_MEM_OBJECT, "does not support Image 1D Buffer over SubBuffers", which OpenCL 1.2 has. */
             int status = detach_part(network, memory->buffer);
             if (status != STATUS_OK) return status;
             network->memories[i] = create_memory(network, memory, &code);
