@@ -26,7 +26,7 @@ _PARAMETER = re.compile(r"__global (float|half|int|uint)(\d*)\s*\*\s*(?:restrict
 _LOOP = re.compile(r"for \(int \w+ = (\d+); \w+ < (\d+);")
 _PRIVATE = re.compile(r"^\s*(?:float|half|int)\d* (\w+)\[(\d+)\];")
 _SCALAR_BYTES = {"float": 4, "half": 2, "int": 4, "uint": 4}
-_TEXEL = re.compile(r"\b(set_)?texel(?:_half)?\(")
+_TEXEL = re.compile(r"\b(set_)?texel(?:_half)?(?:_at)?\(")
 _WIDE_BYTES = 16
 
 
