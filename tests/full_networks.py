@@ -243,11 +243,10 @@ def check(name: str, variant: str, devices: Sequence[LocalDevice]) -> dict[str, 
             summary = compile_onnx(path, bundle, target="opencl-cpu", dtype=dtype, memory=memory)
             row.setdefault("launches", summary.launches)
             row.setdefault("macs", summary.macs)
-            if memory == "buffer":
-                ratio = summary.activation_bytes / summary.live_bytes
-                row["memory_ratio"] = max(row.get("memory_ratio", 0.0), round(ratio, 3))
-                if ratio > MEMORY_BOUND:
-                    row["failed"].append(f"{dtype}: activations take {ratio:.2f} times what is alive")
+            ratio = summary.activation_bytes / summary.live_bytes
+            row["memory_ratio"] = max(row.get("memory_ratio", 0.0), round(ratio, 3))
+            if ratio > MEMORY_BOUND:
+                row["failed"].append(f"{kind}: activations take {ratio:.2f} times what is alive")
             for device, runner in runners:
                 if dtype.startswith("float16") and not device.info.fp16:
                     continue

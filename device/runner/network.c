@@ -102,6 +102,16 @@ static cl_mem create_view(const struct network *network, const struct plan_memor
     return clCreateImage(network->session->context, CL_MEM_READ_ONLY, &format, &desc, NULL, code);
 }
 
+/* Whether memory object `id` is an image of a part, and no earlier one is an image of the same. */
+static bool is_first_image_of_part(const struct plan *plan, uint32_t id) {
+    const struct plan_memory *memory = &plan->memories[id];
+    if (memory->kind != MEMORY_IMAGE1D_BUFFER || plan->memories[memory->buffer].kind != MEMORY_PART) return false;
+    for (uint32_t i = memory->buffer + 1; i < id; i++) {
+        if (plan->memories[i].kind == MEMORY_IMAGE1D_BUFFER && plan->memories[i].buffer == memory->buffer) return false;
+    }
+    return true;
+}
+
 /* Gives a part memory of its own. Nothing relies on bytes that tensors share, so results are the same. */
 static int detach_part(struct network *network, uint32_t id) {
     uint64_t size = network->bundle->plan.memories[id].size_bytes;
@@ -132,8 +142,7 @@ static int create_memories(struct network *network) {
         const struct plan_memory *memory = &plan->memories[i];
         cl_int code;
         network->memories[i] = create_memory(network, memory, &code);
-        bool of_part = memory->kind == MEMORY_IMAGE1D_BUFFER && plan->memories[memory->buffer].kind == MEMORY_PART;
-        if (code != CL_SUCCESS && of_part) {
+        if (code != CL_SUCCESS && is_first_image_of_part(plan, i)) {
             /* PoCL 3.1: CL_INVALID_MEM_OBJECT, "does not support Image 1D Buffer over SubBuffers", which OpenCL 1.2 has. */
             int status = detach_part(network, memory->buffer);
             if (status != STATUS_OK) return status;
