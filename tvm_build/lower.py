@@ -78,7 +78,7 @@ class _Lowering:
     def run(self, reporter: Reporter) -> LoweredNetwork:
         for port in self.network.inputs:
             self.sizes[port.tensor] = self.network.tensors[port.tensor].size_bytes
-        runs = _runs(self.network.nodes)
+        runs = self.network.runs()
         with reporter.task("Compile kernels", total=len(runs)) as task:
             for run in runs:
                 if isinstance(run[0].op, Generic | View):
@@ -211,18 +211,6 @@ def with_roofline(launch: KernelLaunch, gpu: Gpu) -> KernelLaunch:
     arithmetic_us = launch.flops / (gpu.gflops_fp32 * gpu.efficiency * 1e3)
     traffic_us = launch.bytes / (gpu.dram_gb_s * 1e3)
     return replace(launch, predicted_us=max(arithmetic_us, traffic_us) + gpu.launch_us)
-
-
-def _runs(nodes: tuple[Node, ...]) -> list[list[Node]]:
-    """Nodes with kernels of ours one by one, neighbouring `Generic` and `View` nodes together."""
-    runs: list[list[Node]] = []
-    for node in nodes:
-        shared = isinstance(node.op, Generic | View)
-        if shared and runs and isinstance(runs[-1][0].op, Generic | View):
-            runs[-1].append(node)
-        else:
-            runs.append([node])
-    return runs
 
 
 def _relax_function(

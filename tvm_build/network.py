@@ -139,6 +139,17 @@ class Network:
         tensors = {**self.tensors, **{tensor.name: tensor for tensor in new}}
         return replace(self, nodes=tuple(nodes), tensors=tensors)
 
+    def runs(self) -> list[list[Node]]:
+        """Nodes with kernels of ours one by one, neighbouring `Generic` and `View` nodes together."""
+        runs: list[list[Node]] = []
+        for node in self.nodes:
+            shared = isinstance(node.op, Generic | View)
+            if shared and runs and isinstance(runs[-1][0].op, Generic | View):
+                runs[-1].append(node)
+            else:
+                runs.append([node])
+        return runs
+
     def uses(self) -> Counter[str]:
         """How often each tensor is read, being an output of the network counted as a read."""
         counts = Counter(name for node in self.nodes for name in node.inputs)

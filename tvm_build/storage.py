@@ -158,7 +158,8 @@ class _Storage:
 class _MemoryNeed:
     """What a network's activations take, by which of them lie in images.
 
-    Launches are not known yet. A node of ours becomes one; TVM joins its own, which can only leave tensors out.
+    Launches are not known yet. A node of ours becomes one. A run of TVM's counts as one, too: what it keeps to itself
+    may never be stored.
     """
 
     def __init__(self, network: Network) -> None:
@@ -171,13 +172,20 @@ class _MemoryNeed:
             return homes.get(name, name)
 
         self.tensors = network.tensors
-        self.accesses = [
-            sorted({home(name) for name in (*node.inputs, *node.outputs)})
-            for node in network.nodes
-            if not isinstance(node.op, View)
-        ]
         self.inputs = [home(port.tensor) for port in network.inputs]
         self.outputs = [home(port.tensor) for port in network.outputs]
+        runs = [run for run in network.runs() if not all(isinstance(node.op, View) for node in run)]
+        read_by: dict[str, set[int]] = {name: {len(runs)} for name in self.outputs}
+        for number, run in enumerate(runs):
+            for node in run:
+                for name in node.inputs:
+                    read_by.setdefault(home(name), set()).add(number)
+        self.accesses = []
+        for number, run in enumerate(runs):
+            written = {home(name) for node in run if not isinstance(node.op, View) for name in node.outputs}
+            own = {name for name in written if read_by.get(name, set()) <= {number}}
+            touched = {home(name) for node in run for name in (*node.inputs, *node.outputs)}
+            self.accesses.append(sorted(touched - own))
         names = {*self.inputs, *self.outputs, *(name for access in self.accesses for name in access)}
         self.sizes: Mapping[str, int] = {name: network.tensors[name].size_bytes for name in names}
 

@@ -16,12 +16,17 @@ from tvm_build import gpu as gpus
 from tvm_build import storage
 from tvm_build.bundle import read_bundle
 from tvm_build.compile import compile_onnx, plan_onnx
+from tvm_build.fuse import fuse
 from tvm_build.gpu import gpu_by_name, with_memory
+from tvm_build.import_onnx import import_onnx
 from tvm_build.launch_plan import Buffer, ConstantImage2d, Image1dBuffer, Image2d, MemoryArgument, Part
-from tvm_build.network import Node
+from tvm_build.layout import assign_layouts
+from tvm_build.memory_plan import largest_live_bytes, lives
+from tvm_build.network import Generic, Node
 from tvm_build.ops import Conv2d
 from tvm_build.precision import PRECISIONS
-from tvm_build.storage import MEMORY_BOUND, assign_memory
+from tvm_build.recognize import recognize
+from tvm_build.storage import MEMORY_BOUND, assign_memory, roles
 from tvm_build.winograd import best_tile, is_able, split_node
 
 ADRENO = gpu_by_name("adreno-640")
@@ -126,12 +131,6 @@ def test_a_split_convolution_keeps_its_inputs_outputs_and_bias(tile: int) -> Non
 
 
 def test_every_operator_agrees_on_where_a_tensor_lies(tmp_path: Path) -> None:
-    from tvm_build.fuse import fuse
-    from tvm_build.import_onnx import import_onnx
-    from tvm_build.layout import assign_layouts
-    from tvm_build.recognize import recognize
-    from tvm_build.storage import roles
-
     laid_out = assign_layouts(fuse(recognize(import_onnx(network(tmp_path / "net.onnx"))), ADRENO))
     for gpu in (ADRENO, with_memory(ADRENO, "image")):
         placed: dict[str, set[bool]] = {}
@@ -197,3 +196,25 @@ def test_the_memory_bound_costs_little_time_and_views_less_than_pointers(
     assert predicted[float("inf")] <= predicted[1.3] <= predicted[1.0] < buffers
     # Few of a launch's microseconds are reads of its input.
     assert predicted[1.3] <= 1.02 * predicted[float("inf")]
+
+
+def test_storage_counts_what_will_be_alive_where_tvm_joins_operators(tmp_path: Path) -> None:
+    # The bias of a transposed convolution is a node of its own, which TVM joins with it: one tensor is never stored.
+    nodes = [
+        conv("a", "x", "t", pads=[1, 1, 1, 1]),
+        helper.make_node("ConvTranspose", ["t", "up.weight", "up.bias"], ["u"], name="up", strides=[2, 2]),
+        conv("b", "u", "y", pads=[1, 1, 1, 1]),
+    ]
+    constants = {
+        "a.weight": weights(12, 3, 3, 3),
+        "up.weight": weights(12, 8, 2, 2),
+        "up.bias": weights(8),
+        "b.weight": weights(4, 8, 3, 3),
+    }
+    path = save(tmp_path / "net.onnx", nodes, {"x": (1, 3, 16, 16)}, ["y"], constants)
+    laid_out = assign_layouts(fuse(recognize(import_onnx(path)), ADRENO))
+    generic = [node for node in laid_out.nodes if isinstance(node.op, Generic)]
+    assert len(generic) > 1
+    need = storage._MemoryNeed(laid_out)
+    alive = lives(need.sizes, need.accesses, need.inputs, need.outputs)
+    assert largest_live_bytes(alive) == plan_onnx(path, memory="buffer").live_bytes
