@@ -265,7 +265,8 @@ def chosen_settings(length: Length) -> dict[str, Any]:
     """What runs must have in common to stand in one table."""
     rho = {"-".join(key): value for key, value in RHO.items()}
     pruning = {"lr": LR, "cuts": CUTS, "admm": ADMM, "rho": rho, "ramp": RAMP, "phase": PHASE}
-    return {"length": asdict(length), "model": MODEL, **pruning}
+    found: dict[str, Any] = json.loads(json.dumps({"length": asdict(length), "model": MODEL, **pruning}))
+    return found  # as a file gives it back
 
 
 def recorded_runs(path: Path, length: Length) -> dict[Case, dict[str, Any]]:
