@@ -9,7 +9,7 @@ from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
 from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
-from tvm_build.kernels.conv_tiling import ConvSchedule
+from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
@@ -25,6 +25,8 @@ _WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
 _ADRENO_TILES = ((4, 1, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (4, 1, 1), (1, 1, 1), (4, 1, 4), (2, 2, 4))
 # Engines that hold all weights in constants stop at 32 output channels.
 _MOST_VECTORS = 8
+# Of column-sparse kernels. With 16 items to a group Intel's compiler was seen to spread a dense kernel over them.
+_CPU_MOST_ITEMS, _CPU_GROUPS_PER_CORE = 8, 8
 
 
 def schedules(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> list[Any]:
@@ -59,7 +61,7 @@ def _finish(op: Conv2d, **fields: Any) -> ConvSchedule:
 
 
 def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
-    """Few, fat work-items: a group of one, so that drivers do not spread vectors over work-items."""
+    """Few, fat work-items, of dense kernels a group of one: drivers do not spread vectors over work-items then."""
     flat = flatten_pixels(op)
     widths = {p for p in range(4, 9) if flat.out_width % p == 0} | {min(4, flat.out_width), min(8, flat.out_width)}
     if is_depthwise(op):
@@ -78,8 +80,26 @@ def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
                         if rows > flat.out_height or not 4 <= pixels * rows * vectors <= 16:
                             continue
                         shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "lanes": lanes}
-                        found += _placed(op, _finish(op, **shape, local=1, gather=gather), gpu)
+                        single = _finish(op, **shape, local=1, gather=gather)
+                        found += _placed(op, replace(single, local=_neighbours(op, single, gpu)), gpu)
     return found or [_finish(op, pixels=1, lanes=16, local=1)]
+
+
+def _neighbours(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> int:
+    """Work-items of a group of a column-sparse kernel on a CPU: starting a group is a good part of so short a kernel.
+
+    Every core still gets several groups, so that one that is late does not decide.
+    """
+    tiling = Tiling(flatten_pixels(op), schedule)
+    local = 1
+    while (
+        op.columns is not None
+        and local < _CPU_MOST_ITEMS
+        and tiling.count % (2 * local) == 0
+        and tiling.count * tiling.channel_tiles >= 2 * local * _CPU_GROUPS_PER_CORE * gpu.cores
+    ):
+        local *= 2
+    return local
 
 
 def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision = FLOAT32) -> list[ConvSchedule]:
