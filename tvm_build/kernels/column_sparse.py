@@ -6,7 +6,7 @@ things keep it near the dense kernel's efficiency:
 
 - Columns are sorted by kx, then ky, and a loop over them reads a table of offsets. With one row to a tile, all ky of a
   kx are one loop: its pixel predicates are decided once, and rows beside the image are at its ends and shorten it, so
-  that padding costs no copy of the input. Few loops matter to a CPU, which mispredicts the end of each.
+  that padding costs no copy of the input.
 - Weights are packed [channel tile, kept column, output channels], so each column reads one run of vectors.
 
 Columns of one block of four channels at one tap can share a 128-bit load. With `gather="blocks"` every touched (block,
