@@ -51,13 +51,13 @@ MODEL: dict[str, Any] = {
 }
 # Seeds, of which there are more where methods differ by little more than networks do.
 SEEDS = {
-    "column": {0.8: 3, 0.9: 3, 0.95: 20, 0.98: 20},
-    "filter": {0.5: 3, 0.75: 3, 0.875: 20, 0.9375: 20},
+    "column": {0.8: 3, 0.9: 3, 0.95: 50, 0.98: 50},
+    "filter": {0.5: 3, 0.75: 3, 0.875: 50, 0.9375: 50},
 }
 # Levels with more seeds than that have their differences given seed by seed.
 FEW = 3
-# Seeds from here on were run when the others' results were known, with settings unchanged: a test of their own.
-LATER = 10
+# Seeds from here on are a test of their own: settings, levels, statistic and number were fixed before the first ran.
+LATER = 20
 METHODS = {
     "one-shot": "one-shot",
     "gradual": "gradual",
