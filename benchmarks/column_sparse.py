@@ -18,11 +18,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from host_record import markdown_table, write_record
+from host_record import write_record
 from kernel_timing import conv_case, devices, time_cases
 from resnet18_layers import LAYERS
 
 from device.runner_client import Runner
+from results.markdown import markdown_table
 from tvm_build.gpu import Gpu, gpu_by_name
 from tvm_build.kernels import candidates, default_schedule
 from tvm_build.ops import Conv2d

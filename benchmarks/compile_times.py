@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from random_masks import calibrated, save_onnx
 
+from results.markdown import markdown_table
 from structadmm.graph import capture
 from train.models import build_model
 from tvm_build.precision import PRECISIONS

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from kernel_timing import devices
 from random_masks import calibrated, save_onnx
 
 from device.runner_client import Runner
+from results.markdown import markdown_table
 from structadmm.errors import StructadmmError
 from structadmm.graph import capture
 from train.models import build_model

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from host_record import markdown_table
+from results.markdown import markdown_table
 
 _NAMES = {
     "mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "resnet18": "ResNet-18", "alexnet": "AlexNet",

@@ -22,12 +22,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from kernel_timing import devices
 from numpy.typing import NDArray
 from random_masks import save_onnx
 from torch.nn import functional as F
 
+from results.markdown import markdown_table
 from tvm_build.compile import compile_onnx
 from tvm_build.gpu import gpu_by_name
 from tvm_build.kernel_bundle import KernelCase, write_kernel_bundle

@@ -18,9 +18,10 @@ from unittest.mock import patch
 
 import torch
 from cost_model_check import OURS_ALONE, PUBLISHED, SIZE, TARGET
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from random_masks import save_onnx
 
+from results.markdown import markdown_table
 from structadmm.graph import capture
 from train.models import build_model
 from tvm_build import storage

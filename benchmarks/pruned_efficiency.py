@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from kernel_timing import devices
 from random_masks import calibrated, prune, save_onnx, shrunk
 
 from device.runner_client import Runner
+from results.markdown import markdown_table
 from structadmm.graph import capture
 from structadmm.graph.count import count
 from train.models import build_model

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -21,6 +21,7 @@ from device.runner_client import Runner
 from device.target import open_target
 from export.onnx_export import export_onnx
 from pipeline.progress import console_reporter
+from results.markdown import markdown_table
 from results.statistics import paired_speed_up, spread
 from structadmm.files import atomic_path
 from structadmm.graph import capture
@@ -29,7 +30,7 @@ from tvm_build.compile import compile_onnx
 from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
 from tvm_build.precision import FLOAT32
-from tvm_build.tuning.session import SessionResult, run_session
+from tvm_build.tuning.session import REPEATS, SessionResult, run_session
 from tvm_build.tuning.summary import layer_words
 from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
@@ -63,7 +64,7 @@ def tune(networks: list[Path], database: Path, measurer: LocalMeasurer, trials_p
         trials=trials_per_layer * groups,
         reporter=console_reporter(),
         network_bytes=weight_bytes(fused[0], FLOAT32),
-        repeats=3,
+        repeats=REPEATS,
     )
 
 

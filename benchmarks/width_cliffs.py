@@ -17,10 +17,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from host_record import markdown_table, quiet, write_record
+from host_record import quiet, write_record
 from kernel_timing import conv_case, devices, time_cases
 from random_masks import calibrated, save_onnx
 
+from results.markdown import markdown_table
 from structadmm.graph import capture
 from train.models import build_model
 from tvm_build.compile import compile_onnx

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.reference_networks import Folder, list_networks
 from results.figures import KIND_LABEL, milliseconds, times
+from results.markdown import markdown_table
 from results.records import Latency, Result, read_result
 from structadmm.errors import UserError
 from structadmm.files import write_text
@@ -24,12 +25,13 @@ _HEADS = (
 
 def headline(folders: Sequence[Folder]) -> str:
     """A row for each network, and a line for each device that they were timed on."""
-    lines = ["| " + " | ".join(_HEADS) + " |", "|---" * len(_HEADS) + "|"]
+    rows = []
     timed: dict[str, list[str]] = {}
     for folder in folders:
         result = read_result(folder.path / "result.json")
-        lines.append("| " + " | ".join(_cells(folder, result)) + " |")
+        rows.append(_cells(folder, result))
         timed.setdefault(_conditions(result), []).append(folder.name)
+    lines = [markdown_table(_HEADS, rows)]
     for conditions, names in timed.items():
         lines += ["", f"{', '.join(names)}: {conditions}"]
     return "\n".join(lines) + "\n"

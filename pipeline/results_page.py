@@ -7,7 +7,7 @@ python -m pipeline.results_page --predict   # before that, the predictions anew
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipeline.progress import console_reporter
 from pipeline.published import PUBLISHED, Published
 from pipeline.reference_networks import Folder, list_networks
 from results.figures import KIND_LABEL, milliseconds, times
+from results.markdown import markdown_table
 from results.records import Result, read_result
 from results.trade_off import Point, plot_trade_off
 from structadmm.files import write_text
@@ -47,18 +48,18 @@ def read_entries() -> list[Entry]:
 
 def page(entries: Sequence[Entry]) -> str:
     """The page as Markdown."""
-    sizes = _table(
+    sizes = markdown_table(
         ("network", "top-1 % dense -> pruned", "CONV parameters", "all parameters", "MACs", "again with"),
         map(_sizes, entries),
     )
-    speeds = _table(
+    speeds = markdown_table(
         (
             *("network", "measured on", "ms dense -> pruned", "speed-up"),
             *("predicted for", "predicted ms dense -> pruned", "predicted speed-up"),
         ),
         map(_times, entries),
     )
-    published = _table(
+    published = markdown_table(
         ("network", "CONV parameters", "MACs", "top-1 % dense -> pruned", "speed-up", "source"),
         map(_published, PUBLISHED),
     )
@@ -181,11 +182,6 @@ def _published(row: Published) -> tuple[str, ...]:
         "" if row.speed_up is None else f"{row.speed_up:g}× on {row.device}",
         row.source,
     )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def files(entries: Sequence[Entry]) -> dict[str, str]:

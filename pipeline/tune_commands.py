@@ -27,7 +27,6 @@ DType = Annotated[str, typer.Option("--dtype", help="float32, float16, or float1
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 TRIALS_PER_LAYER = 64
-REPEATS = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +65,7 @@ def tune(
     from pipeline.progress import console_reporter
     from structadmm.progress import SilentReporter
     from tvm_build.precision import precision_by_name
-    from tvm_build.tuning.session import run_session
+    from tvm_build.tuning.session import REPEATS, run_session
     from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
 
     reporter: Reporter = SilentReporter() if as_json else console_reporter()

@@ -1,6 +1,8 @@
-"""`report.md`: the result in the few lines that fit into a pull request."""
+"""Markdown: tables, and `report.md`, the result in the few lines that fit into a pull request."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows
 from results.records import Checks
@@ -37,6 +39,12 @@ def report_markdown(data: ReportData) -> str:
         lines.append(f"| {name.replace('_', ' ')} | {found:.2e} | {allowed:.0e} |")
     lines += ["", *(f"- {_cell(label)}: {_cell(text)}" for label, text in data.method.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are already text."""
+    lines = [" | ".join(heads), "|".join("---" for _ in heads), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
 def _cell(text: str) -> str:

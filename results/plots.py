@@ -89,7 +89,7 @@ def plot_layer_times(times: Sequence[LayerTime], width_in: float = WIDE_IN) -> s
             )
         _name_rows(axes, [time.layer for time in times], width_in)
         axes.set_xlabel(f"time in one inference, {unit}")
-        _legend_above(axes, 2)
+        legend_above(axes, 2)
         return svg_element(figure, "Time of each layer before and after pruning", "layers", width_in)
 
 
@@ -191,7 +191,7 @@ def plot_kept(layers: Sequence[PrunedLayer], width_in: float = WIDE_IN) -> str:
         _name_rows(axes, [layer.name for layer in layers], width_in)
         axes.set_xlim(0, 100)
         axes.set_xlabel("kept, % of the dense layer")
-        _legend_above(axes, 3 if width_in > NARROW_IN else 1)
+        legend_above(axes, 3 if width_in > NARROW_IN else 1)
         return svg_element(figure, "Share of each layer that pruning kept", "kept", width_in)
 
 
@@ -211,7 +211,7 @@ def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) 
         )  # fmt: skip
         axes.set_xlabel("CONV parameters before purification / after")
         axes.set_ylabel("accuracy, %")
-        _legend_above(axes, 3)
+        legend_above(axes, 3)
         return svg_element(figure, "Accuracy against the extra compression of purification", "purification", width_in)
 
 
@@ -239,7 +239,8 @@ def _shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
+def legend_above(axes: Axes, columns: int) -> None:
+    """The legend outside of the axes, where it hides nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib.ticker
 
-from results.plots import ACCENT, BASELINE, INK, PRUNED, WIDE_IN, new_figure, plot_style, svg_element
+from results.plots import ACCENT, BASELINE, INK, PRUNED, WIDE_IN, legend_above, new_figure, plot_style, svg_element
 
 _LOOKS = (("o", PRUNED), ("s", ACCENT), ("D", BASELINE), ("^", INK))
 
@@ -73,5 +73,5 @@ def plot_trade_off(points: Sequence[Point], ylabel: str, title: str, name: str, 
         axes.margins(y=0.15)
         axes.set_xlabel("times fewer CONV parameters")
         axes.set_ylabel(ylabel)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2)
+        legend_above(axes, 2)
         return svg_element(figure, title, name, WIDE_IN)

@@ -33,11 +33,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.host_record import markdown_table, write_record
+from benchmarks.host_record import write_record
 from benchmarks.random_masks import calibrated, prune, save_onnx, shrunk
 from device.local_target import LocalDevice, LocalTarget, find_local_devices
 from device.runner_client import Runner
 from results.environment import source_commit
+from results.markdown import markdown_table
 from structadmm.files import write_json
 from structadmm.graph import Captured, capture
 from tests.full_size_architectures import FULL_SIZE

@@ -86,15 +86,16 @@ def _cpu_conv(op: Conv2d, gpu: Gpu) -> list[ConvSchedule]:
 
 
 def _neighbours(op: Conv2d, schedule: ConvSchedule, gpu: Gpu) -> int:
-    """Work-items of a group of a column-sparse kernel on a CPU: starting a group is a good part of so short a kernel.
+    """Work-items of a group on a CPU. Starting a group is a good part of so short a kernel as a column-sparse one.
 
     Every core still gets several groups, so that one that is late does not decide.
     """
+    if op.columns is None:
+        return 1
     tiling = Tiling(flatten_pixels(op), schedule)
     local = 1
     while (
-        op.columns is not None
-        and local < _CPU_MOST_ITEMS
+        local < _CPU_MOST_ITEMS
         and tiling.count % (2 * local) == 0
         and tiling.count * tiling.channel_tiles >= 2 * local * _CPU_GROUPS_PER_CORE * gpu.cores
     ):

@@ -30,6 +30,9 @@ from tvm_build.tuning.tasks import Task
 MAX_LOSSES = 3
 """A candidate during which the device went away so often is taken to be the reason."""
 
+REPEATS = 3
+"""Trials of finalists that settle which is faster."""
+
 _BATCH = 8
 _CURVE = " ▁▂▃▄▅▆▇█"
 

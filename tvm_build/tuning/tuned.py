@@ -24,9 +24,10 @@ AnyOperator = TypeVar("AnyOperator", bound=Operator)
 
 
 MIN_GAIN = 0.03
+"""Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
+
 # Fields of an operator that say where its tensors lie.
 _PLACES = frozenset({"images", "views"})
-"""Of many candidates that are equally fast, one looks fastest: times scatter by a few per cent."""
 
 # What the names of a layer's launches end with where Winograd's form makes three of it.
 TILES, SUMS, SHORTCUT = ":tiles", ":sums", ":shortcut"
@@ -89,7 +90,7 @@ class TunedSchedules:
     """The schedules of one device and number type.
 
     Args:
-        records: of one device, target and dtype.
+        records: of one device, target and dtype, each trial once (`distinct_trials`).
         source: the database's name, for messages.
         gpu: what is compiled for.
         precision: of the kernels.
@@ -100,7 +101,7 @@ class TunedSchedules:
         self._gpu = gpu
         self._precision = precision
         self._times_ms: dict[tuple[str, str], float] = {}
-        for record in distinct_trials(records):
+        for record in records:
             if record.cost_ms is not None:
                 self._times_ms[record.task_key, schedule_line(record.schedule)] = record.cost_ms
             known = best.get(record.task_key)
