@@ -26,6 +26,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from structadmm.errors import InvariantError
 from tvm_build.gpu import Gpu
 from tvm_build.kernels.body import ceil_div
@@ -247,30 +249,34 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         macs_before = macs
         place = memory_of(source, "input0")
         edges = _edges(source, schedule) if place != "image" else 0.0
-        shared = {p * source.stride[1] + kx * source.dilation[1] for p in range(schedule.pixels) for kx in range(kw)}
+        tiled = Tiling(source, schedule)
+        pixels = [tiled.pixels_inside(kx) for kx in range(kw)]
         if source.columns is not None:
-            columns = list_entries(source, schedule.gather).columns
-            steps, width = columns.shape[0], columns.shape[1]
-            macs += steps * width * accumulators
+            entries = list_entries(source, schedule.gather)
+            steps, width = entries.columns.shape
+            rows = [len(tiled.rows_inside(ky if schedule.rows > 1 else None)) for ky in range(kh)]
+            # Of each step, by its tap.
+            products = np.diff(entries.tap_start) @ np.outer([len(inside) for inside in pixels], rows).ravel()
+            macs += float(products) * width * schedule.vectors
             weight_reads = steps * width * schedule.vectors
-            read = steps * schedule.rows * schedule.pixels
+            read = float(products)
             narrow += (read if schedule.gather == "lanes" else 0) + (steps / 4 if schedule.tables == "buffer" else 0)
             input_reads = 0 if schedule.gather == "lanes" else read
             inputs_held = max(inputs_held, 2)
             weights = steps * width
-        elif is_depthwise(source):
-            macs += kh * kw * accumulators
-            weight_reads, input_reads = kh * kw, kh * schedule.rows * len(shared)
-            inputs_held = max(inputs_held, len(shared))
-            weights = kh * kw
         else:
-            _, block_count = input_blocks(source, schedule)
-            depth = min(4, source.in_channels) if block_count == 1 else 4
-            macs += block_count * depth * kh * kw * accumulators
-            weight_reads = block_count * kh * kw * depth * schedule.vectors
-            input_reads = block_count * kh * schedule.rows * len(shared)
-            inputs_held = max(inputs_held, schedule.rows * len(shared))
+            known = schedule.unroll_rows or kh == 1
+            rows_read = sum(len(tiled.rows_inside(ky if known else None)) for ky in range(kh))
+            products = rows_read * sum(len(inside) for inside in pixels)
+            shared = len({p * source.stride[1] + kx * source.dilation[1] for kx in range(kw) for p in pixels[kx]})
+            depthwise = is_depthwise(source)
+            block_count = 1 if depthwise else input_blocks(source, schedule)[1]
+            depth = 1 if depthwise else min(4, source.in_channels) if block_count == 1 else 4
+            macs += block_count * depth * products * schedule.vectors
             weights = block_count * depth * kh * kw
+            weight_reads = weights * schedule.vectors
+            input_reads = block_count * rows_read * shared
+            inputs_held = max(inputs_held, shared if depthwise else schedule.rows * shared)
         short_sums += (macs - macs_before) / _products_in_half(source, schedule)
         # A scalar is spread by its load, a lane of a vector by an instruction of its own.
         if source.columns is None or schedule.gather == "blocks":
@@ -314,6 +320,10 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
 def _edges(op: Conv2d, schedule: ConvSchedule) -> float:
     """Share of a tile's input reads that must ask whether they are inside of the image."""
     top, left, bottom, right = op.padding
+    tiling = Tiling(op, schedule)
+    # A tile that takes in a whole side knows what lies beside the image.
+    top, bottom = (top, bottom) if tiling.rows > 1 else (0, 0)
+    left, right = (left, right) if tiling.columns > 1 else (0, 0)
     if schedule.rows > 1 and top + bottom > 0:
         return 1.0
     if op.columns is not None:

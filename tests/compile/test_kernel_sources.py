@@ -320,3 +320,32 @@ def test_a_kernel_that_reads_constant_memory_says_how_much_and_wants_to_be_alone
     assert kernel.alone
     size = 3 * 9 * 4 * 4 * schedule.vectors * -(-3 // schedule.vectors)
     assert f"__constant float4* restrict weight_ptr __attribute__((max_constant_size({size})))" in kernel.source
+
+
+@pytest.mark.parametrize("columns", [None, tuple(range(0, 36)), tuple(range(0, 72 * 9, 3))])
+def test_padding_that_every_tile_has_is_left_out_of_the_products(columns: tuple[int, ...] | None) -> None:
+    op = replace(SMALL, columns=columns)
+    case, _, _ = make_case(op)
+    # One tile is the whole image: of 4 x 4 pixels times 3 x 3 taps, 10 x 10 meet the image.
+    schedule = ConvSchedule(pixels=4, rows=4, vectors=1, local=1, gather="blocks")
+    source = emit_opencl(build_kernel(op, case.constants, with_memory(ADRENO, "buffer"), schedule).func).source
+    taps = {column % 9 for column in columns or range(9)}
+    inside = sum((4 - (tap % 3 != 1)) * (4 - (tap // 3 != 1)) for tap in taps)
+    products = len(re.findall(r"\(\(float4\)\(\(v_\d+\)\.s\d\)\) \* v_\d+", source))
+    assert products == 4 * inside
+    assert "if (" not in source
+    estimated = estimate(op, schedule, with_memory(ADRENO, "buffer"))
+    steps = [len({c // 36 for c in columns if c % 9 == tap}) if columns else 18 for tap in range(9)]
+    weighted = sum(n * (4 - (tap % 3 != 1)) * (4 - (tap // 3 != 1)) for tap, n in enumerate(steps))
+    assert estimated.flops == 2 * 4 * 4 * weighted * estimated.work_items
+
+
+def test_a_wide_accumulator_leaves_in_stores_of_its_own_width() -> None:
+    cpu = gpu_by_name("opencl-cpu")
+    case, _, _ = make_case(CONV)
+    for pixels, width in ((8, 16), (6, 4)):
+        schedule = ConvSchedule(pixels=pixels, lanes=16, local=1)
+        source = emit_opencl(build_kernel(CONV, case.constants, cpu, schedule).func).source
+        assert f"__global float{width}* restrict output_ptr" in source
+        assert f"__global float{width}* restrict residual_ptr" in source
+        assert len(re.findall(r"output_ptr\[.*\] = ", source)) == pixels * 16 // width

@@ -263,6 +263,13 @@ def quarter(vector: Expr, dtype: str, index: int) -> Expr:
     return gathered([lane(vector, 4 * index + i) for i in range(4)])
 
 
+def quarters_of(vectors: list[Expr], dtype: str, index: int) -> Expr:
+    """`quarter` of each of `vectors`, one behind the other in one vector."""
+    if len(vectors) == 1:
+        return quarter(vectors[0], dtype, index)
+    return gathered([lane(vector, 4 * index + i) for vector in vectors for i in range(4)])
+
+
 def both(*conditions: Expr | None) -> Expr | None:
     """The conjunction; None stands for true."""
     real = [condition for condition in conditions if condition is not None]

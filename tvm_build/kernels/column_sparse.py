@@ -178,18 +178,20 @@ class SparseReduction:
         width = self.entries.columns.shape[1]
         line = body.line(weight, place.channel_tile)
         places: dict[tuple[int, int], tuple[Line, Expr | None]] = {}
-        for row in range(schedule.rows):
+        for row in self.tiling.rows_inside(tap[0]):
             # A step's offset leads from the row of ky = 0 to its own.
             iy, _ = input_row(self.tiling, place, row, 0)
             row_ok = None if tap[0] is None else input_row(self.tiling, place, row, tap[0])[1]
             start = body.line(source, place.image * blocks(op.in_channels) * op.in_height + iy, row_ok)
-            for pixel in range(schedule.pixels):
+            for pixel in self.tiling.pixels_inside(tap[1]):
                 ix, pixel_ok = input_pixel(self.tiling, place, pixel, tap[1])
                 ok = both(row_ok, pixel_ok)
                 places[row, pixel] = (
                     body.ahead(start, ix * (4 if self.by_lane else 1)),
                     None if ok is None or source.is_image else body.let(ok),
                 )
+        if not places:
+            return  # padding in every tile
         loop = reduction_loop(body, accumulators, steps, together_in_half(schedule.gather))
         with loop as (step, sums):
             offset = body.let(buffers[f"{self.prefix}offset"][step])

@@ -62,11 +62,10 @@ def build_conv2d(
     padded_bias[: op.out_channels] = bias
     # A split tile is finished four channels at a time.
     constants: dict[str, Array] = {"bias": padded_bias.reshape(-1, schedule.lanes if schedule.split == 1 else 4)}
-    output_shape = (op.batch, op.out_channels, op.out_height, op.out_width)
-    parameters = {"output": c4(output_shape, precision.stored(4), memory_of(op, "output"))}
+    parameters = {"output": _pixels(tiling, "output")}
     roles = {"output": "output"}
     if op.has_residual:
-        parameters["residual"] = c4(output_shape, precision.stored(4), memory_of(op, "residual"))
+        parameters["residual"] = _pixels(tiling, "residual")
         roles["residual"] = "residual"
     for number, reduction in enumerate(reductions):
         name = "input" if number == 0 else "shortcut_input"
@@ -95,6 +94,13 @@ def build_conv2d(
         bytes=size + sum(array.nbytes for array in constants.values()),
         schedule=schedule,
     )
+
+
+def _pixels(tiling: Tiling, role: str) -> Parameter:
+    """The output, or what is added to it, in vectors of as many pixels as are stored together."""
+    op, together = tiling.op, tiling.stored_together
+    shape = (op.batch, op.out_channels, op.out_height, op.out_width // together)
+    return c4(shape, tiling.precision.stored(4 * together), memory_of(op, role))
 
 
 def _constant_parameter(name: str, array: Array, tiling: Tiling) -> Parameter:

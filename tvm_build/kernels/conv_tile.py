@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from tvm_build.kernels.activation import activate
-from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, converted, quarter, spread, zero
+from tvm_build.kernels.body import Body, Expr, Register, both, ceil_div, converted, quarter, quarters_of, spread, zero
 from tvm_build.kernels.conv_tiling import ConvSchedule, Place, Tiling
 from tvm_build.kernels.stored import Stored
 from tvm_build.ops import blocks
@@ -122,18 +122,22 @@ def reduction_loop(
 def finish_tile(
     body: Body, tiling: Tiling, place: Place, buffers: dict[str, Stored], accumulators: Accumulators
 ) -> None:
-    """Add up a split reduction, then bias, residual, activation and store, four channels at a time.
+    """Add up a split reduction, then bias, residual, activation and store.
 
-    A split reduction is summed by all its work-items: each adds up, finishes and stores some of the vectors.
+    A store takes four channels of `tiling.stored_together` neighbouring pixels: of a wide accumulator whose pixels
+    allow it a whole register, instead of a quarter. A split reduction is summed by all its work-items: each adds up,
+    finishes and stores some of the vectors.
     """
     op, schedule, totals = tiling.op, tiling.schedule, accumulators.totals
-    dtype = "float32x4"
+    together = tiling.stored_together
+    stored = f"float32x{4 * together}"
     quarters = schedule.lanes // 4
     tile_blocks = schedule.tile_channels // 4
     out_blocks = blocks(op.out_channels)
     ragged_blocks = tiling.channel_tiles * tile_blocks != out_blocks
 
     def store(row: Expr, pixel: Expr, block: Expr, value: Expr) -> None:
+        """Finish and store `value`, of pixel `pixel` and those that are stored together with it."""
         out_block = body.let(place.channel_tile * tile_blocks + block)
         line = (place.image * out_blocks + out_block) * op.out_height + place.oy + row
         x = place.ox + pixel
@@ -143,12 +147,14 @@ def finish_tile(
             place.exists,
             out_block < out_blocks if ragged_blocks else None,
             place.oy + row < op.out_height if ragged_row else None,
-            place.ox + pixel < op.out_width if ragged_pixel else None,
+            x < op.out_width if ragged_pixel else None,
         )
+        if together > 1:
+            x = tirx.floordiv(x, together)
         with body.when(limits):
             if op.has_residual:
-                sum_ = value + body.load(body.line(buffers["residual"], line), x, dtype)
-                value = body.let(activate(body, sum_, op.activation, dtype))
+                sum_ = value + body.load(body.line(buffers["residual"], line), x, stored)
+                value = body.let(activate(body, sum_, op.activation, stored))
             body.store(body.line(buffers["output"], line), x, value)
 
     def finished(value: Expr, bias: Expr, dtype: str) -> Expr:
@@ -164,15 +170,15 @@ def finish_tile(
         }
         # Neighbouring pixels of a block lie next to each other.
         for vector, q in itertools.product(range(schedule.vectors), range(quarters)):
-            for row, pixel in itertools.product(range(schedule.rows), range(schedule.pixels)):
-                value = quarter(values[row, pixel, vector], tiling.accumulator, q)
-                store(row, pixel, vector * quarters + q, value)
+            for row, pixel in itertools.product(range(schedule.rows), range(0, schedule.pixels, together)):
+                group = [values[row, neighbour, vector] for neighbour in range(pixel, pixel + together)]
+                store(row, pixel, vector * quarters + q, quarters_of(group, tiling.accumulator, q))
         return
 
     # Local memory as [share, vector of the tile, work-item]: neighbours write neighbouring vectors.
     local = tiling.grid.local[0] * tiling.grid.local[1]
     count = len(totals) * quarters
-    partial = body.shared(schedule.split * count * local, dtype)
+    partial = body.shared(schedule.split * count * local, stored)
     for number, register in enumerate(totals.values()):
         value = body.let(register.value)
         for q in range(quarters):
@@ -190,7 +196,7 @@ def finish_tile(
             row = tirx.floordiv(rest, schedule.pixels) if schedule.rows > 1 else 0
             pixel = tirx.floormod(rest, schedule.pixels) if schedule.pixels > 1 else 0
             block = tirx.floormod(number, tile_blocks)
-            total = finished(total, buffers["bias"][place.channel_tile * tile_blocks + block], dtype)
+            total = finished(total, buffers["bias"][place.channel_tile * tile_blocks + block], stored)
             store(row, pixel, block, total)
 
 

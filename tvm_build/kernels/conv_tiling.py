@@ -74,6 +74,43 @@ class Tiling:
         return self.precision.computed(self.schedule.lanes)
 
     @property
+    def stored_together(self) -> int:
+        """Neighbouring pixels that leave in one store as wide as an accumulator, four channels of each."""
+        op, schedule = self.op, self.schedule
+        together = schedule.lanes // 4
+        whole = schedule.pixels % together == 0 and op.out_width % together == 0
+        plain = not {"output", "residual"} & {*op.images, *op.views} and self.precision.storage == "float32"
+        return together if whole and plain and schedule.split == 1 else 1
+
+    def input_rows(self, row: int, ky: Expr) -> tuple[int, int]:
+        """The first and the last input row that kernel row `ky`, or any, reads for row `row` of any tile."""
+        return self._reach(0, row, ky, (self.rows - 1) * self.schedule.rows)
+
+    def input_columns(self, pixel: int, kx: Expr) -> tuple[int, int]:
+        """The same for pixels of a row."""
+        return self._reach(1, pixel, kx, (self.columns - 1) * self.schedule.pixels)
+
+    def _reach(self, axis: int, position: int, tap: Expr, last_tile: int) -> tuple[int, int]:
+        op = self.op
+        first, last = (tap, tap) if isinstance(tap, int) else (0, op.kernel[axis] - 1)
+        low = position * op.stride[axis] - op.padding[axis]
+        return low + first * op.dilation[axis], low + last_tile * op.stride[axis] + last * op.dilation[axis]
+
+    def rows_inside(self, ky: Expr | None) -> list[int]:
+        """The tile's rows for which kernel row `ky` reads a row of the image in some tile; all if `ky` is not known.
+
+        Where one tile takes in a whole side of the image, the others are padding always: they are left out, not
+        multiplied by zero. Of a 3x3 kernel on 4x4 pixels that is up to three products in ten.
+        """
+        rows = range(self.schedule.rows)
+        return [row for row in rows if ky is None or _meets(self.input_rows(row, ky), self.op.in_height)]
+
+    def pixels_inside(self, kx: Expr) -> list[int]:
+        """The same for the tile's pixels."""
+        pixels = range(self.schedule.pixels)
+        return [pixel for pixel in pixels if _meets(self.input_columns(pixel, kx), self.op.in_width)]
+
+    @property
     def columns(self) -> int:
         """Tiles in a row of the image."""
         return ceil_div(self.op.out_width, self.schedule.pixels)
@@ -100,6 +137,10 @@ class Tiling:
         channels = min(self.schedule.local_channels, self.channel_tiles)
         groups = (ceil_div(self.count, local), ceil_div(self.channel_tiles, channels), 1)
         return Grid(groups, (local, channels, self.schedule.split))
+
+
+def _meets(reach: tuple[int, int], extent: int) -> bool:
+    return reach[1] >= 0 and reach[0] < extent
 
 
 def weight_lanes(schedule: ConvSchedule, precision: Precision) -> int:
@@ -189,18 +230,14 @@ def inside(position: Expr, low: int, high: int, extent: int) -> Expr | None:
 def input_row(tiling: Tiling, place: Place, row: int, ky: Expr) -> tuple[Expr, Expr | None]:
     """The input row that kernel row `ky` (constant or loop variable) reads for tile row `row`, and its predicate."""
     op = tiling.op
-    first, last = (ky, ky) if isinstance(ky, int) else (0, op.kernel[0] - 1)
-    low = row * op.stride[0] - op.padding[0]
-    high = low + (tiling.rows - 1) * tiling.schedule.rows * op.stride[0]
-    iy = place.oy * op.stride[0] + low + ky * op.dilation[0]
-    return iy, inside(iy, low + first * op.dilation[0], high + last * op.dilation[0], op.in_height)
+    low, high = tiling.input_rows(row, ky)
+    iy = place.oy * op.stride[0] + row * op.stride[0] - op.padding[0] + ky * op.dilation[0]
+    return iy, inside(iy, low, high, op.in_height)
 
 
 def input_pixel(tiling: Tiling, place: Place, pixel: int, kx: Expr) -> tuple[Expr, Expr | None]:
     """The same for pixels of a row: what tap `kx` (constant or loop variable) reads for tile pixel `pixel`."""
     op = tiling.op
-    first, last = (kx, kx) if isinstance(kx, int) else (0, op.kernel[1] - 1)
-    low = pixel * op.stride[1] - op.padding[1]
-    high = low + (tiling.columns - 1) * tiling.schedule.pixels * op.stride[1]
-    ix = place.ox * op.stride[1] + low + kx * op.dilation[1]
-    return ix, inside(ix, low + first * op.dilation[1], high + last * op.dilation[1], op.in_width)
+    low, high = tiling.input_columns(pixel, kx)
+    ix = place.ox * op.stride[1] + pixel * op.stride[1] - op.padding[1] + kx * op.dilation[1]
+    return ix, inside(ix, low, high, op.in_width)

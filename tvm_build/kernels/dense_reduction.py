@@ -11,6 +11,8 @@ groups are zero; so a group need not start at a multiple of four channels.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from tvm import tirx
 
@@ -106,27 +108,31 @@ class DenseReduction:
             """The pixels that any tap needs for this row of the tile, by their distance from the first one."""
             start = body.line(source, (base + block) * op.in_height + iy, row_ok)
             pixels: dict[int, Expr] = {}
-            for pixel in range(schedule.pixels):
-                for kx in range(kw):
+            for kx in range(kw):
+                for pixel in self.tiling.pixels_inside(kx):
                     distance = pixel * op.stride[1] + kx * op.dilation[1]
                     if distance not in pixels:
                         ix, ok = input_pixel(self.tiling, place, pixel, kx)
                         pixels[distance] = body.let(body.load(start, ix, vector, both(row_ok, ok)))
             return pixels
 
-        rows = [input_row(self.tiling, place, row, ky) for row in range(schedule.rows)]
+        rows = {row: input_row(self.tiling, place, row, ky) for row in self.tiling.rows_inside(ky)}
         # One row's predicate skips its loads and products; several rows differ, and share the weights they read.
-        skip = rows[0][1] if schedule.rows == 1 else None
+        skip = rows[0][1] if schedule.rows == 1 and rows else None
         with body.when(skip):
-            read = [
-                read_row(row, iy, None if schedule.rows == 1 or ok is None else body.let(ok))
-                for row, (iy, ok) in enumerate(rows)
-            ]
+            read = {
+                row: read_row(row, iy, None if schedule.rows == 1 or ok is None else body.let(ok))
+                for row, (iy, ok) in rows.items()
+            }
             for kx in range(kw):
+                products = list(itertools.product(rows, self.tiling.pixels_inside(kx), range(schedule.vectors)))
+                if not products:
+                    continue
                 ws = [read_weights(body, weights, kx * self.depth + i, self.tiling) for i in range(self.depth)]
-                for (row, pixel, v), register in sums.items():
+                for row, pixel, v in products:
                     x = read[row][pixel * op.stride[1] + kx * op.dilation[1]]
-                    multiply_add(register, [lane(x, i) for i in range(self.depth)], [w[v] for w in ws], schedule)
+                    xs = [lane(x, i) for i in range(self.depth)]
+                    multiply_add(sums[row, pixel, v], xs, [w[v] for w in ws], schedule)
 
 
 def input_blocks(op: Conv2d, schedule: ConvSchedule) -> tuple[list[int], int]:

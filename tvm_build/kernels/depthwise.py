@@ -46,14 +46,14 @@ class DepthwiseReduction:
         def kernel_row(ky: Expr, sums: Registers) -> None:
             weights = body.ahead(body.line(buffers["weight"], place.channel_tile), ky * kw)
             ws = [body.let(body.load(weights, kx, vector)) for kx in range(kw)]
-            for row in range(schedule.rows):
+            for row in self.tiling.rows_inside(ky):
                 iy, row_ok = input_row(self.tiling, place, row, ky)
                 with body.when(row_ok):
                     block = place.image * blocks(op.in_channels) + place.channel_tile
                     start = body.line(buffers["input"], block * op.in_height + iy)
                     pixels: dict[int, Expr] = {}
-                    for pixel in range(schedule.pixels):
-                        for kx in range(kw):
+                    for kx in range(kw):
+                        for pixel in self.tiling.pixels_inside(kx):
                             distance = pixel * op.stride[1] + kx * op.dilation[1]
                             if distance not in pixels:
                                 ix, ok = input_pixel(self.tiling, place, pixel, kx)
@@ -61,7 +61,8 @@ class DepthwiseReduction:
                     for pixel in range(schedule.pixels):
                         total = sums[row, pixel, 0].value
                         for kx in range(kw):
-                            total = total + pixels[pixel * op.stride[1] + kx * op.dilation[1]] * ws[kx]
+                            if pixel in self.tiling.pixels_inside(kx):
+                                total = total + pixels[pixel * op.stride[1] + kx * op.dilation[1]] * ws[kx]
                         sums[row, pixel, 0].set(total)
 
         if schedule.unroll_rows:
