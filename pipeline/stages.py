@@ -66,9 +66,10 @@ class Stage:
 
 
 def _train(context: StageContext, out: Path) -> None:
+    from export.living import living_network
     from train.stage import run_train
 
-    run_train(context.config.train, out, context.reporter)
+    run_train(context.config.train, out, context.reporter, living_network)
 
 
 def _export(context: StageContext, out: Path) -> None:

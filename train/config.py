@@ -236,6 +236,9 @@ class TrainConfig(_Section):
             repeated or resumed differs in its last digits.
         checkpoint_every: epochs between two checkpoints; SIGTERM always writes one, and a killed run repeats what came
             after the last.
+        compact: run forward and backward without the filters and channels that earlier rounds removed: the same but for
+            rounding, and after a round of half of the filters three times as fast on a CPU. By default on a CPU; never
+            with several processes.
         batch_size: global, over all processes and accumulation steps.
         accumulate: micro-batches that one optimizer step is split into.
         channels_last: memory format of images and weights; often faster.
@@ -254,6 +257,7 @@ class TrainConfig(_Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     deterministic: bool = True
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    compact: bool | None = None
     batch_size: Annotated[int, Field(ge=2)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
     channels_last: bool = False

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -29,6 +29,7 @@ from train.config import DistillConfig, OptimizerConfig, TrainConfig
 from train.data.batches import EpochBatches, derived_seed
 from train.data.dataset import Dataset
 from train.data.images import Images, select
+from train.living import LivingPart
 from train.masking import MaskedTraining
 from train.rounds import Phase
 
@@ -168,6 +169,7 @@ class Loop:
             test_labels=dataset.test_labels.to(device),
         )
         self.teacher: Callable[[Tensor], Tensor] | None = None
+        self.living: LivingPart | None = None
 
     def batches(self, global_epoch: int) -> EpochBatches:
         """This process's batches of an epoch."""
@@ -262,7 +264,7 @@ class Loop:
             last = part == parts - 1
             sync: AbstractContextManager[Any] = nullcontext() if last else self._accelerator.no_sync(self._prepared)
             with sync:
-                logits = self._prepared(inputs)
+                logits = self._logits(inputs)
                 loss = functional.cross_entropy(
                     logits, targets, reduction="sum", label_smoothing=self._config.label_smoothing
                 )
@@ -275,6 +277,15 @@ class Loop:
             total = self._accelerator.reduce(total, reduction="sum")
             hits = self._accelerator.reduce(hits, reduction="sum")
         return total / global_size, hits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Of the whole network, or of what masks leave of it where that is known."""
+        if self.living is None:
+            # The wrapper around it is for gradients: evaluation is not synchronised.
+            model = self._prepared if self.model.training else self.model
+            return cast(Tensor, model(images))
+        with self._accelerator.autocast():
+            return self.living(images).float()
 
     def _distillation(self, logits: Tensor, images: Tensor, distill: DistillConfig) -> Tensor:
         assert self.teacher is not None  # the caller checked
@@ -326,7 +337,7 @@ class Loop:
         labels = torch.split(self.dataset.test_labels[share.start : share.stop], _EVALUATION_BATCH)
         batches = self.inference_batches(select(self.dataset.test_images, chosen))
         for inputs, expected in zip(batches, labels, strict=True):
-            correct += (self.model(inputs).argmax(dim=1) == expected).sum()
+            correct += (self._logits(inputs).argmax(dim=1) == expected).sum()
         if processes > 1:
             correct = self._accelerator.reduce(correct, reduction="sum")
         return Evaluation(int(correct), total)

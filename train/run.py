@@ -39,6 +39,7 @@ from train.constraint import Constraint
 from train.data.dataset import Dataset
 from train.data.images import Images
 from train.layers import Network
+from train.living import FindSmaller, LivingPart
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
 from train.rounds import Phase, RoundPlan, phases, plan_round
@@ -60,6 +61,7 @@ class TrainingRun:
         held_out: uint8 images that sensitivity is measured on.
         out: directory of the run's files; a checkpoint in it is resumed.
         reporter: shows progress.
+        find_smaller: finds the network that masks leave, for `compact`.
 
     Raises:
         UserError: the model has nothing to prune, or the checkpoint belongs to another configuration or architecture.
@@ -73,8 +75,10 @@ class TrainingRun:
         held_out: Images,
         out: Path,
         reporter: Reporter,
+        find_smaller: FindSmaller | None = None,
     ) -> None:
         self._config = config
+        self._find_smaller = find_smaller
         self._held_out = held_out
         self._out = out
         self._accelerator = make_accelerator(config)
@@ -136,6 +140,7 @@ class TrainingRun:
                     removed_only=config.penalise == "removed",
                     at_projection=config.loss_at == "projection",
                 )
+        self._loop.living = self._living_part()
         if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
             self._loop.teacher = self._make_teacher()
         optimizer = make_optimizer(self._config.optimizer, self.model, phase.lr)
@@ -158,6 +163,16 @@ class TrainingRun:
             self._finish_admm(phase, self._settled(phase.round, plan))
         else:
             self._finish_retrain(phase)
+
+    def _living_part(self) -> LivingPart | None:
+        compact = self._config.compact
+        if compact is None:
+            # On a GPU the launches of the slices cost as much as small layers do.
+            compact = self._accelerator.device.type == "cpu"
+        if self._find_smaller is None or not compact or not self.masks or self._accelerator.num_processes > 1:
+            return None
+        smaller = self._find_smaller(self._graph, self._state(), self.masks)
+        return None if smaller is None else LivingPart(smaller, self.model)
 
     def _state(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

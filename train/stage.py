@@ -23,6 +23,7 @@ from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
 from train.data.images import Images
 from train.layers import Network, kept_filters_and_columns
+from train.living import FindSmaller
 from train.loop import process_group, reproducible
 from train.models import MODELS, build_model
 from train.run import CHECKPOINT, TrainingRun
@@ -33,7 +34,7 @@ _HELD_OUT_BYTES = 128 << 20
 _HELD_OUT = 0.05
 
 
-def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
+def run_train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: FindSmaller | None = None) -> None:
     """Train, prune and retrain a network; resume if `out` holds what an interrupted attempt left.
 
     Writes `dense.safetensors`, `pruned.safetensors` (masked weights in dense shapes), `masks.safetensors` (bool, for
@@ -44,6 +45,7 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
         config: the `[train]` section.
         out: the stage's directory.
         reporter: shows progress.
+        find_smaller: finds the network that masks leave; `compact` has no effect without.
 
     Raises:
         UserError: something in the configuration, the data or a checkpoint is wrong, or the loss diverges.
@@ -52,10 +54,10 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     checkpoint = out / CHECKPOINT
     threads = load_checkpoint(checkpoint).threads if checkpoint.exists() else config.threads or torch.get_num_threads()
     with reproducible(threads, config.deterministic), process_group():
-        _train(config, out, reporter)
+        _train(config, out, reporter, find_smaller)
 
 
-def _train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
+def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: FindSmaller | None) -> None:
     fraction = held_out_fraction(config)
     whole = load_dataset(config.data)
     dataset, held_out = whole.hold_out(fraction)
@@ -65,7 +67,7 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter) -> None:
     _check_outputs(config.model, model, dataset)
     if config.model.weights is not None:
         _load_weights(config.model.weights, model)
-    run = TrainingRun(config, model, dataset, held_out, out, reporter)
+    run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller)
     run.execute()
     if run.is_main_process:
         _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)

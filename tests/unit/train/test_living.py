@@ -1,0 +1,109 @@
+"""Training what masks leave of a network is training the masked network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.living import living_network
+from structadmm.graph import capture
+from structadmm.progress import SilentReporter
+from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build
+from tests.unit.train import tiny
+from tests.unit.train.test_run import StopAt, assert_same_run
+from train.config import RoundConfig
+from train.layers import Network
+from train.living import LivingPart
+from train.masking import MaskedTraining, hard_prune
+from train.rounds import plan_round
+from train.stage import run_train
+
+Masks = Mapping[str, Tensor]
+
+
+def pruned(model: nn.Module, shape: tuple[int, ...], structure: str, sparsity: float) -> tuple[LivingPart, Masks]:
+    """What is left of `model`, which is pruned in place, and the masks."""
+    captured = capture(model, (torch.zeros(shape, dtype=torch.float64),))
+    config = RoundConfig.model_validate({"structure": structure, "sparsity": sparsity})
+    plan = plan_round(config, Network.of(captured.graph), {})
+    masks = hard_prune(model, plan.constraints, {})
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    smaller = living_network(captured.graph, {**captured.state, **state}, masks)
+    assert smaller is not None
+    assert smaller.kept
+    return LivingPart(smaller, model), masks
+
+
+@pytest.mark.parametrize("structure", ["filter", "channel"])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_logits_gradients_and_statistics_are_those_of_the_masked_network(name: str, structure: str) -> None:
+    model = build(name).double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # draws as many numbers as there are channels
+    living, masks = pruned(model, INPUT_SHAPE, structure, 0.5)
+    whole = copy.deepcopy(model).train()
+    model.train()
+    images = torch.randn(6, *INPUT_SHAPE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for network, function in ((whole, whole), (model, living)):
+        logits = function(images)
+        functional.smooth_l1_loss(
+            logits, torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+        ).backward()
+        MaskedTraining(dict(network.named_parameters()), masks).mask_gradients()
+    expected, found = dict(whole.named_parameters()), dict(model.named_parameters())
+    for key, parameter in expected.items():
+        if parameter.grad is not None:
+            gradient = found[key].grad
+            torch.testing.assert_close(torch.zeros_like(parameter) if gradient is None else gradient, parameter.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(living(images), whole(images))
+        # By now both have counted two batches into their running statistics.
+        torch.testing.assert_close(model.eval()(images), whole.eval()(images))
+        torch.testing.assert_close(living(images), whole(images))
+
+
+def test_a_masked_filter_that_still_gives_a_constant_is_left_to_the_whole_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    captured = capture(model, (torch.zeros(2, 3, 8, 8),))
+    mask = torch.ones_like(model.get_parameter("0.weight"), dtype=torch.bool)
+    mask[:4] = False
+    assert living_network(captured.graph, captured.state, {"0.weight": mask, "0.bias": mask[:, 0, 0, 0]}) is None
+    whole = {"1.weight": mask[:, 0, 0, 0], "1.bias": mask[:, 0, 0, 0]}
+    smaller = living_network(captured.graph, captured.state, {"0.weight": mask, "0.bias": mask[:, 0, 0, 0], **whole})
+    assert smaller is not None
+    assert smaller.state["3.weight"].shape == (4, 4, 3, 3)
+
+
+def test_what_is_zero_but_not_masked_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.Flatten())
+    nn.init.zeros_(model.get_parameter("0.weight"))
+    captured = capture(model, (torch.zeros(2, 3, 8, 8),))
+    assert living_network(captured.graph, captured.state, {}) is None
+
+
+def test_a_compact_run_is_the_same_run_but_for_rounding_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    for name, config in (("whole", tiny.config(compact=False)), ("compact", tiny.config())):
+        run_train(config, tmp_path / name, SilentReporter(), living_network)
+    whole, compact = (load_file(tmp_path / name / "pruned.safetensors") for name in ("whole", "compact"))
+    assert any(not torch.equal(whole[key], compact[key]) for key in whole)
+    masks = load_file(tmp_path / "whole" / "masks.safetensors")
+    assert all(
+        torch.equal(masks[key], value) for key, value in load_file(tmp_path / "compact" / "masks.safetensors").items()
+    )
+    for key, value in whole.items():
+        if "running" in key:
+            continue  # those of channels that nobody reads are not kept up
+        torch.testing.assert_close(compact[key], value, rtol=1e-3, atol=1e-4)
+    for step in (33, 47):
+        with pytest.raises(SystemExit):
+            run_train(tiny.config(), tmp_path / str(step), StopAt(step), living_network)
+        run_train(tiny.config(), tmp_path / str(step), SilentReporter(), living_network)
+        assert_same_run(tmp_path / "compact", tmp_path / str(step))
