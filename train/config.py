@@ -218,10 +218,13 @@ class DistillConfig(_Section):
     Attributes:
         weight: of the distillation loss; the labels' loss has the rest.
         temperature: that both networks' logits are divided by.
+        phases: "all", or "last" for the last round's retraining alone: the dense network's forward pass is a third of
+            a step of its own training, and may be most of a step of what is left of it.
     """
 
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    phases: Literal["all", "last"] = "all"
 
 
 class TrainConfig(_Section):

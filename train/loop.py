@@ -31,7 +31,7 @@ from train.data.dataset import Dataset
 from train.data.images import Images, select
 from train.living import LivingPart
 from train.masking import MaskedTraining
-from train.rounds import Phase
+from train.rounds import Phase, distilled
 
 _EVALUATION_BATCH = 500
 # On a GPU reading a loss waits for the queue, so that is done once in a while; the failed step is named all the same.
@@ -220,7 +220,7 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            distill = self._config.distill if phase.kind != "dense" else None
+            distill = distilled(self._config, phase)
             with admm.at_loss_point() if admm is not None else nullcontext():
                 loss, hits = self._backward(images, labels, batches.size(step), distill)
             if admm is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structadmm.graph import CoupledGroup
 from train.budget import Rates, first_match, keep_count
-from train.config import RoundConfig, Schedule, TrainConfig
+from train.config import DistillConfig, RoundConfig, Schedule, TrainConfig
 from train.constraint import Constraint, GroupConstraint, LayerConstraint, with_keep
 from train.layers import ConvLayer, Network, layer_name
 from train.project import column_units, slices_along
@@ -39,6 +39,13 @@ class Phase:
     schedule: Schedule
     warmup_epochs: float
     restart_every: int
+
+
+def distilled(config: TrainConfig, phase: Phase) -> DistillConfig | None:
+    """How `phase` distils from the dense network; None if it does not."""
+    last = phase.kind == "retrain" and phase.round == len(config.rounds) - 1
+    wanted = config.distill is not None and phase.kind != "dense" and (last or config.distill.phases == "all")
+    return config.distill if wanted else None
 
 
 def phases(config: TrainConfig) -> tuple[Phase, ...]:

@@ -42,7 +42,7 @@ from train.layers import Network
 from train.living import FindSmaller, LivingPart
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
-from train.rounds import Phase, RoundPlan, phases, plan_round
+from train.rounds import Phase, RoundPlan, distilled, phases, plan_round
 from train.target import Budget, as_toml, dry_run, measured_damages
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -141,7 +141,7 @@ class TrainingRun:
                     at_projection=config.loss_at == "projection",
                 )
         self._loop.living = self._living_part()
-        if phase.round >= 0 and self._config.distill is not None and self._loop.teacher is None:
+        if distilled(self._config, phase) is not None and self._loop.teacher is None:
             self._loop.teacher = self._make_teacher()
         optimizer = make_optimizer(self._config.optimizer, self.model, phase.lr)
         masked = MaskedTraining(self._parameters, self.masks)

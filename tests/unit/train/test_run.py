@@ -25,6 +25,7 @@ from tests.unit.train import tiny
 from train.checkpoint import load_checkpoint
 from train.config import DistillConfig
 from train.loop import Evaluation, Loop
+from train.rounds import distilled, phases
 from train.stage import run_train
 
 ROOT = Path(__file__).parents[3]
@@ -297,6 +298,16 @@ def test_the_admm_phase_ends_early_once_it_has_converged_and_its_ramp_is_over(tm
     ]
     run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
     assert sum(line.get("phase") == "admm" for line in history(tmp_path)) == max(1, ramp)
+
+
+def test_distillation_may_be_left_to_the_last_retraining() -> None:
+    config = tiny.config(distill={"phases": "last"})
+    told = {(phase.kind, phase.round): distilled(config, phase) is not None for phase in phases(config)}
+    assert [key for key, on in told.items() if on] == [("retrain", 1)]
+    everywhere = tiny.config(distill={})
+    told = {(phase.kind, phase.round): distilled(everywhere, phase) is not None for phase in phases(everywhere)}
+    assert [key for key, on in told.items() if not on] == [("dense", -1)]
+    assert distilled(tiny.config(), phases(config)[-1]) is None
 
 
 def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_path: Path) -> None:
