@@ -206,8 +206,26 @@ def network_of(name: str, variant: str) -> tuple[Captured, tuple[int, ...]]:
     torch.manual_seed(list(FULL_SIZE).index(name))
     model = calibrated(damping(build()), shape)
     if VARIANTS[variant]:
-        return prune(model, shape, VARIANTS[variant]), shape
+        pruned = prune(model, shape, VARIANTS[variant])
+        return pruned if _normalises(model) else _as_loud_as_before(pruned), shape
     return capture(model, (torch.zeros(shape),)), shape
+
+
+def _normalises(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _as_loud_as_before(network: Captured) -> Captured:
+    """The network with what is left of each weight scaled to the size of the whole.
+
+    Nothing else keeps signals up without normalisation: of AlexNet without three quarters of its columns little but the
+    biases is left at the end.
+    """
+    state = {
+        name: tensor * (tensor.numel() / max(1, int(tensor.count_nonzero()))) ** 0.5 if tensor.ndim > 1 else tensor
+        for name, tensor in network.state.items()
+    }
+    return network._replace(state=state)
 
 
 def damping(model: nn.Module) -> nn.Module:

@@ -62,9 +62,7 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     Raises:
         InvariantError: two live tensors share memory, or the plan breaks a rule of the format.
     """
-    accesses = [[name for name in launch.arguments if name in lowered.sizes] for launch in lowered.launches]
-    inputs = [external.tensor for external in lowered.inputs]
-    outputs = [external.tensor for external in lowered.outputs]
+    accesses, inputs, outputs = _touched(lowered)
     alive = lives(lowered.sizes, accesses, inputs, outputs, lowered.images)
     memory_plan = plan_memory(alive)
     memory, identity = activation_memory(memory_plan, lowered.sizes)
@@ -123,6 +121,18 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     plan.check()
     check_memory(plan.memory, identity, lowered.sizes, accesses, inputs, outputs, lowered.images, read_as_image)
     return Assembly(plan, kernels, bytes(weights.data), memory_plan.total_bytes, largest_live_bytes(alive))
+
+
+def memory_ratio(lowered: LoweredNetwork) -> float:
+    """Planned activation memory over the most that is alive at one launch."""
+    alive = lives(lowered.sizes, *_touched(lowered), lowered.images)
+    return plan_memory(alive).total_bytes / largest_live_bytes(alive)
+
+
+def _touched(lowered: LoweredNetwork) -> tuple[list[list[str]], list[str], list[str]]:
+    """The tensors of each launch, and those that come in and go out."""
+    accesses = [[name for name in launch.arguments if name in lowered.sizes] for launch in lowered.launches]
+    return accesses, [end.tensor for end in lowered.inputs], [end.tensor for end in lowered.outputs]
 
 
 def activation_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> tuple[list[Memory], dict[str, int]]:

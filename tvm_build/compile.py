@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from structadmm.errors import UserError
 from structadmm.files import sha256_file
 from structadmm.progress import Reporter, SilentReporter
-from tvm_build.assemble import Assembly, assemble, with_samples
+from tvm_build.assemble import Assembly, assemble, memory_ratio, with_samples
 from tvm_build.bundle import check_destination, write_bundle
 from tvm_build.explain import Explanation, explain
 from tvm_build.gpu import Gpu, gpu_by_name, with_memory
@@ -166,7 +166,7 @@ def _lower(
     from tvm_build.layout import assign_layouts
     from tvm_build.lower import lower
     from tvm_build.recognize import recognize
-    from tvm_build.storage import assign_memory
+    from tvm_build.storage import MEMORY_BOUND, assign_memory
     from tvm_build.upstream import lower_upstream
     from tvm_build.winograd import use_winograd
 
@@ -185,10 +185,16 @@ def _lower(
     network = use_winograd(network, gpu, precision, tuned)
     # 4. Channel blocks of four, and conversions where somebody needs plain data.
     network = assign_layouts(network, precision)
-    # 5. Images where they pay.
-    network = assign_memory(network, gpu, precision)
-    # 6. Kernels.
-    return lower(network, gpu, reporter, precision, tuned), macs
+    bound = MEMORY_BOUND
+    while True:
+        # 5. Images where they pay.
+        placed = assign_memory(network, gpu, precision, bound)
+        # 6. Kernels. Only now is it known what lives how long between TVM's: with less room for images if need be.
+        lowered = lower(placed, gpu, reporter, precision, tuned)
+        excess = memory_ratio(lowered) - MEMORY_BOUND
+        if excess <= 0 or not any(getattr(node.op, "images", ()) for node in placed.nodes):
+            return lowered, macs
+        bound -= max(excess, 0.05)
 
 
 def _macs(network: Any) -> int:

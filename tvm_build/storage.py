@@ -30,24 +30,29 @@ from tvm_build.ops import Dense, Operator, blocks, with_images
 from tvm_build.precision import FLOAT32, Precision
 
 MEMORY_BOUND = 1.3
-"""Planned activations over the most that is alive at one launch, above which no image is added."""
+"""Planned activations over the most that is alive at one launch: images never take more."""
 
 _SWEEPS = 2
 
 
-def assign_memory(network: Network, gpu: Gpu, precision: Precision = FLOAT32) -> Network:
+def assign_memory(network: Network, gpu: Gpu, precision: Precision = FLOAT32, bound: float = MEMORY_BOUND) -> Network:
     """Give every operator the roles of its tensors that lie in images, or that it reads as images.
 
     With `gpu.memory` "image", every tensor that is small enough is read as an image, of one kind or the other.
 
-    Requires: layouts are assigned.
-    Ensures: all operators that touch a tensor agree on where it lies; inputs and outputs of the network lie in buffers;
-        images do not take planned memory beyond `MEMORY_BOUND`.
+    Args:
+        network: layouts are assigned.
+        gpu: what it is compiled for.
+        precision: of the kernels.
+        bound: planned activations over the most that is alive at one launch, above which no image is added. Which
+            launches TVM's operators become is not known yet, so this is an estimate where a network has any.
+
+    Ensures: all operators that touch a tensor agree on where it lies; inputs and outputs of the network lie in buffers.
     """
     network = network.with_nodes(_with_input_width(network, node) for node in network.nodes)
     if gpu.memory == "buffer" or (gpu.memory == "auto" and gpu.kind == "cpu"):
         return network
-    return _Storage(network, gpu, precision).assigned()
+    return _Storage(network, gpu, precision, bound).assigned()
 
 
 def why_no_image(tensor: Tensor, gpu: Gpu) -> str | None:
@@ -67,7 +72,7 @@ def _texels(tensor: Tensor) -> tuple[int, int]:
 class _Storage:
     """Places for the tensors of one network, and what the cost model predicts for them."""
 
-    def __init__(self, network: Network, gpu: Gpu, precision: Precision) -> None:
+    def __init__(self, network: Network, gpu: Gpu, precision: Precision, bound: float) -> None:
         self.network = network
         self.gpu = gpu
         self.precision = precision
@@ -80,7 +85,7 @@ class _Storage:
             for name in {*node.inputs, *node.outputs} & set(self.touching):
                 self.touching[name].append(node)
         self.predicted: dict[Operator, float] = {}
-        self.memory = _MemoryNeed(network)
+        self.memory = _MemoryNeed(network, bound)
 
     def assigned(self) -> Network:
         """The network with the best places that memory allows."""
@@ -162,7 +167,8 @@ class _MemoryNeed:
     may never be stored.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, bound: float) -> None:
+        self.bound = bound
         homes: dict[str, str] = {}
         for node in network.nodes:
             if isinstance(node.op, View):
@@ -190,10 +196,10 @@ class _MemoryNeed:
         self.sizes: Mapping[str, int] = {name: network.tensors[name].size_bytes for name in names}
 
     def allows(self, images: Iterable[str]) -> bool:
-        """Whether all activations then take at most `MEMORY_BOUND` times what is alive at one launch."""
+        """Whether all activations then take at most `bound` times what is alive at one launch."""
         rows = {name: self._row(self.tensors[name]) for name in images}
         alive = lives(self.sizes, self.accesses, self.inputs, self.outputs, rows)
-        bound = MEMORY_BOUND * largest_live_bytes(alive)
+        bound = self.bound * largest_live_bytes(alive)
         # The first is quick to tell, and refuses most.
         return least_bytes(alive) <= bound and plan_memory(alive).total_bytes <= bound
 
