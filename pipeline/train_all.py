@@ -137,9 +137,9 @@ def train_jobs(
         left = "".join(f"; {other.name} was not trained: it starts from another's weights" for other in waiting)
         raise StructadmmError(f"{job.name} failed with status {status} ({_last_line(job.log)}; see {job.log}){left}")
     if len(done) < len(jobs):
+        left = f"{len(running)} with a checkpoint" + (f", {len(waiting)} not started" if waiting else "")
         raise UnfinishedError(
-            f"{len(done)} of {len(jobs)} runs are trained after {minutes:g} minutes, the others have checkpoints: "
-            "the same command goes on"
+            f"{len(done)} of {len(jobs)} runs are trained after {minutes:g} minutes, {left}: the same command goes on"
         )
 
 
