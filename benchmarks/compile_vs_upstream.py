@@ -26,6 +26,7 @@ from kernel_timing import devices
 from random_masks import calibrated, save_onnx
 
 from device.runner_client import Runner
+from results.environment import source_commit
 from results.markdown import markdown_table
 from structadmm.errors import StructadmmError
 from structadmm.graph import capture
@@ -97,7 +98,8 @@ def main() -> None:
         models = {name: export(name, NETWORKS[name][0], Path(scratch) / f"{name}.onnx") for name in options.networks}
         for device, runner in found:
             for name in options.networks:
-                rows.append(row(name, device, runner, models, options.runs) | {"runs": options.runs})
+                measured = row(name, device, runner, models, options.runs)
+                rows.append(measured | {"runs": options.runs, "commit": source_commit()})
                 print(rows[-1], flush=True)
                 write(options.out, rows)  # TVM's schedules take minutes: what was measured is kept
 
