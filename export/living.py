@@ -24,9 +24,12 @@ def living_network(graph: Graph, state: Mapping[str, Tensor], masks: Mapping[str
 
     Args:
         graph: the network.
-        state: its tensors.
+        state: its tensors. Where constants of the forward pass are not among them, the answer is None.
         masks: bool, by parameter name; what is not listed is whole.
     """
+    own = {name for name, entry in graph.state.items() if entry.alias_of is None}
+    if graph.eval_only is not None or not own <= set(state):
+        return None
     support = {
         name: state[name]
         if entry.kind != "parameter"
@@ -34,10 +37,8 @@ def living_network(graph: Graph, state: Mapping[str, Tensor], masks: Mapping[str
         if name in masks
         else torch.ones_like(state[name])
         for name, entry in graph.state.items()
-        if entry.alias_of is None
+        if name in own
     }
-    if graph.eval_only is not None:
-        return None
     try:
         removal = remove_unused_paths(graph, support)
         if removal.folded or not removal.count:

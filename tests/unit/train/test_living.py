@@ -82,6 +82,31 @@ def test_a_masked_filter_that_still_gives_a_constant_is_left_to_the_whole_networ
     assert smaller.state["3.weight"].shape == (4, 4, 3, 3)
 
 
+class WithConstant(nn.Module):
+    """Its forward pass makes a tensor, which is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, bias=False)
+        self.second = nn.Conv2d(8, 4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(
+            self.second(torch.relu(self.first(x))) * torch.tensor([[[0.5]], [[1.0]], [[2.0]], [[4.0]]]), 1
+        )
+
+
+def test_a_constant_that_training_does_not_know_is_no_reason_to_fail() -> None:
+    model = WithConstant()
+    captured = capture(model, (torch.zeros(2, 3, 8, 8),))
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert set(captured.state) > set(own)
+    mask = torch.ones_like(own["first.weight"], dtype=torch.bool)
+    mask[:6] = False
+    assert living_network(captured.graph, captured.state, {"first.weight": mask}) is not None
+    assert living_network(captured.graph, own, {"first.weight": mask}) is None
+
+
 def test_what_is_zero_but_not_masked_stays() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.Flatten())
     nn.init.zeros_(model.get_parameter("0.weight"))
