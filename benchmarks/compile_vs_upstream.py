@@ -93,9 +93,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/upstream"))
     options = parser.parse_args()
-    rows = rows_of_others(options.out, options.networks)
     with tempfile.TemporaryDirectory() as scratch, quiet(), devices(options.device) as found:
         models = {name: export(name, NETWORKS[name][0], Path(scratch) / f"{name}.onnx") for name in options.networks}
+        rows = rows_of_others(options.out, [(name, device) for device, _ in found for name in options.networks])
         for device, runner in found:
             for name in options.networks:
                 measured = row(name, device, runner, models, options.runs)
@@ -104,11 +104,11 @@ def main() -> None:
                 write(options.out, rows)  # TVM's schedules take minutes: what was measured is kept
 
 
-def rows_of_others(out: Path, networks: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of the record in `out` that this call does not measure: networks can be measured one by one."""
+def rows_of_others(out: Path, measured: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows of the record in `out` but those of the networks and devices in `measured`: each can be measured alone."""
     path = out / "results.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [item for item in rows if item["network"] not in networks]
+    return [item for item in rows if (item["network"], item["device"]) not in measured]
 
 
 def write(out: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -24,11 +24,10 @@ def living_network(graph: Graph, state: Mapping[str, Tensor], masks: Mapping[str
 
     Args:
         graph: the network.
-        state: its tensors. Where constants of the forward pass are not among them, the answer is None.
+        state: its tensors, constants of the forward pass among them.
         masks: bool, by parameter name; what is not listed is whole.
     """
-    own = {name for name, entry in graph.state.items() if entry.alias_of is None}
-    if graph.eval_only is not None or not own <= set(state):
+    if graph.eval_only is not None:
         return None
     support = {
         name: state[name]
@@ -37,7 +36,7 @@ def living_network(graph: Graph, state: Mapping[str, Tensor], masks: Mapping[str
         if name in masks
         else torch.ones_like(state[name])
         for name, entry in graph.state.items()
-        if name in own
+        if entry.alias_of is None
     }
     try:
         removal = remove_unused_paths(graph, support)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from structadmm.errors import UserError
-from structadmm.graph import trace
+from structadmm.graph import capture
 from structadmm.progress import Reporter, SilentReporter
 from train import foreach
 from train.admm import Admm, Residual
@@ -84,7 +84,9 @@ class TrainingRun:
         self._accelerator = make_accelerator(config)
         self._main: bool = self._accelerator.is_main_process
         self._reporter = reporter if self._main else SilentReporter()
-        self._graph = graph = trace(model, (dataset.normalised(dataset.test_images[:2]),))
+        graph, state = capture(model, (dataset.normalised(dataset.test_images[:2]),))
+        self._graph = graph
+        self._constants = {name: state[name] for name, entry in graph.state.items() if entry.kind == "constant"}
         self.network = Network.of(graph)
         if not self.network.layers:
             raise UserError(
@@ -171,7 +173,7 @@ class TrainingRun:
             compact = self._accelerator.device.type == "cpu"
         if self._find_smaller is None or not compact or not self.masks or self._accelerator.num_processes > 1:
             return None
-        smaller = self._find_smaller(self._graph, self._state(), self.masks)
+        smaller = self._find_smaller(self._graph, {**self._constants, **self._state()}, self.masks)
         return None if smaller is None else LivingPart(smaller, self.model)
 
     def _state(self) -> dict[str, Tensor]:

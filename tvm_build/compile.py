@@ -191,10 +191,12 @@ def _lower(
         placed = assign_memory(network, gpu, precision, bound)
         # 6. Kernels. Only now is it known what lives how long between TVM's: with less room for images if need be.
         lowered = lower(placed, gpu, reporter, precision, tuned)
-        excess = memory_ratio(lowered) - MEMORY_BOUND
-        if excess <= 0 or not any(getattr(node.op, "images", ()) for node in placed.nodes):
+        if not any(getattr(node.op, "images", ()) for node in placed.nodes):
             return lowered, macs
-        bound -= max(excess, 0.05)
+        excess = memory_ratio(lowered) - MEMORY_BOUND
+        if excess <= 0:
+            return lowered, macs
+        bound -= max(excess, _LEAST_STEP)
 
 
 def _macs(network: Any) -> int:
@@ -253,6 +255,8 @@ def _manifest(
     }
 
 
+# By how much less memory images may take the next time, at the least: a new plan is a matter of seconds.
+_LEAST_STEP = 0.05
 _VERSIONS = {"structadmm": "structadmm", "tvm": "apache-tvm", "onnx": "onnx"}
 
 

@@ -251,8 +251,8 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
         kh, kw = source.kernel
         macs_before = macs
         place = memory_of(source, "input0")
-        edges = _edges(source, schedule) if place != "image" else 0.0
         tiled = Tiling(source, schedule)
+        edges = _edges(tiled) if place != "image" else 0.0
         pixels = [tiled.pixels_inside(kx) for kx in range(kw)]
         if source.columns is not None:
             entries = list_entries(source, schedule.gather)
@@ -324,10 +324,10 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     )
 
 
-def _edges(op: Conv2d, schedule: ConvSchedule) -> float:
+def _edges(tiling: Tiling) -> float:
     """Share of a tile's input reads that must ask whether they are inside of the image."""
+    op, schedule = tiling.op, tiling.schedule
     top, left, bottom, right = op.padding
-    tiling = Tiling(op, schedule)
     # A tile that takes in a whole side knows what lies beside the image.
     top, bottom = (top, bottom) if tiling.rows > 1 else (0, 0)
     left, right = (left, right) if tiling.columns > 1 else (0, 0)

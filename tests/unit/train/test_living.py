@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.living import living_network
+from export.shrink import Shrunk
 from structadmm.graph import capture
 from structadmm.progress import SilentReporter
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build
@@ -96,15 +98,29 @@ class WithConstant(nn.Module):
         )
 
 
-def test_a_constant_that_training_does_not_know_is_no_reason_to_fail() -> None:
+class Weighted(nn.Module):
+    """Its forward pass makes a tensor for logits of ten classes."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * torch.tensor([1.0, 2.0] * 5)
+
+
+def constant_and_shared() -> nn.Module:
+    """A residual network with a weight of two names, and a constant."""
+    return nn.Sequential(tiny.shared_weight(), Weighted())
+
+
+def test_a_constant_of_the_forward_pass_is_one_of_the_living_network() -> None:
     model = WithConstant()
     captured = capture(model, (torch.zeros(2, 3, 8, 8),))
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    assert set(captured.state) > set(own)
-    mask = torch.ones_like(own["first.weight"], dtype=torch.bool)
+    mask = torch.ones_like(model.get_parameter("first.weight"), dtype=torch.bool)
     mask[:6] = False
-    assert living_network(captured.graph, captured.state, {"first.weight": mask}) is not None
-    assert living_network(captured.graph, own, {"first.weight": mask}) is None
+    smaller = living_network(captured.graph, captured.state, {"first.weight": mask})
+    assert smaller is not None
+    with torch.no_grad():
+        model.get_parameter("first.weight").masked_fill_(~mask, 0.0)
+        images = torch.randn(3, 3, 8, 8)
+        torch.testing.assert_close(LivingPart(smaller, model)(images), model(images))
 
 
 def test_what_is_zero_but_not_masked_stays() -> None:
@@ -132,3 +148,16 @@ def test_a_compact_run_is_the_same_run_but_for_rounding_and_resumes_to_the_bit(t
             run_train(tiny.config(), tmp_path / str(step), StopAt(step), living_network)
         run_train(tiny.config(), tmp_path / str(step), SilentReporter(), living_network)
         assert_same_run(tmp_path / "compact", tmp_path / str(step))
+
+
+def test_a_run_with_a_shared_weight_and_a_constant_is_compact_too(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def noticed(*arguments: Any) -> Shrunk | None:
+        smaller = living_network(*arguments)
+        found.append(smaller is not None)
+        return smaller
+
+    run_train(tiny.config(model={"entry": f"{__name__}:constant_and_shared"}), tmp_path, SilentReporter(), noticed)
+    # The first retraining, and both phases of the second round.
+    assert found == [True, True, True]
