@@ -173,7 +173,10 @@ class TrainingRun:
             compact = self._accelerator.device.type == "cpu"
         if self._find_smaller is None or not compact or not self.masks or self._accelerator.num_processes > 1:
             return None
-        smaller = self._find_smaller(self._graph, {**self._constants, **self._state()}, self.masks)
+        # Which filters are left is found by walking the graph: many small steps, that a GPU would each be asked for.
+        state = {name: tensor.detach().cpu() for name, tensor in {**self._constants, **self._state()}.items()}
+        masks = {name: mask.cpu() for name, mask in self.masks.items()}
+        smaller = self._find_smaller(self._graph, state, masks)
         return None if smaller is None else LivingPart(smaller, self.model)
 
     def _state(self) -> dict[str, Tensor]:

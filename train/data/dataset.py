@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -115,9 +116,14 @@ class Dataset:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        mean, std = (_of_channels(tuple(values), images.device) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
+
+
+@lru_cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value per channel, to be broadcast. Kept: a copy to a GPU for every batch would wait for its queue."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
