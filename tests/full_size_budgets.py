@@ -114,7 +114,7 @@ def run(case: Case, graph: Graph, state: dict[str, Tensor]) -> Outcome:
         least = float(str(refusal).split(" is the least")[0].rsplit(" ", 1)[1])
         return Outcome(budget.limit, least, least, True, time.perf_counter() - started)
     seconds = time.perf_counter() - started
-    masks = masks_after(budget.plan(allocation.keeps, {}).constraints, state, {})
+    masks = masks_after(budget.plan(allocation.keeps, {}).constraints, state, {}, Network.of(graph).coupling.groups)
     pruned = {name: value * masks[name] if name in masks else value for name, value in state.items()}
     if case.structure == "column":
         counted = _amount(count(graph, pruned), case.measure)

@@ -8,27 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from structadmm.errors import InvariantError
+from structadmm.graph import CoupledGroup
 from train import foreach
 from train.constraint import Constraint, GroupConstraint, project_all
+from train.unread import unread_supports
 
 
 @torch.no_grad()
-def hard_prune(model: nn.Module, constraints: Sequence[Constraint], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def hard_prune(
+    model: nn.Module,
+    constraints: Sequence[Constraint],
+    masks: Mapping[str, Tensor],
+    groups: Sequence[CoupledGroup] = (),
+) -> dict[str, Tensor]:
     """Replace the weights by their projection and return all masks, old ones included.
 
     A group's dead units lose their affine parameters, biases and consumers' channels, too: their output is exactly zero
-    and nothing reads it, so that removing them later changes nothing.
+    and nothing reads it, so that removing them later changes nothing. So do units that lost their last reader.
 
     Args:
         model: its parameters and buffers are modified in place.
         constraints: of the round.
         masks: supports from earlier rounds, by parameter name.
+        groups: of the network, whose units go when nothing reads them any more.
     """
     pruned = dict(masks)
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
-    supports = removal_supports(constraints, {**parameters, **buffers}, masks)
-    for name, mask in supports:
+    for name, mask in all_supports(constraints, {**parameters, **buffers}, masks, groups):
         if name in buffers:
             # Running statistics of a dead filter: a BatchNorm without affine parameters would emit -mean / std.
             # Batches of zeros keep them at zero, so they need no mask.
@@ -60,6 +67,22 @@ def removal_supports(
                 raise InvariantError(f"the projection of group {constraint.name} does not say which units it keeps")
             supports.extend(constraint.removal_masks(shapes, units).items())
     return supports
+
+
+@torch.no_grad()
+def all_supports(
+    constraints: Sequence[Constraint],
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    groups: Sequence[CoupledGroup],
+) -> list[tuple[str, Tensor]]:
+    """As `removal_supports`, and what then has no reader among `groups`."""
+    supports = removal_supports(constraints, state, masks)
+    after = dict(masks)
+    for name, mask in supports:
+        after[name] = after[name] & mask if name in after else mask
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    return supports + list(unread_supports(groups, shapes, after).items())
 
 
 class MaskedTraining:

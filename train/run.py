@@ -307,7 +307,7 @@ class TrainingRun:
         self._reporter.say(f"dense network: {test.accuracy:.2f} % of {test.total} test images")
 
     def _finish_admm(self, phase: Phase, plan: RoundPlan) -> None:
-        self.masks = hard_prune(self.model, plan.constraints, self.masks)
+        self.masks = hard_prune(self.model, plan.constraints, self.masks, self.network.coupling.groups)
         test = self._loop.evaluate()
         chosen = self.record["targets"].get(str(phase.round), {})
         self.record["rounds"].append(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from structadmm.errors import InvariantError, UserError
-from structadmm.graph import Graph
+from structadmm.graph import CoupledGroup, Graph
 from structadmm.progress import Reporter
 from train.allocate import Choices, allocate
 from train.config import RoundConfig, TargetConfig
@@ -18,7 +18,7 @@ from train.constraint import Constraint, with_keep
 from train.costs import load_costs
 from train.footprint import Footprint, FootprintModel
 from train.layers import Network
-from train.masking import removal_supports
+from train.masking import all_supports
 from train.rounds import RoundPlan, plan_round
 from train.sensitivity import Damage, measure_damage, trial_counts
 
@@ -96,7 +96,7 @@ class Budget:
             UserError: the limit cannot be met; says what can.
         """
         constraints = self._constraints(masks)
-        model = FootprintModel(self.footprint, constraints, state, masks)
+        model = FootprintModel(self.footprint, constraints, state, masks, self._network.coupling.groups)
         measured = damages(constraints, model.alive)
         keeps, size = self._fit(model, constraints, measured, model.alive, state, masks)
         names = [constraint.name for constraint in constraints]
@@ -117,7 +117,7 @@ class Budget:
         the counts were chosen can leave the network a little too large or too small. Then counts change by a few.
         """
         constraints = self._constraints(masks)
-        model = FootprintModel(self.footprint, constraints, state, masks)
+        model = FootprintModel(self.footprint, constraints, state, masks, self._network.coupling.groups)
         start = [keeps[constraint.name] for constraint in constraints]
         size = self._exact(constraints, start, state, masks)
         if not (1 - TOLERANCE) * self.limit <= size <= self.limit:
@@ -196,15 +196,18 @@ class Budget:
         masks: Mapping[str, Tensor],
     ) -> float:
         pruned = [with_keep(constraint, keep) for constraint, keep in zip(constraints, keeps, strict=True)]
-        return self.footprint.total(masks_after(pruned, state, masks))
+        return self.footprint.total(masks_after(pruned, state, masks, self._network.coupling.groups))
 
 
 def masks_after(
-    constraints: Sequence[Constraint], state: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    constraints: Sequence[Constraint],
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    groups: Sequence[CoupledGroup],
 ) -> dict[str, Tensor]:
-    """All masks after a hard prune of `state`, which is not modified."""
+    """All masks after a hard prune of `state`, which is not modified, in a network of `groups`."""
     found = dict(masks)
-    for name, mask in removal_supports(constraints, state, masks):
+    for name, mask in all_supports(constraints, state, masks, groups):
         found[name] = found[name] & mask if name in found else mask
     return found
 
@@ -240,7 +243,7 @@ def dry_run(rounds: Sequence[RoundConfig], network: Network, graph: Graph, state
         else:
             budget = Budget(config, network, graph)
             plan = budget.plan(budget.allocate(state, masks, lambda _, alive: neutral(alive)).keeps, masks)
-        masks = masks_after(plan.constraints, state, masks)
+        masks = masks_after(plan.constraints, state, masks, network.coupling.groups)
 
 
 def as_toml(rates: Mapping[str, float]) -> str:
