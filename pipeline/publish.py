@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from pipeline.evaluate import data_digest, evaluate_onnx
+from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
 from pipeline.progress import console_reporter
 from pipeline.reference_networks import NETWORK, ONNX, DenseModel, EvaluatedOn, ReferenceNetwork, open_folder
 from results.records import Accuracy, read_result
@@ -29,8 +29,6 @@ FILES = {
     "report/result.json": "result.json",
     "report/report.html": "report.html",
 }
-MAX_POINTS_APART = 0.05
-"""Training counts in its own precision, ONNX Runtime in float32: an image or two of ten thousand may fall otherwise."""
 
 
 def publish(

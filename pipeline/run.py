@@ -66,8 +66,8 @@ def run_stages(
         with open_run_directory(out, STAGE_NAMES) as directory:
             context = StageContext(config, directory, device, reporter)
             for stage in (STAGE_BY_NAME[name] for name in stages if name not in forced):
-                if stage.resumes:
-                    directory.refuse_to_drop(stage.name, stage.inputs(context))
+                if stage.goes_on is not None:
+                    directory.refuse_to_drop(stage.name, stage.inputs(context), stage.goes_on)
             _keep_config(config_path, directory, values if overrides else None)
             _require_up_to_date(STAGE_NAMES[: STAGE_NAMES.index(stages[0])], context)
             if "measure" in stages and _will_train(stages, forced, context):
@@ -94,7 +94,7 @@ def _run_stage(stage: Stage, context: StageContext, *, force: bool) -> bool:
     else:
         reason = directory.why_run(stage.name, inputs)
     if reason is None:
-        if stage.resumes:
+        if stage.goes_on is not None:
             directory.discard_repetition(stage.name, inputs)
         else:
             directory.discard_partial(stage.name)
@@ -102,7 +102,7 @@ def _run_stage(stage: Stage, context: StageContext, *, force: bool) -> bool:
         return False
     reporter.say(f"{stage.name}: {reason}")
     started = time.monotonic()
-    out = directory.begin(stage.name, inputs, resume=stage.resumes)
+    out = directory.begin(stage.name, inputs, stage.goes_on)
     stage.execute(context, out)
     directory.complete(stage.name, inputs)
     reporter.say(f"{stage.name}: done in {time.monotonic() - started:.1f} s")

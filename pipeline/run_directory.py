@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,14 @@ from structadmm.files import read_json, sha256_file, write_json
 
 RECORD = "stage.json"
 SCHEMA = 1
+
+
+GoesOn = Callable[[Mapping[str, Any], Mapping[str, Any], Path], bool]
+"""From the inputs of an interrupted attempt, the new inputs and the attempt's directory: whether it can be finished."""
+
+
+def _continues(record: Mapping[str, Any], inputs: Mapping[str, Any], partial: Path, goes_on: GoesOn) -> bool:
+    return record["fingerprint"] == fingerprint(inputs) or goes_on(record["inputs"], inputs, partial)
 
 
 def fingerprint(value: Any) -> str:
@@ -79,11 +87,11 @@ class RunDirectory:
             )
         return None
 
-    def begin(self, stage: str, inputs: dict[str, Any], *, resume: bool) -> Path:
-        """An output directory for the stage: empty, or what an interrupted attempt with the same inputs left."""
+    def begin(self, stage: str, inputs: dict[str, Any], goes_on: GoesOn | None) -> Path:
+        """An output directory for the stage: empty, or what an interrupted attempt left that it goes on from."""
         partial = self.partial_dir(stage)
         record = self._record(partial)
-        if not (resume and record is not None and record["fingerprint"] == fingerprint(inputs)):
+        if goes_on is None or record is None or not _continues(record, inputs, partial, goes_on):
             _remove_tree(partial)
         partial.mkdir(exist_ok=True)
         for leftover in partial.rglob(".*.tmp"):  # of an atomic write that was killed
@@ -96,7 +104,7 @@ class RunDirectory:
         _write_record(self.partial_dir(stage), stage, inputs, complete=True)
         self._promote(stage)
 
-    def refuse_to_drop(self, stage: str, inputs: dict[str, Any]) -> None:
+    def refuse_to_drop(self, stage: str, inputs: dict[str, Any], goes_on: GoesOn) -> None:
         """Keep what an interrupted attempt at a resumable stage left from being replaced by one with other inputs.
 
         Raises:
@@ -104,7 +112,7 @@ class RunDirectory:
         """
         partial = self.partial_dir(stage)
         record = self._record(partial)
-        if record is None or record["fingerprint"] == fingerprint(inputs) or self.why_run(stage, inputs) is None:
+        if record is None or _continues(record, inputs, partial, goes_on) or self.why_run(stage, inputs) is None:
             return
         if any(path.is_file() and path != partial / RECORD and path.suffix != ".tmp" for path in partial.rglob("*")):
             raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run_config import RunConfig
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import GoesOn, RunDirectory
 from structadmm.errors import UserError
 from structadmm.files import sha256_file
 from structadmm.progress import Reporter
@@ -35,7 +35,8 @@ class Stage:
     Attributes:
         name: its directory in the run directory, its command, and its section in the configuration.
         upstream: the stages whose files it reads.
-        resumes: whether it continues from what an interrupted attempt left; the others start over.
+        goes_on: whether it continues from what an interrupted attempt left, given that attempt's inputs, the new ones
+            and its directory; None for stages that start over.
         packages: the distributions whose version decides whether it is up to date. None for training: a night's weights
             stay what they are when PyTorch is updated, or when the run directory moves to the machine with the phone;
             `pruning.json` names the versions that made them.
@@ -44,7 +45,7 @@ class Stage:
 
     name: str
     upstream: tuple[str, ...]
-    resumes: bool
+    goes_on: GoesOn | None
     packages: tuple[str, ...]
     execute: Callable[[StageContext, Path], None]
 
@@ -70,6 +71,13 @@ def _train(context: StageContext, out: Path) -> None:
     from train.stage import run_train
 
     run_train(context.config.train, out, context.reporter, living_network)
+
+
+def _training_goes_on(old: Mapping[str, Any], new: Mapping[str, Any], partial: Path) -> bool:
+    from train.future import can_go_on
+    from train.run import CHECKPOINT
+
+    return can_go_on(old["config"]["train"], new["config"]["train"], partial / CHECKPOINT)
 
 
 def _export(context: StageContext, out: Path) -> None:
@@ -110,11 +118,11 @@ def _report(context: StageContext, out: Path) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("train", (), True, (), _train),
-    Stage("export", ("train",), False, ("structadmm", "torch", "onnx"), _export),
-    Stage("build", ("export",), False, ("structadmm", "apache-tvm"), _build),
-    Stage("measure", ("build",), False, ("structadmm",), _measure),
-    Stage("report", ("train", "export", "build", "measure"), False, ("structadmm",), _report),
+    Stage("train", (), _training_goes_on, (), _train),
+    Stage("export", ("train",), None, ("structadmm", "torch", "onnx"), _export),
+    Stage("build", ("export",), None, ("structadmm", "apache-tvm"), _build),
+    Stage("measure", ("build",), None, ("structadmm",), _measure),
+    Stage("report", ("train", "export", "build", "measure"), None, ("structadmm",), _report),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 STAGE_BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}

@@ -126,6 +126,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint ({error}): delete it to start over") from error
 
 
+def load_position(path: Path) -> Position:
+    """Where the run of a checkpoint is; its tensors are not read.
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return Position(**json.loads((stream.metadata() or {})["state"])["position"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint ({error}): delete it to start over") from error
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimizer's state by `NAME.KEY`, NAME being the parameter's."""
     return {

@@ -38,6 +38,7 @@ from train.config import RoundConfig, TargetConfig, TrainConfig
 from train.constraint import Constraint
 from train.data.dataset import Dataset
 from train.data.images import Images
+from train.future import conflict
 from train.layers import Network
 from train.living import FindSmaller, LivingPart
 from train.loop import Loop, make_accelerator, make_optimizer
@@ -367,7 +368,7 @@ class TrainingRun:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         path = self._out / CHECKPOINT
-        different = _first_difference(checkpoint.config, self._config.model_dump(mode="json"))
+        different = conflict(checkpoint.config, self._config.model_dump(mode="json"), checkpoint.position.phase)
         if different is not None:
             raise UserError(
                 f"{path} belongs to another configuration (train.{different} differs): restore it, or delete "
@@ -445,23 +446,3 @@ def _told(residuals: Mapping[str, Residual]) -> str:
     worst = max(residuals, key=lambda name: residuals[name].primal)
     dual = math.hypot(*(value.dual for value in residuals.values()))
     return f", residuals: primal up to {residuals[worst].primal:.3f} ({worst}), dual {dual:.3g}"
-
-
-def _first_difference(old: Any, new: Any, place: str = "") -> str | None:
-    """Dotted place of the first difference between two JSON values, or None."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            inner = f"{place}.{key}" if place else key
-            if key not in old or key not in new:
-                return inner
-            found = _first_difference(old[key], new[key], inner)
-            if found is not None:
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (left, right) in enumerate(zip(old, new, strict=True)):
-            found = _first_difference(left, right, f"{place}.{index}")
-            if found is not None:
-                return found
-        return None
-    return None if old == new else place

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluate import data_digest, evaluate_onnx
+from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
 from pipeline.headline import README, headline, with_headline
 from pipeline.predictions import PREDICTED, predict, read_prediction
 from pipeline.published import PUBLISHED
@@ -38,7 +38,7 @@ def test_a_networks_description_agrees_with_the_result_beside_it(folder: Folder)
     assert network.accuracy.dense == result.accuracy.dense
     assert network.accuracy.test_samples == network.data.images
     assert network.accuracy.pruned == 100.0 * network.correct / network.data.images
-    assert abs(network.accuracy.pruned - result.accuracy.pruned) <= 0.05  # ONNX Runtime against training's precision
+    assert abs(network.accuracy.pruned - result.accuracy.pruned) <= MAX_POINTS_APART
     assert network.checks == result.checks
 
 

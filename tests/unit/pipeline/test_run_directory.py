@@ -18,7 +18,7 @@ INPUTS: dict[str, Any] = {"config": {"first": {"seed": 0, "rounds": [{"sparsity"
 
 
 def finish(directory: RunDirectory, stage: str, inputs: dict[str, Any], text: str = "made") -> None:
-    out = directory.begin(stage, inputs, resume=False)
+    out = directory.begin(stage, inputs, None)
     (out / "sub").mkdir()
     (out / "sub" / "file.txt").write_text(text)
     directory.complete(stage, inputs)
@@ -56,35 +56,56 @@ def test_the_content_of_a_stage_changes_with_its_files_and_with_nothing_else(tmp
         assert directory.content("first") != before
 
 
+def never(_old: object, _new: object, _partial: Path) -> bool:
+    return False
+
+
 def test_an_interrupted_stage_resumes_only_with_the_same_inputs(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
-        out = directory.begin("first", INPUTS, resume=True)
+        out = directory.begin("first", INPUTS, never)
         (out / "checkpoint").write_text("half")
         (out / ".weights.abc.tmp").write_text("an atomic write that was killed")
         assert directory.why_run("first", INPUTS) == "was interrupted"
-        out = directory.begin("first", INPUTS, resume=True)
+        out = directory.begin("first", INPUTS, never)
         assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "stage.json"]
-        assert not (directory.begin("first", changed(1), resume=True) / "checkpoint").exists()
+        assert not (directory.begin("first", changed(1), never) / "checkpoint").exists()
 
 
 def test_an_interrupted_stage_is_not_dropped_for_one_with_other_inputs(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
-        directory.refuse_to_drop("first", INPUTS)
-        out = directory.begin("first", changed(1), resume=True)
-        directory.refuse_to_drop("first", INPUTS)  # it has written nothing yet
+        directory.refuse_to_drop("first", INPUTS, never)
+        out = directory.begin("first", changed(1), never)
+        directory.refuse_to_drop("first", INPUTS, never)  # it has written nothing yet
         (out / "checkpoint").write_text("half")
-        directory.refuse_to_drop("first", changed(1))
+        directory.refuse_to_drop("first", changed(1), never)
         with pytest.raises(UserError, match=r"unfinished first stage .*\(first\.seed: 1 -> 0\).*--force"):
-            directory.refuse_to_drop("first", INPUTS)
+            directory.refuse_to_drop("first", INPUTS, never)
         assert (out / "checkpoint").read_text() == "half"
+
+
+def test_an_interrupted_stage_goes_on_with_inputs_that_it_is_the_beginning_of(tmp_path: Path) -> None:
+    asked: list[tuple[object, object, Path]] = []
+
+    def always(old: object, new: object, partial: Path) -> bool:
+        asked.append((old, new, partial))
+        return True
+
+    with open_run_directory(tmp_path, STAGES) as directory:
+        out = directory.begin("first", INPUTS, always)
+        (out / "checkpoint").write_text("half")
+        directory.refuse_to_drop("first", changed(1), always)
+        assert asked == [(INPUTS, changed(1), out)]
+        assert (directory.begin("first", changed(1), always) / "checkpoint").exists()
+        directory.complete("first", changed(1))
+        assert directory.why_run("first", changed(1)) is None
 
 
 def test_going_back_to_what_is_finished_keeps_an_interrupted_stage_with_other_inputs(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
         finish(directory, "first", INPUTS)
-        out = directory.begin("first", changed(1), resume=True)
+        out = directory.begin("first", changed(1), never)
         (out / "checkpoint").write_text("half")
-        directory.refuse_to_drop("first", INPUTS)  # nothing needs to run
+        directory.refuse_to_drop("first", INPUTS, never)  # nothing needs to run
         directory.discard_repetition("first", INPUTS)
         assert (out / "checkpoint").exists()
         directory.discard_repetition("first", changed(1))
@@ -93,8 +114,8 @@ def test_going_back_to_what_is_finished_keeps_an_interrupted_stage_with_other_in
 
 def test_a_stage_that_starts_over_finds_an_empty_directory(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
-        (directory.begin("second", INPUTS, resume=False) / "half").write_text("x")
-        out = directory.begin("second", INPUTS, resume=False)
+        (directory.begin("second", INPUTS, None) / "half").write_text("x")
+        out = directory.begin("second", INPUTS, None)
         assert [path.name for path in out.iterdir()] == ["stage.json"]
 
 
@@ -113,7 +134,7 @@ def test_a_stage_whose_files_were_altered_by_hand_is_refused_by_name(tmp_path: P
 
 def test_the_content_of_an_unfinished_stage_is_refused(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
-        directory.begin("first", INPUTS, resume=True)
+        directory.begin("first", INPUTS, never)
         with pytest.raises(UserError, match="no finished first stage"):
             directory.content("first")
 
@@ -163,7 +184,7 @@ root, stages = Path(sys.argv[1]), ("first",)
 STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 def finish(directory, inputs, text):
-    out = directory.begin("first", inputs, resume=True)
+    out = directory.begin("first", inputs, None)
     (out / "file.txt").write_text(text)
     directory.complete("first", inputs)
 
