@@ -35,25 +35,26 @@ from tvm_build.ops import Elementwise
 SHAPE = (1, 3, 32, 32)
 AIM, AIM_AT = 0.6, 10.0
 EMPTY_LAUNCHES = 64
-# Shares of filters and of columns that go, by the CONV reduction they give; the rates multiply.
+# Shares of filters and of columns that go. What export leaves is as many times smaller as the name says, within 1.5 %:
+# filters that lose their last reader go, too, more of them the more columns do.
 PRUNED: dict[str, tuple[dict[str, Any], ...]] = {
-    "10x, filters": ({"structure": "filter", "sparsity": 0.685},),
-    "10x, columns": ({"structure": "column", "sparsity": 0.9},),
+    "10x, filters": ({"structure": "filter", "sparsity": 0.691},),
+    "10x, columns": ({"structure": "column", "sparsity": 0.884},),
     "10x, filters and columns": (
         {"structure": "filter", "sparsity": 0.5},
-        {"structure": "column", "sparsity": 0.6},
+        {"structure": "column", "sparsity": 0.605},
     ),
     "10x, filters and column blocks": (
         {"structure": "filter", "sparsity": 0.5},
-        {"structure": "column", "sparsity": 0.6, "block": 4},
+        {"structure": "column", "sparsity": 0.655, "block": 4},
     ),
     "30x, filters and columns": (
         {"structure": "filter", "sparsity": 0.6},
-        {"structure": "column", "sparsity": 0.79},
+        {"structure": "column", "sparsity": 0.7875},
     ),
     "54x, filters and columns": (
         {"structure": "filter", "sparsity": 0.65},
-        {"structure": "column", "sparsity": 0.85},
+        {"structure": "column", "sparsity": 0.843},
     ),
 }
 

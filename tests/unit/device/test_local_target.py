@@ -105,6 +105,19 @@ def test_drivers_are_found_beside_their_loader_and_each_sees_only_itself(
     assert texts == [[str(libraries / "libintelocl.so")], ["liba.so"], ["libb.so"]]
 
 
+def test_pocl_keeps_its_threads_on_their_cores_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRUCTADMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("POCL_AFFINITY", raising=False)
+    (tmp_path / "pocl.icd").write_text("libpocl.so\n")
+    (pocl,) = find_drivers([], tmp_path)
+    assert pocl.environment["POCL_AFFINITY"] == "1"
+    monkeypatch.setenv("POCL_AFFINITY", "0")
+    (pocl,) = find_drivers([], tmp_path)
+    assert "POCL_AFFINITY" not in pocl.environment
+
+
 def test_a_machine_without_drivers_has_none(tmp_path: Path) -> None:
     assert find_drivers([tmp_path], tmp_path / "absent") == ()
 
