@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.attempts import AttemptFolder, list_attempts
 from pipeline.dense_baselines import BaselineFolder, DenseBaseline, list_baselines
 from pipeline.predictions import Prediction, predict, read_prediction
 from pipeline.progress import console_reporter
 from pipeline.published import PUBLISHED, Published
-from pipeline.reference_networks import Folder, list_networks
+from pipeline.reference_networks import EvaluatedOn, Folder, list_networks
 from results.figures import KIND_LABEL, milliseconds, times
 from results.markdown import markdown_table
 from results.records import Result, read_result
@@ -66,7 +67,7 @@ def read_entries() -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.folder.network.data.name, entry.result.conv_params.ratio))
 
 
-def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder]) -> str:
+def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder], attempts: Sequence[AttemptFolder]) -> str:
     """The page as Markdown."""
     sizes = markdown_table(
         (
@@ -76,6 +77,7 @@ def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder]) -> str:
         map(_sizes, entries),
     )
     dense = markdown_table(("network", "epochs", "top-1 %", "again with"), map(_baseline, baselines))
+    tried = markdown_table(("run", "CONV parameters", "epochs", "top-1 %", "what it taught"), map(_attempt, attempts))
     speeds = markdown_table(
         (
             *("network", "measured on", "ms dense -> pruned", "speed-up"),
@@ -88,8 +90,9 @@ def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder]) -> str:
         map(_published, PUBLISHED),
     )
     parts = [
-        *(_INTRODUCTION, "## Our networks", sizes, _notes(entries)),
-        *((_DENSE, dense) if baselines else ()),
+        *(_INTRODUCTION, "## Our networks", sizes, _notes([entry.folder.network.data for entry in entries])),
+        *((_DENSE, dense, _notes([folder.baseline.data for folder in baselines])) if baselines else ()),
+        *((_TRIED, tried) if attempts else ()),
         *(_SPEED, speeds, f"![Speed-up over compression]({LATENCY_PLOT})"),
         *("## What others report", published, f"![Accuracy over compression]({ACCURACY_PLOT})"),
         _COMPARABLE,
@@ -109,6 +112,10 @@ _DENSE = """### The dense networks that they are held against
 
 Trained on the same images by the same code, without distillation; the longest for at least as many epochs as any pruned
 network and the one that it started from. The best of them counts. Recipes and histories are kept; weights are large."""
+
+_TRIED = """### What else was tried
+
+Runs that became no reference network; accuracies are those of the last epoch, in the precision of training."""
 
 _SPEED = """## How fast they are
 
@@ -190,6 +197,17 @@ def _baseline(folder: BaselineFolder) -> tuple[str, ...]:
     )
 
 
+def _attempt(folder: AttemptFolder) -> tuple[str, ...]:
+    attempt = folder.attempt
+    return (
+        f"[{attempt.title}](../results/reference/attempts/{folder.path.name})",
+        f"{times(attempt.conv_reduction)} fewer",
+        str(folder.epochs),
+        f"{folder.accuracy:.2f}",
+        attempt.lesson,
+    )
+
+
 def _times(entry: Entry) -> tuple[str, ...]:
     latency, predicted = entry.result.latency_ms, entry.prediction
     low, high = latency.speedup.ci95
@@ -205,13 +223,13 @@ def _times(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _notes(entries: Sequence[Entry]) -> str:
+def _notes(images: Sequence[EvaluatedOn]) -> str:
     """Of which images the accuracies are."""
-    lines: dict[str, str] = {}
-    for entry in entries:
-        data = entry.folder.network.data
-        note = f"; {data.note}" if data.note else ""
-        lines[data.sha256] = f"- {data.name}: {data.images:,} test images, SHA-256 `{data.sha256[:16]}…`{note}"
+    lines = {
+        data.sha256: f"- {data.name}: {data.images:,} test images, SHA-256 `{data.sha256[:16]}…`"
+        + (f"; {data.note}" if data.note else "")
+        for data in images
+    }
     return "\n".join(["The images:", "", *lines.values()])
 
 
@@ -238,7 +256,7 @@ def files(entries: Sequence[Entry]) -> dict[str, str]:
     speed = plot_trade_off(
         speed_points(entries), "times faster than the dense network", "Speed-up over compression", "speed", 1.0
     )
-    return {PAGE: page(entries, list_baselines()), ACCURACY_PLOT: accuracy, LATENCY_PLOT: speed}
+    return {PAGE: page(entries, list_baselines(), list_attempts()), ACCURACY_PLOT: accuracy, LATENCY_PLOT: speed}
 
 
 def main() -> None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.attempts import list_attempts
+from pipeline.dense_baselines import BaselineFolder, list_baselines
 from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
 from pipeline.headline import README, headline, with_headline
 from pipeline.predictions import PREDICTED, predict, read_prediction
 from pipeline.published import PUBLISHED
 from pipeline.reference_networks import NETWORK, ONNX, Folder, find_network, list_networks, networks_dir
 from pipeline.results_page import accuracy_points, files, read_entries, speed_points
+from pipeline.run_config import load_run_config
 from results.records import read_result
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
@@ -54,6 +57,32 @@ def test_a_network_reaches_the_count_that_it_states_on_the_images_that_it_names(
     data = load_dataset(DataConfig(name=folder.network.data.name))
     assert data_digest(data) == folder.network.data.sha256
     assert evaluate_onnx(folder.onnx, data, SilentReporter()).correct == folder.network.correct
+
+
+@pytest.mark.parametrize("folder", list_baselines(), ids=lambda folder: folder.path.name)
+def test_a_dense_baseline_is_what_its_history_says(folder: BaselineFolder) -> None:
+    lines = [json.loads(line) for line in (folder.path / "history.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["type"] == "epoch"]
+    assert {line["phase"] for line in epochs} == {"dense"}
+    assert len(epochs) == folder.baseline.epochs
+    assert abs(epochs[-1]["test_accuracy"] - folder.baseline.percent) <= MAX_POINTS_APART
+    config = load_run_config(folder.path / "config.toml").train
+    assert (config.model.entry, config.data.name) == (folder.baseline.model.entry, folder.baseline.data.name)
+    assert config.distill is None
+
+
+def test_a_damaged_attempt_or_history_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "reference" / "attempts" / "some"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("pipeline.attempts.files", lambda _: tmp_path)
+    (folder / "attempt.json").write_text('{"schema": 1, "title": "t", "conv_reduction": 2.0, "lesson": "l"}')
+    with pytest.raises(UserError, match=r"history\.jsonl is no history"):
+        list_attempts()
+    (folder / "history.jsonl").write_text('{"type": "epoch", "test_accuracy": 50.0}\n')
+    assert [(found.epochs, found.accuracy) for found in list_attempts()] == [(1, 50.0)]
+    (folder / "attempt.json").write_text('{"schema": 1, "title": "t", "conv_reduction": -2.0, "lesson": "l"}')
+    with pytest.raises(UserError, match="conv_reduction"):
+        list_attempts()
 
 
 def test_the_readme_shows_what_the_records_say() -> None:

@@ -1,0 +1,77 @@
+"""Runs that became no reference network, in `results/reference/attempts/NAME/`: what was tried, and how far it came.
+
+A folder holds `attempt.json`, written by hand, the configuration, and the history that the accuracy is read from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from results.records import Positive, Record
+from structadmm.errors import UserError
+from structadmm.files import read_json
+
+SCHEMA = 1
+ATTEMPT = "attempt.json"
+
+
+class Attempt(Record):
+    """`attempt.json`, schema 1.
+
+    Attributes:
+        title: one line for people.
+        conv_reduction: how many times fewer CONV parameters the exported network has.
+        lesson: what it taught.
+    """
+
+    schema_: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
+    title: str
+    conv_reduction: Positive
+    lesson: str
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """An attempt and its history.
+
+    Attributes:
+        path: its folder.
+        attempt: what was written about it.
+        epochs: that were trained.
+        accuracy: percent of the test images after the last.
+    """
+
+    path: Path
+    attempt: Attempt
+    epochs: int
+    accuracy: float
+
+
+def list_attempts() -> list[AttemptFolder]:
+    """All of them, by name.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    root = Path(str(files("results"))) / "reference" / "attempts"
+    return [_open(path) for path in sorted(root.glob(f"*/{ATTEMPT}"))]
+
+
+def _open(path: Path) -> AttemptFolder:
+    try:
+        attempt = Attempt.model_validate(read_json(path, schema=SCHEMA))
+        lines = [json.loads(line) for line in (path.parent / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        epochs = [line for line in lines if line["type"] == "epoch"]
+        return AttemptFolder(path.parent, attempt, len(epochs), float(epochs[-1]["test_accuracy"]))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or ATTEMPT
+        raise UserError(f"{path}: {place}: {first['msg']}: restore the file") from None
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path.parent / 'history.jsonl'} is no history ({error}): restore the file") from None
