@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.costs import Floats, Ints
-from train.footprint import FootprintModel
+from train.footprint_model import FootprintModel
 from train.sensitivity import Damage
 
 # A layer shrinks by this share of its units at a time until the budget is met; units are then given back one by one.

@@ -16,7 +16,8 @@ from train.allocate import Choices, allocate
 from train.config import RoundConfig, TargetConfig
 from train.constraint import Constraint, with_keep
 from train.costs import load_costs
-from train.footprint import Footprint, FootprintModel
+from train.footprint import Footprint
+from train.footprint_model import FootprintModel
 from train.layers import Network
 from train.masking import all_supports
 from train.rounds import RoundPlan, plan_round

@@ -28,7 +28,8 @@ from train.checkpoint import load_checkpoint
 from train.config import RoundConfig
 from train.constraint import Constraint, with_keep
 from train.costs import Grid, macs_table
-from train.footprint import Footprint, FootprintModel
+from train.footprint import Footprint
+from train.footprint_model import FootprintModel
 from train.layers import Network
 from train.models import build_model
 from train.rounds import plan_round
