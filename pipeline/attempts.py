@@ -11,11 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from results.records import Positive, Record
+from results.records import Positive, Record, read_record
 from structadmm.errors import UserError
-from structadmm.files import read_json
 
 SCHEMA = 1
 ATTEMPT = "attempt.json"
@@ -64,14 +63,10 @@ def list_attempts() -> list[AttemptFolder]:
 
 
 def _open(path: Path) -> AttemptFolder:
+    attempt = read_record(path, Attempt, SCHEMA)
     try:
-        attempt = Attempt.model_validate(read_json(path, schema=SCHEMA))
         lines = [json.loads(line) for line in (path.parent / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         epochs = [line for line in lines if line["type"] == "epoch"]
         return AttemptFolder(path.parent, attempt, len(epochs), float(epochs[-1]["test_accuracy"]))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or ATTEMPT
-        raise UserError(f"{path}: {place}: {first['msg']}: restore the file") from None
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path.parent / 'history.jsonl'} is no history ({error}): restore the file") from None

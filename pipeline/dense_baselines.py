@@ -8,7 +8,6 @@ makes a record of a run that removes nothing. The weights are too large to keep;
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
 from pipeline.progress import console_reporter
+from pipeline.publish import publication
 from pipeline.reference_networks import DenseModel, EvaluatedOn, ReferenceNetwork
-from results.records import Count, Record
+from results.records import Count, Record, read_record
 from structadmm.errors import InvariantError, UserError
 from structadmm.files import atomic_path, read_json, write_json
 from structadmm.progress import Reporter
@@ -76,16 +76,10 @@ def list_baselines() -> list[BaselineFolder]:
         UserError: a record is damaged.
     """
     root = Path(str(files("results"))) / "reference" / "baselines"
-    return [_open(path) for path in sorted(root.glob(f"*/{BASELINE}"))]
-
-
-def _open(path: Path) -> BaselineFolder:
-    try:
-        return BaselineFolder(path.parent, DenseBaseline.model_validate(read_json(path, schema=SCHEMA)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or BASELINE
-        raise UserError(f"{path}: {place}: {first['msg']}: restore the file") from None
+    return [
+        BaselineFolder(path.parent, read_record(path, DenseBaseline, SCHEMA))
+        for path in sorted(root.glob(f"*/{BASELINE}"))
+    ]
 
 
 def publish_baseline(
@@ -138,13 +132,7 @@ def publish_baseline(
 
 def main() -> None:
     """Publish and say what."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.dense_baselines", description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--title", required=True)
-    parser.add_argument("--note", default="", help="about the test images")
-    parser.add_argument("--data-root", type=Path, help="where the data set lies, if not where the run had it")
-    arguments = parser.parse_args()
+    arguments = publication(__doc__)
     found = publish_baseline(
         arguments.run,
         arguments.out,

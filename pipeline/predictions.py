@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.deploy import export_dense
 from pipeline.reference_networks import Folder, Sha256
-from results.records import Positive, Record
+from results.records import Positive, Record, read_record
 from structadmm.errors import UserError
-from structadmm.files import read_json, write_json
+from structadmm.files import write_json
 from structadmm.progress import Reporter
 
 SCHEMA = 1
@@ -98,11 +98,7 @@ def read_prediction(folder: Folder) -> Prediction:
     again = "run `python -m pipeline.results_page --predict`"
     if not path.is_file():
         raise UserError(f"{path} is not there: {again}")
-    try:
-        found = Prediction.model_validate(read_json(path, schema=SCHEMA))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {again}") from None
+    found = read_record(path, Prediction, SCHEMA, again)
     if found.onnx_sha256 != folder.network.onnx_sha256:
         raise UserError(f"{path} is of another network than {folder.onnx}: {again}")
     return found

@@ -84,15 +84,20 @@ def publish(
     return open_folder(out).network
 
 
-def main() -> None:
-    """Publish and say what."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=__doc__)
+def publication(description: str | None) -> argparse.Namespace:
+    """What the command line says about a run to publish: `run`, `out`, `title`, `note` and `data_root`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="", help="about the test images")
     parser.add_argument("--data-root", type=Path, help="where the data set lies, if not where the run had it")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Publish and say what."""
+    arguments = publication(__doc__)
     network = publish(
         arguments.run,
         arguments.out,

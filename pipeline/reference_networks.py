@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from results.records import Accuracy, Checks, Count, Record, Reduction
+from results.records import Accuracy, Checks, Count, Record, Reduction, read_record
 from structadmm.errors import UserError
-from structadmm.files import read_json, sha256_file
+from structadmm.files import sha256_file
 
 SCHEMA = 1
 NETWORK = "network.json"
@@ -141,13 +141,7 @@ def open_folder(path: Path) -> Folder:
     Raises:
         UserError: a file is absent, or is not what was published.
     """
-    values = read_json(path / NETWORK, schema=SCHEMA)
-    try:
-        network = ReferenceNetwork.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or NETWORK
-        raise UserError(f"{path / NETWORK}: {place}: {first['msg']}: restore the file") from None
+    network = read_record(path / NETWORK, ReferenceNetwork, SCHEMA)
     if not (path / ONNX).is_file():
         raise UserError(f"{path} holds no {ONNX}: restore it")
     if sha256_file(path / ONNX) != network.onnx_sha256:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -148,16 +148,34 @@ def write_result(path: Path, result: Result) -> None:
     write_json(path, result.model_dump(mode="json", by_alias=True))
 
 
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R], schema: int, advice: str = "restore the file") -> R:
+    """Read and validate a JSON file.
+
+    Args:
+        path: of the file.
+        kind: what it must hold.
+        schema: the version that this one reads.
+        advice: what to do about a wrong one.
+
+    Raises:
+        UserError: the file is absent, of another schema, or wrong; names the first field that is.
+    """
+    values = read_json(path, schema=schema)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or path.name
+        raise UserError(f"{path}: {place}: {first['msg']}: {advice}") from None
+
+
 def read_result(path: Path) -> Result:
     """Read and validate a `result.json`.
 
     Raises:
         UserError: the file is absent, or is no result of schema 1.
     """
-    values = read_json(path, schema=SCHEMA)
-    try:
-        return Result.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "result"
-        raise UserError(f"{path}: {place}: {first['msg']}: run `structadmm report` again") from None
+    return read_record(path, Result, SCHEMA, "run `structadmm report` again")
