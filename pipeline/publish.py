@@ -23,12 +23,16 @@ from structadmm.progress import Reporter
 FILES = {
     "config.toml": "config.toml",
     "export/pruned.onnx": ONNX,
-    "export/shrunk.safetensors": "shrunk.safetensors",
-    "export/shrunk.json": "shrunk.json",
     "train/history.jsonl": "history.jsonl",
     "report/result.json": "result.json",
     "report/report.html": "report.html",
 }
+
+
+TO_TRAIN_ON = {"export/shrunk.safetensors": "shrunk.safetensors", "export/shrunk.json": "shrunk.json"}
+MAX_BYTES = 2_000_000
+"""What a repository takes of one file. Dense weights to train on may be larger, and are left out then: columns that are
+gone are zeros there, and nothing in the ONNX file."""
 
 
 def publish(
@@ -77,7 +81,8 @@ def publish(
         onnx_sha256=sha256_file(run / "export" / ONNX),
         commit=str(result.environment["commit"]),
     )
-    for source, name in FILES.items():
+    small = (run / "export" / "shrunk.safetensors").stat().st_size < MAX_BYTES
+    for source, name in (FILES | TO_TRAIN_ON if small else FILES).items():
         with atomic_path(out / name) as temporary:
             shutil.copyfile(run / source, temporary)
     write_json(out / NETWORK, network.model_dump(mode="json", by_alias=True))
