@@ -260,10 +260,8 @@ def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run_train(tiny.config(), tmp_path, StopAt(8))
-    with pytest.raises(UserError, match=r"train\.rounds\.0\.sparsity differs"):
-        rounds = tiny.config().model_dump()["rounds"]
-        rounds[0]["sparsity"] = 0.25
-        run_train(tiny.config(rounds=rounds), tmp_path, SilentReporter())
+    with pytest.raises(UserError, match=r"train\.optimizer\.momentum differs"):
+        run_train(tiny.config(optimizer={"momentum": 0.5}), tmp_path, SilentReporter())
 
     path = tmp_path / "checkpoint.safetensors"
     whole = path.read_bytes()
