@@ -103,14 +103,7 @@ def publication(description: str | None) -> argparse.Namespace:
 def main() -> None:
     """Publish and say what."""
     arguments = publication(__doc__)
-    network = publish(
-        arguments.run,
-        arguments.out,
-        title=arguments.title,
-        note=arguments.note,
-        reporter=console_reporter(),
-        data_root=arguments.data_root,
-    )
+    network = publish(**vars(arguments), reporter=console_reporter())
     print(
         f"{arguments.out}: {network.correct} of {network.data.images} images right, "
         f"{network.conv_params.ratio:.2f}x fewer CONV parameters"

@@ -119,7 +119,8 @@ The aims on CIFAR-10 are at most 0.6 points under the best dense network at 54.2
 ten times; the table above says how far off they are. What should close the distance, most of it first: a longer last
 retraining (20 epochs for the network above, on a CPU; the published schedules have hundreds in all), distillation from
 the dense network in it, and rates that leave the shortcuts more than a few inputs (`least_kept`). Below are runs that
-became no reference network; accuracies are those of the last epoch, in the precision of training."""
+became no reference network, by the code of their day; accuracies are those of the last epoch, in the precision of
+training."""
 
 _SPEED = """## How fast they are
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.attempts import list_attempts
 from pipeline.dense_baselines import BaselineFolder, list_baselines
-from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
+from pipeline.evaluate import data_digest, evaluate_onnx
 from pipeline.headline import README, headline, with_headline
 from pipeline.predictions import PREDICTED, predict, read_prediction
 from pipeline.published import PUBLISHED
@@ -41,7 +41,7 @@ def test_a_networks_description_agrees_with_the_result_beside_it(folder: Folder)
     assert network.accuracy.dense == result.accuracy.dense
     assert network.accuracy.test_samples == network.data.images
     assert network.accuracy.pruned == 100.0 * network.correct / network.data.images
-    assert abs(network.accuracy.pruned - result.accuracy.pruned) <= MAX_POINTS_APART
+    assert abs(network.accuracy.pruned - result.accuracy.pruned) <= 0.05  # ONNX Runtime against training's precision
     assert network.checks == result.checks
 
 
@@ -65,7 +65,7 @@ def test_a_dense_baseline_is_what_its_history_says(folder: BaselineFolder) -> No
     epochs = [line for line in lines if line["type"] == "epoch"]
     assert {line["phase"] for line in epochs} == {"dense"}
     assert len(epochs) == folder.baseline.epochs
-    assert abs(epochs[-1]["test_accuracy"] - folder.baseline.percent) <= MAX_POINTS_APART
+    assert abs(epochs[-1]["test_accuracy"] - folder.baseline.percent) <= 0.1  # float32 against bf16
     config = load_run_config(folder.path / "config.toml").train
     assert (config.model.entry, config.data.name) == (folder.baseline.model.entry, folder.baseline.data.name)
     assert config.distill is None
