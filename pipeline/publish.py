@@ -27,8 +27,6 @@ FILES = {
     "report/result.json": "result.json",
     "report/report.html": "report.html",
 }
-
-
 TO_TRAIN_ON = {"export/shrunk.safetensors": "shrunk.safetensors", "export/shrunk.json": "shrunk.json"}
 MAX_BYTES = 2_000_000
 """What a repository takes of one file. Dense weights to train on may be larger, and are left out then: columns that are

@@ -16,7 +16,7 @@ from pipeline.dense_baselines import BaselineFolder, DenseBaseline, list_baselin
 from pipeline.predictions import Prediction, predict, read_prediction
 from pipeline.progress import console_reporter
 from pipeline.published import PUBLISHED, Published
-from pipeline.reference_networks import EvaluatedOn, Folder, list_networks
+from pipeline.reference_networks import Folder, list_networks
 from results.figures import KIND_LABEL, milliseconds, times
 from results.markdown import markdown_table
 from results.records import Result, read_result
@@ -90,8 +90,8 @@ def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder], attempts
         map(_published, PUBLISHED),
     )
     parts = [
-        *(_INTRODUCTION, "## Our networks", sizes, _notes([entry.folder.network.data for entry in entries])),
-        *((_DENSE, dense, _notes([folder.baseline.data for folder in baselines])) if baselines else ()),
+        *(_INTRODUCTION, "## Our networks", sizes, _notes(entries)),
+        *((_DENSE, dense) if baselines else ()),
         *((_TRIED, tried) if attempts else ()),
         *(_SPEED, speeds, f"![Speed-up over compression]({LATENCY_PLOT})"),
         *("## What others report", published, f"![Accuracy over compression]({ACCURACY_PLOT})"),
@@ -104,8 +104,8 @@ _INTRODUCTION = f"""# Results beside the published ones
 
 <!-- Made by `{AGAIN}`; do not edit. -->
 
-Every figure of ours is read from a record in `results/reference/networks/`, and a test compares this page with them.
-The command in the last column counts accuracies anew; `structadmm run config.toml`, with the configuration in a
+Every figure of ours is read from a record in `results/reference/`, and a test compares this page with them. The command
+in the last column counts accuracies anew, on the images that are named below; `structadmm run config.toml`, with the configuration in a
 network's folder, trains it again."""
 
 _DENSE = """### The dense networks that they are held against
@@ -180,6 +180,8 @@ def speed_points(entries: Sequence[Entry]) -> list[Point]:
 
 def _sizes(entry: Entry) -> tuple[str, ...]:
     network, name = entry.folder.network, entry.folder.name
+    # A note says that the images are not those that the data set's name stands for.
+    elsewhere = " --data-root FOLDER --no-verify" if network.data.note else ""
     return (
         f"[{network.title}](../results/reference/networks/{name})",
         f"{network.accuracy.dense:.2f} -> {network.accuracy.pruned:.2f}",
@@ -188,7 +190,7 @@ def _sizes(entry: Entry) -> tuple[str, ...]:
             f"{counts.dense:,} -> {counts.pruned:,} ({times(counts.ratio)})"
             for counts in (network.conv_params, network.params, network.macs)
         ),
-        f"`structadmm evaluate results/reference/networks/{name}/pruned.onnx --data {network.data.name}`",
+        f"`structadmm evaluate results/reference/networks/{name}/pruned.onnx --data {network.data.name}{elsewhere}`",
     )
 
 
@@ -228,13 +230,13 @@ def _times(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _notes(images: Sequence[EvaluatedOn]) -> str:
+def _notes(entries: Sequence[Entry]) -> str:
     """Of which images the accuracies are."""
-    lines = {
-        data.sha256: f"- {data.name}: {data.images:,} test images, SHA-256 `{data.sha256[:16]}…`"
-        + (f"; {data.note}" if data.note else "")
-        for data in images
-    }
+    lines: dict[str, str] = {}
+    for entry in entries:
+        data = entry.folder.network.data
+        note = f"; {data.note}" if data.note else ""
+        lines[data.sha256] = f"- {data.name}: {data.images:,} test images, SHA-256 `{data.sha256[:16]}…`{note}"
     return "\n".join(["The images:", "", *lines.values()])
 
 
