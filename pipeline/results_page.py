@@ -105,8 +105,8 @@ _INTRODUCTION = f"""# Results beside the published ones
 <!-- Made by `{AGAIN}`; do not edit. -->
 
 Every figure of ours is read from a record in `results/reference/`, and a test compares this page with them. The command
-in the last column counts accuracies anew, on the images that are named below; `structadmm run config.toml`, with the configuration in a
-network's folder, trains it again."""
+in the last column counts accuracies anew, on the images that are named below; `structadmm run config.toml`, with the
+configuration in a network's folder, trains it again."""
 
 _DENSE = """### The dense networks that they are held against
 
