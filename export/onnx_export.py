@@ -19,6 +19,7 @@ import torch
 from google.protobuf.message import Message
 from torch import Tensor
 
+from export.column_weights import store_columns
 from export.inference import fold_for_inference
 from export.sparse_weights import LARGEST_ELEMENTS, claimed_elements, store_sparse
 from structadmm.errors import UserError
@@ -39,10 +40,11 @@ def export_onnx(
     batch: int = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """Write a network as ONNX: static batch, normalisation folded, zero columns kept as zeros.
+    """Write a network as ONNX: static batch, normalisation folded, zero columns left out of the file.
 
     Weights carry their PyTorch names (`layer1.0.conv1.weight`), and a node that owns a weight the name of its layer.
-    A weight that is smaller that way is a `Constant` with a sparse value (`export.sparse_weights`).
+    A weight is stored in the smallest of three forms: as it is, as its columns that are not zero
+    (`export.column_weights`), or as a `Constant` with a sparse value (`export.sparse_weights`).
 
     Args:
         graph: the network.
@@ -83,8 +85,8 @@ def export_onnx(
     assert program is not None
     model = program.model_proto
     _name_nodes(model)
-    sparse = store_sparse(model)
-    facts = {"structadmm.sparse_weights": " ".join(sparse)} if sparse else {}
+    stored = {"column_weights": store_columns(model), "sparse_weights": store_sparse(model)}
+    facts = {f"structadmm.{form}": " ".join(names) for form, names in stored.items() if names}
     _describe(model, {**(metadata or {}), **facts})
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
@@ -240,11 +242,25 @@ def _messages(message: Message) -> Iterator[Message]:
                     yield from _messages(item)
 
 
+def _read_beside(tensor: onnx.TensorProto, path: Path) -> None:
+    """Load data that lies in a file of the folder of `path`; nothing else is opened."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    if location != Path(location).name or location in ("", ".", ".."):
+        raise UserError(f"{path} keeps {tensor.name!r} in another folder: save all data inside or beside it")
+    try:
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    except Exception as error:  # the checker's, the file's and plain ones
+        reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
+        raise UserError(f"{path}: {location} beside it cannot be read ({reason}): restore it") from None
+    tensor.ClearField("data_location")
+    del tensor.external_data[:]
+
+
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file that keeps all its data inside.
+    """Read and check an ONNX file, with data that it keeps in files beside it.
 
     Raises:
-        UserError: absent, damaged, invalid, or with data in other files.
+        UserError: absent, damaged, invalid, or with data in another folder.
     """
     try:
         model = onnx.load_model_from_string(path.read_bytes())
@@ -254,7 +270,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} is not an ONNX file ({str(error)[:100]}): export it again") from None
     for tensor in tensors_of(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UserError(f"{path} keeps {tensor.name!r} in another file: save it with all data inside")
+            _read_beside(tensor, path)
     for item in _messages(model):
         if isinstance(item, onnx.SparseTensorProto) and claimed_elements(item) > LARGEST_ELEMENTS:
             raise UserError(

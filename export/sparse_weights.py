@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 # More elements than any CNN's weight has (4 GiB of float32): a file that claims more only wants the memory.
@@ -31,7 +32,7 @@ def store_sparse(model: onnx.ModelProto) -> list[str]:
             continue
         array = numpy_helper.to_array(tensor)
         places = np.flatnonzero(array)
-        if len(places) * (array.itemsize + _INDEX_BYTES) >= array.nbytes or not len(places):
+        if sparse_bytes(array) >= array.nbytes or not len(places):
             continue
         values = numpy_helper.from_array(array.reshape(-1)[places])
         indices = numpy_helper.from_array(places.astype(np.int64))
@@ -43,6 +44,11 @@ def store_sparse(model: onnx.ModelProto) -> list[str]:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return replaced
+
+
+def sparse_bytes(array: NDArray[np.float32]) -> int:
+    """What the elements that are not zero take, with their places."""
+    return int(np.count_nonzero(array)) * (array.itemsize + _INDEX_BYTES)
 
 
 def claimed_elements(sparse: onnx.SparseTensorProto) -> int:

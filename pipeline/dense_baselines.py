@@ -1,7 +1,7 @@
 r"""Dense networks that pruned ones are held against: trained on the same images by the same code, for as many epochs.
 
     python -m pipeline.dense_baselines RUN results/reference/baselines/NAME --title "ResNet-18 on CIFAR-10" \
-        [--note TEXT] [--data-root DIR]
+        [--after NAME] [--note TEXT] [--data-root DIR]
 
 makes a record of a run that removes nothing. The weights are too large to keep; recipe and history are.
 """
@@ -40,7 +40,8 @@ class DenseBaseline(Record):
         title: one line for people.
         model: the network.
         data: the test images.
-        epochs: that it was trained for, those of a network that it started from not counted.
+        epochs: that it was trained for, those of the network that it started from among them.
+        after: the baseline that it started from, by the name of its folder; empty if from the start.
         correct: test images that it classifies rightly after the last epoch, by ONNX Runtime.
     """
 
@@ -49,6 +50,7 @@ class DenseBaseline(Record):
     model: DenseModel
     data: EvaluatedOn
     epochs: Count
+    after: str = ""
     correct: Count
 
     model_config = Record.model_config | {"populate_by_name": True}
@@ -85,12 +87,12 @@ def list_baselines() -> list[BaselineFolder]:
 
 
 def publish_baseline(
-    run: Path, out: Path, *, title: str, note: str, reporter: Reporter, data_root: Path | None = None
+    run: Path, out: Path, *, title: str, note: str, reporter: Reporter, data_root: Path | None = None, after: str = ""
 ) -> DenseBaseline:
     """Write the folder `out` from the train stage of a run, which is all that such a run needs.
 
     Raises:
-        UserError: the run is not trained, or prunes something, or its data set is not there.
+        UserError: the run is not trained, or prunes something, or its data set or what it started from is not there.
         InvariantError: the network does not reach the accuracy of the run.
     """
     from export.onnx_export import export_onnx
@@ -105,6 +107,9 @@ def publish_baseline(
         raise UserError(
             f"{run} prunes, expected a run that removes nothing: publish it with `python -m pipeline.publish`"
         )
+    known = {folder.path.name: folder.baseline.epochs for folder in list_baselines()} | {"": 0}
+    if after not in known:
+        raise UserError(f"no baseline {after!r} to have started from: choose {', '.join(filter(None, known))}")
     where = {} if data_root is None else {"root": data_root}
     data = load_dataset(DataConfig(**{**pruning["data"]["config"], **where}))
     model = build_model(pruning["model"]["entry"], pruning["model"]["kwargs"]).eval()
@@ -122,7 +127,8 @@ def publish_baseline(
         title=title,
         model=DenseModel(entry=pruning["model"]["entry"], kwargs=pruning["model"]["kwargs"]),
         data=EvaluatedOn(name=data.name, images=len(data.test_labels), sha256=data_digest(data), note=note),
-        epochs=history.count('"type": "epoch"'),
+        epochs=known[after] + history.count('"type": "epoch"'),
+        after=after,
         correct=answers.correct,
     )
     for source, name in FILES.items():
@@ -134,7 +140,9 @@ def publish_baseline(
 
 def main() -> None:
     """Publish and say what."""
-    arguments = publication(__doc__)
+    parser = publication(__doc__)
+    parser.add_argument("--after", default="", metavar="NAME", help="the baseline whose weights it started from")
+    arguments = parser.parse_args()
     found = publish_baseline(**vars(arguments), reporter=console_reporter())
     print(f"{arguments.out}: {found.correct} of {found.data.images} images right after {found.epochs} epochs")
 

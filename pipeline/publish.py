@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.evaluate import MAX_POINTS_APART, data_digest, evaluate_onnx
 from pipeline.progress import console_reporter
-from pipeline.reference_networks import NETWORK, ONNX, DenseModel, EvaluatedOn, ReferenceNetwork, open_folder
+from pipeline.reference_networks import NETWORK, ONNX, WEIGHTS, DenseModel, EvaluatedOn, ReferenceNetwork, open_folder
 from results.records import Accuracy, read_result
 from structadmm.errors import InvariantError
 from structadmm.files import atomic_path, read_json, sha256_file, write_json
@@ -22,15 +22,14 @@ from structadmm.progress import Reporter
 
 FILES = {
     "config.toml": "config.toml",
-    "export/pruned.onnx": ONNX,
     "train/history.jsonl": "history.jsonl",
     "report/result.json": "result.json",
     "report/report.html": "report.html",
 }
 TO_TRAIN_ON = {"export/shrunk.safetensors": "shrunk.safetensors", "export/shrunk.json": "shrunk.json"}
 MAX_BYTES = 2_000_000
-"""What a repository takes of one file. Dense weights to train on may be larger, and are left out then: columns that are
-gone are zeros there, and nothing in the ONNX file."""
+"""What a repository takes of one file; weights of a larger network lie in several. Dense weights to train on may be
+larger still, and are left out then: columns that are gone are zeros there, and nothing in the ONNX file."""
 
 
 def publish(
@@ -50,6 +49,8 @@ def publish(
         UserError: the run is not finished, or its data set is not there.
         InvariantError: the ONNX file does not reach the accuracy of the run.
     """
+    from export.onnx_export import read_onnx
+    from export.onnx_parts import write_in_parts
     from train.config import DataConfig
     from train.data import load_dataset
 
@@ -62,6 +63,12 @@ def publish(
         raise InvariantError(
             f"{run / 'export' / ONNX} reaches {answers.percent:.2f} %, the run says {result.accuracy.pruned:.2f} %"
         )
+    network_file = read_onnx(run / "export" / ONNX)
+    for stale in out.glob(WEIGHTS):
+        stale.unlink()
+    beside = write_in_parts(network_file, out / ONNX, MAX_BYTES)
+    if read_onnx(out / ONNX) != read_onnx(run / "export" / ONNX):
+        raise InvariantError(f"{out / ONNX} and the files beside it are not the network of {run}")
     network = ReferenceNetwork(
         title=title,
         model=DenseModel(entry=pruning["model"]["entry"], kwargs=pruning["model"]["kwargs"]),
@@ -76,7 +83,8 @@ def publish(
         macs=result.macs,
         checks=result.checks,
         tolerances=result.tolerances,
-        onnx_sha256=sha256_file(run / "export" / ONNX),
+        onnx_sha256=sha256_file(out / ONNX),
+        weights_sha256={path.name: sha256_file(path) for path in beside},
         commit=str(result.environment["commit"]),
     )
     small = (run / "export" / "shrunk.safetensors").stat().st_size < MAX_BYTES
@@ -87,20 +95,20 @@ def publish(
     return open_folder(out).network
 
 
-def publication(description: str | None) -> argparse.Namespace:
-    """What the command line says about a run to publish: `run`, `out`, `title`, `note` and `data_root`."""
+def publication(description: str | None) -> argparse.ArgumentParser:
+    """Of a command line that says what to publish: `run`, `out`, `title`, `note` and `data_root`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="", help="about the test images")
     parser.add_argument("--data-root", type=Path, help="where the data set lies, if not where the run had it")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Publish and say what."""
-    arguments = publication(__doc__)
+    arguments = publication(__doc__).parse_args()
     network = publish(**vars(arguments), reporter=console_reporter())
     print(
         f"{arguments.out}: {network.correct} of {network.data.images} images right, "

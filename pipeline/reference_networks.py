@@ -21,6 +21,7 @@ from structadmm.files import sha256_file
 SCHEMA = 1
 NETWORK = "network.json"
 ONNX = "pruned.onnx"
+WEIGHTS = "pruned.weights-*.bin"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -64,6 +65,7 @@ class ReferenceNetwork(Record):
         checks: differences between the forms of the network when it was exported; on a device they are found anew.
         tolerances: of these.
         onnx_sha256: of `pruned.onnx`.
+        weights_sha256: of the files beside it that hold weights of a larger network, by name.
         commit: of the project that made it.
     """
 
@@ -80,6 +82,7 @@ class ReferenceNetwork(Record):
     checks: Checks
     tolerances: Checks
     onnx_sha256: Sha256
+    weights_sha256: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Sha256] = Field(default_factory=dict)
     commit: str
 
     model_config = Record.model_config | {"populate_by_name": True}
@@ -142,8 +145,9 @@ def open_folder(path: Path) -> Folder:
         UserError: a file is absent, or is not what was published.
     """
     network = read_record(path / NETWORK, ReferenceNetwork, SCHEMA)
-    if not (path / ONNX).is_file():
-        raise UserError(f"{path} holds no {ONNX}: restore it")
-    if sha256_file(path / ONNX) != network.onnx_sha256:
-        raise UserError(f"{path / ONNX} is not the file that {NETWORK} describes: restore it")
+    for name, digest in {ONNX: network.onnx_sha256, **network.weights_sha256}.items():
+        if not (path / name).is_file():
+            raise UserError(f"{path} holds no {name}: restore it")
+        if sha256_file(path / name) != digest:
+            raise UserError(f"{path / name} is not the file that {NETWORK} describes: restore it")
     return Folder(path, network)

@@ -227,6 +227,22 @@ class DistillConfig(_Section):
     phases: Literal["all", "last"] = "all"
 
 
+class MixConfig(_Section):
+    """Training on blends of two images, with the labels of both (mixup: Zhang et al., 1710.09412).
+
+    With distillation the network learns what the dense network says of the blend, too, which teaches it more than the
+    training images can, where the dense network is sure of nearly all of them (Beyer et al., 2106.05237).
+
+    Attributes:
+        alpha: the share of an image in its blend is drawn from Beta(alpha, alpha): 1 is uniform, less is mostly one
+            of the two.
+        phases: "all", the dense network's training among them, or "last" for the last round's retraining alone.
+    """
+
+    alpha: Annotated[float, Field(gt=0.0)] = 1.0
+    phases: Literal["all", "last"] = "all"
+
+
 class TrainConfig(_Section):
     """The `[train]` section.
 
@@ -252,6 +268,7 @@ class TrainConfig(_Section):
         dense: training before any pruning.
         rounds: of pruning, in order.
         distill: knowledge distillation from the dense network; none by default.
+        mix: training on blends of two images; none by default.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -271,3 +288,4 @@ class TrainConfig(_Section):
     dense: DenseConfig = DenseConfig()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
     distill: DistillConfig | None = None
+    mix: MixConfig | None = None

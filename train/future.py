@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from train.checkpoint import load_position
 from train.config import TrainConfig
-from train.rounds import Phase, distilled, phases
+from train.rounds import Phase, distilled, mixed, phases
 
 # How and where, not what.
 _CIRCUMSTANCES = ("device", "checkpoint_every", "compact")
@@ -50,7 +50,7 @@ def can_go_on(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path) 
 
 def _past(config: TrainConfig, phase: int) -> dict[str, Any]:
     """What training has depended on up to and in a phase."""
-    values = config.model_dump(mode="json", exclude=set(_CIRCUMSTANCES) | {"rounds", "distill"})
+    values = config.model_dump(mode="json", exclude=set(_CIRCUMSTANCES) | {"rounds", "distill", "mix"})
     values["data"] = {key: value for key, value in values["data"].items() if key not in _PLACES}
     begun = phases(config)[: phase + 1]
     values["begun"] = [
@@ -58,10 +58,11 @@ def _past(config: TrainConfig, phase: int) -> dict[str, Any]:
         for index, entry in enumerate(config.rounds)
         if any(part.round == index for part in begun)
     ]
-    distilling = [part for part in begun if distilled(config, part) is not None]
-    values["distilled"] = [(part.kind, part.round) for part in distilling]
-    if distilling and config.distill is not None:
-        values["distill"] = config.distill.model_dump(mode="json", exclude={"phases"})
+    for told, name in ((distilled, "distill"), (mixed, "mix")):
+        parts = [part for part in begun if told(config, part) is not None]
+        values[told.__name__] = [(part.kind, part.round) for part in parts]
+        if parts:
+            values[name] = getattr(config, name).model_dump(mode="json", exclude={"phases"})
     return values
 
 

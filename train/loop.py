@@ -31,7 +31,7 @@ from train.data.dataset import Dataset
 from train.data.images import Images, select
 from train.living import LivingPart
 from train.masking import MaskedTraining
-from train.rounds import Phase, distilled
+from train.rounds import Phase, distilled, mixed
 
 _EVALUATION_BATCH = 500
 # On a GPU reading a loss waits for the queue, so that is done once in a while; the failed step is named all the same.
@@ -171,14 +171,15 @@ class Loop:
         self.teacher: Callable[[Tensor], Tensor] | None = None
         self.living: LivingPart | None = None
 
-    def batches(self, global_epoch: int) -> EpochBatches:
-        """This process's batches of an epoch."""
+    def batches(self, global_epoch: int, mix: float | None = None) -> EpochBatches:
+        """This process's batches of an epoch, blended if `mix` is given."""
         return EpochBatches(
             self.dataset,
             self._config.batch_size,
             seed=self._config.seed,
             epoch=global_epoch,
             augment=self._config.data.augment,
+            mix=mix,
             rank=self._accelerator.process_index,
             processes=self._accelerator.num_processes,
         )
@@ -202,7 +203,8 @@ class Loop:
             UserError: the loss is not finite; names the step and the learning rate.
         """
         started = time.perf_counter()
-        batches = self.batches(position.global_epoch)
+        distill, mix = distilled(self._config, phase), mixed(self._config, phase)
+        batches = self.batches(position.global_epoch, None if mix is None else mix.alpha)
         self.model.train()
         pending: list[Tensor] = []
         correct: Tensor | int = position.correct
@@ -211,7 +213,7 @@ class Loop:
         step = position.step
         # A signal reaches the processes between different steps, and all must stop after the same one.
         interruptible = self._accelerator.num_processes == 1
-        for images, labels in batches.batches(position.step):
+        for images, targets in batches.batches(position.step):
             # Each step's dropout depends on its place alone, not on what this process drew before.
             torch.manual_seed(
                 derived_seed(self._config.seed, position.global_epoch, step, self._accelerator.process_index)
@@ -220,9 +222,8 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            distill = distilled(self._config, phase)
             with admm.at_loss_point() if admm is not None else nullcontext():
-                loss, hits = self._backward(images, labels, batches.size(step), distill)
+                loss, hits = self._backward(images, targets, batches.size(step), distill)
             if admm is not None:
                 admm.add_penalty_gradient()
             masked.mask_gradients()
@@ -251,28 +252,32 @@ class Loop:
         return sum(batches.size(step) for step in range(batches.steps))
 
     def _backward(
-        self, images: Tensor, labels: Tensor, global_size: int, distill: DistillConfig | None
+        self, images: Tensor, targets: Tensor, global_size: int, distill: DistillConfig | None
     ) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradient of the global batch's mean loss; returns that mean and the correct predictions."""
+        """Accumulate the gradient of the global batch's mean loss; returns that mean and the correct predictions.
+
+        A prediction for a blend is correct when it is the class of the greater share.
+        """
         images = images.contiguous(memory_format=self._format)
-        parts = min(self._config.accumulate, len(labels))
+        parts = min(self._config.accumulate, len(targets))
         total = torch.zeros((), device=images.device)
         hits = torch.zeros((), dtype=torch.int64, device=images.device)
         # Processes' gradients are averaged, so each scales its sum to the global mean, whatever its share was.
         scale = self._accelerator.num_processes / global_size
-        for part, (inputs, targets) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+        for part, (inputs, wanted) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
             last = part == parts - 1
             sync: AbstractContextManager[Any] = nullcontext() if last else self._accelerator.no_sync(self._prepared)
             with sync:
                 logits = self._logits(inputs)
                 loss = functional.cross_entropy(
-                    logits, targets, reduction="sum", label_smoothing=self._config.label_smoothing
+                    logits, wanted, reduction="sum", label_smoothing=self._config.label_smoothing
                 )
                 if distill is not None and self.teacher is not None:
                     loss = (1 - distill.weight) * loss + distill.weight * self._distillation(logits, inputs, distill)
                 self._accelerator.backward(loss * scale)
             total += loss.detach()
-            hits += (logits.detach().argmax(dim=1) == targets).sum()
+            labels = wanted if wanted.ndim == 1 else wanted.argmax(dim=1)
+            hits += (logits.detach().argmax(dim=1) == labels).sum()
         if self._accelerator.num_processes > 1:
             total = self._accelerator.reduce(total, reduction="sum")
             hits = self._accelerator.reduce(hits, reduction="sum")

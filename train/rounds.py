@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structadmm.graph import CoupledGroup
 from train.budget import Rates, first_match, keep_count
-from train.config import DistillConfig, RoundConfig, Schedule, TrainConfig
+from train.config import DistillConfig, MixConfig, RoundConfig, Schedule, TrainConfig
 from train.constraint import Constraint, GroupConstraint, LayerConstraint, with_keep
 from train.layers import ConvLayer, Network, layer_name
 from train.project import column_units, slices_along
@@ -43,9 +43,20 @@ class Phase:
 
 def distilled(config: TrainConfig, phase: Phase) -> DistillConfig | None:
     """How `phase` distils from the dense network; None if it does not."""
-    last = phase.kind == "retrain" and phase.round == len(config.rounds) - 1
-    wanted = config.distill is not None and phase.kind != "dense" and (last or config.distill.phases == "all")
-    return config.distill if wanted else None
+    section = config.distill
+    if section is None or phase.kind == "dense":
+        return None
+    return section if section.phases == "all" or _is_last(config, phase) else None
+
+
+def mixed(config: TrainConfig, phase: Phase) -> MixConfig | None:
+    """How `phase` blends its images; None if it does not."""
+    section = config.mix
+    return section if section is not None and (section.phases == "all" or _is_last(config, phase)) else None
+
+
+def _is_last(config: TrainConfig, phase: Phase) -> bool:
+    return phase.kind == "retrain" and phase.round == len(config.rounds) - 1
 
 
 def phases(config: TrainConfig) -> tuple[Phase, ...]:

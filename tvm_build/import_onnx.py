@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from structadmm.errors import UserError
 
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence", "Optional"}
-_LARGEST_SPARSE = 1 << 30  # elements when written out: more than any CNN's weight has
+_LARGEST = 1 << 30  # elements when written out: more than any CNN's weight has
 _MARK = re.compile(r"onnx([0-9]+)_[0-9]*")
 
 
@@ -87,20 +89,19 @@ def load_onnx(path: Path) -> Any:
     _refuse_unusable_inputs(model, path)
     _refuse_unknown_operators(model, path)
     _make_initializers_dense(model, path)
+    _write_columns_out(model, path)
     return model
 
 
 def _make_initializers_dense(model: Any, path: Path) -> None:
     """Write sparse initializers and sparse constants out: TVM reads dense ones only."""
-    import numpy as np
     from onnx import numpy_helper
 
     def dense(sparse: Any, name: str) -> Any:
         elements = math.prod(sparse.dims)
-        if elements > _LARGEST_SPARSE:
+        if elements > _LARGEST:
             raise UserError(
-                f"{path}: {name!r} claims {elements:.1e} elements, at most {_LARGEST_SPARSE:.1e} are read: "
-                "export it again"
+                f"{path}: {name!r} claims {elements:.1e} elements, at most {_LARGEST:.1e} are read: export it again"
             )
         values = numpy_helper.to_array(sparse.values)
         indices = numpy_helper.to_array(sparse.indices)
@@ -123,6 +124,59 @@ def _make_initializers_dense(model: Any, path: Path) -> None:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _write_columns_out(model: Any, path: Path) -> None:
+    """Compute weights that are stored as `Reshape(Gather(columns, places))`, which is all that is done to constants."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    spent: set[str] = set()
+    nodes = []
+    for node in model.graph.node:
+        stored = [constants[name] for name in node.input if name in constants]
+        if len(stored) == len(node.input) and _writes_columns_out(node, stored):
+            constants[node.output[0]] = _computed(node, stored, model.opset_import, path)
+            spent.update(node.input)
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    spent.difference_update(name for node in nodes for name in node.input)
+    spent.difference_update(value.name for value in model.graph.output)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor for name, tensor in constants.items() if name not in spent)
+
+
+def _writes_columns_out(node: Any, stored: list[Any]) -> bool:
+    import onnx
+
+    if node.op_type not in ("Gather", "Reshape") or stored[0].data_type != onnx.TensorProto.FLOAT:
+        return False
+    return node.op_type == "Reshape" or (len(stored[0].dims), len(stored[1].dims)) == (2, 1)
+
+
+def _computed(node: Any, stored: list[Any], opsets: Any, path: Path) -> Any:
+    """The value of a node of constants, by ONNX's own reference."""
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    name = node.output[0]
+    claimed = math.prod(max(1, size) for tensor in stored for size in tensor.dims)
+    if node.op_type == "Gather" and claimed // max(1, min(stored[0].dims)) > _LARGEST:
+        raise UserError(
+            f"{path}: {name!r} claims {claimed:.1e} elements, at most {_LARGEST:.1e} are read: export it again"
+        )
+    inputs = [helper.make_tensor_value_info(tensor.name, tensor.data_type, None) for tensor in stored]
+    output = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "constant", inputs, [output])
+    try:
+        evaluate = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
+        found: Any = evaluate.run(None, arrays)
+        return numpy_helper.from_array(np.asarray(found[0]), name)
+    except Exception as error:  # numpy's and the evaluator's have no common base
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:150]
+        raise UserError(f"{path}: weight {name!r} cannot be computed ({reason}): export it again") from None
 
 
 def _refuse_unusable_inputs(model: Any, path: Path) -> None:

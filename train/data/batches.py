@@ -12,6 +12,8 @@ from torch import Tensor
 
 from train.data.dataset import Augmentation, Dataset
 
+_OF_SHARES = 1
+
 
 def derived_seed(*parts: int) -> int:
     """A 63-bit seed that depends on each of `parts` and mixes them well."""
@@ -32,12 +34,21 @@ class EpochBatches:
         seed: of the run.
         epoch: counted over the whole run.
         augment: apply the data set's augmentation.
+        mix: blend each image with the next of its global batch, in shares drawn from Beta(mix, mix); None: do not.
         rank: of this process.
         processes: how many there are.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, rank: int = 0, processes: int = 1
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augment: bool,
+        mix: float | None = None,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
@@ -54,6 +65,11 @@ class EpochBatches:
         # To the device once an epoch: a copy for every batch would make the host wait for it.
         device = dataset.train_labels.device
         self._places, self._offsets, self._flips = (drawn.to(device) for drawn in (self._order, offsets, flips))
+        self._shares: Tensor | None = None
+        if mix is not None:
+            # A generator of its own: with and without blends an epoch has the same order, crops and flips.
+            shares = np.random.default_rng(derived_seed(seed, epoch, _OF_SHARES)).beta(mix, mix, count)
+            self._shares = torch.from_numpy(shares).float().to(device)
         full, rest = divmod(count, batch_size)
         self.steps = full + (1 if rest > 1 else 0)
 
@@ -62,34 +78,64 @@ class EpochBatches:
         return min(self._batch_size, len(self._order) - step * self._batch_size)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (normalised float32 images, labels) of this process, from global batch `first` on."""
+        """Yield the images and targets of this process, from global batch `first` on.
+
+        Images are normalised float32 [N, C, H, W]. Targets are labels, int64 [N], or of blends the share of each class,
+        float32 [N, classes].
+        """
         device = self._dataset.train_labels.device
-        for share, images in self._read_ahead(first):
+        for part, images in self._read_ahead(first):
             images = images.to(device)  # noqa: PLW2901 - the same images, on another device
             if self._augmentation.shift:
-                images = shifted(images, self._offsets[share], self._augmentation.shift)  # noqa: PLW2901
+                images = shifted(images, _of(self._offsets, part), self._augmentation.shift)  # noqa: PLW2901
             if self._augmentation.flip:
-                images = torch.where(self._flips[share].view(-1, 1, 1, 1), images.flip(3), images)  # noqa: PLW2901
-            yield self._dataset.normalised(images), self._dataset.train_labels[self._places[share]]
+                flips = _of(self._flips, part).view(-1, 1, 1, 1)
+                images = torch.where(flips, images.flip(3), images)  # noqa: PLW2901
+            found, labels = self._dataset.normalised(images), self._dataset.train_labels[_of(self._places, part)]
+            if self._shares is None:
+                yield found, labels
+            else:
+                share = self._shares[part[0]]
+                classes = torch.nn.functional.one_hot(labels, len(self._dataset.classes)).float()
+                yield blended(found, share.view(-1, 1, 1, 1)), blended(classes, share.view(-1, 1))
 
-    def _read_ahead(self, first: int) -> Iterator[tuple[slice, Tensor]]:
-        """This process's share of each batch; files are read while the batch before is trained on."""
-        shares = [self._share(step) for step in range(first, self.steps)]
+    def _read_ahead(self, first: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """This process's part of each batch, as places in the epoch, and its images; files are read a batch ahead."""
+        parts = [self._part(step) for step in range(first, self.steps)]
         source = self._dataset.train_images
         if isinstance(source, Tensor):
-            for share in shares:
-                yield share, source[self._places[share]]
+            for part in parts:
+                yield part, source[_of(self._places, part)]
             return
         with ThreadPoolExecutor(1) as reader:
             waiting: deque[Future[Tensor]] = deque()
-            for place, share in enumerate(shares):
-                for ahead in shares[place + len(waiting) : place + 2]:
-                    waiting.append(reader.submit(source.__getitem__, self._order[ahead]))
-                yield share, waiting.popleft().result()
+            for place, part in enumerate(parts):
+                for ahead in parts[place + len(waiting) : place + 2]:
+                    waiting.append(reader.submit(source.__getitem__, _of(self._order, ahead)))
+                yield part, waiting.popleft().result()
 
-    def _share(self, step: int) -> slice:
+    def _part(self, step: int) -> tuple[slice, ...]:
         begin, size = step * self._batch_size, self.size(step)
-        return slice(begin + size * self._rank // self._processes, begin + size * (self._rank + 1) // self._processes)
+        low, high = (begin + size * rank // self._processes for rank in (self._rank, self._rank + 1))
+        if self._shares is None:
+            return (slice(low, high),)
+        # The last image's partner is the next process's first: how the batch is divided changes no blend.
+        partner = begin + (high - begin) % size
+        return slice(low, high), slice(partner, partner + 1)
+
+
+def _of(values: Tensor, part: tuple[slice, ...]) -> Tensor:
+    return torch.cat([values[places] for places in part]) if len(part) > 1 else values[part[0]]
+
+
+def blended(values: Tensor, share: Tensor) -> Tensor:
+    """Each row of `values` but the last, blended with the row after it.
+
+    Args:
+        values: float32 [N + 1, ...].
+        share: of the first of the two, [N] with ones for the other axes.
+    """
+    return torch.lerp(values[1:], values[:-1], share)
 
 
 def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:

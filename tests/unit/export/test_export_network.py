@@ -111,6 +111,56 @@ def test_a_weight_of_mostly_zeros_is_stored_sparse_in_a_valid_file(tmp_path: Pat
         assert "\n" not in str(error.value)
 
 
+def test_zero_columns_are_left_out_of_the_file_and_written_out_by_whoever_reads_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[2].weight[:, ::2, 1:] = 0
+        model[2].weight[:, :, 0, 0] = 0
+    written = export_onnx(*capture(model, (torch.zeros(1, 3, 8, 8),)), tmp_path / "columns.onnx")
+    assert {entry.key: entry.value for entry in written.metadata_props}["structadmm.column_weights"] == "2.weight"
+    weight = model[2].weight.detach().numpy()
+    kept = int(weight.any(axis=0).sum())
+    file = read_onnx(tmp_path / "columns.onnx")  # with the full check
+    sizes = {tensor.name: list(tensor.dims) for tensor in file.graph.initializer}
+    assert sizes["2.weight/columns"] == [24, kept + 1] and "2.weight" not in sizes
+    inputs = torch.randn(2, 3, 8, 8)
+    (arrived,) = OnnxNetwork(tmp_path / "columns.onnx")(inputs)
+    assert difference(model(inputs).detach(), arrived) < SHRUNK_VS_ONNX
+    read = load_onnx(tmp_path / "columns.onnx")
+    assert [node.op_type for node in read.graph.node] == ["Conv", "Relu", "Conv", "Reshape"]  # the last flattens
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in read.graph.initializer}
+    assert np.array_equal(found["2.weight"], weight)
+    assert not [name for name in found if "2.weight/" in name]
+    places = next(tensor for tensor in file.graph.initializer if tensor.name == "2.weight/places")
+    moved = onnx.numpy_helper.to_array(places).copy()
+    moved[0] = kept + 1  # one beyond the last
+    places.CopyFrom(onnx.numpy_helper.from_array(moved, places.name))
+    (tmp_path / "damaged.onnx").write_bytes(file.SerializeToString())
+    for reader in (load_onnx, OnnxNetwork):
+        with pytest.raises(UserError) as error:
+            network = reader(tmp_path / "damaged.onnx")
+            assert isinstance(network, OnnxNetwork)
+            network(inputs)  # ONNX Runtime leaves what it cannot compute until it runs
+        assert "\n" not in str(error.value)
+
+
+def test_weights_in_files_beside_the_network_are_read_and_damage_is_told_in_one_line(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten()).eval()
+    file = export_onnx(*capture(model, (torch.zeros(1, 3, 8, 8),)), tmp_path / "whole.onnx")
+    onnx.save(file, tmp_path / "parts.onnx", save_as_external_data=True, location="parts.bin", size_threshold=100)
+    inputs = torch.randn(2, 3, 8, 8)
+    whole, parts = (OnnxNetwork(tmp_path / f"{name}.onnx")(inputs)[0] for name in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+    data = (tmp_path / "parts.bin").read_bytes()
+    (tmp_path / "parts.bin").write_bytes(data[:-100])
+    with pytest.raises(UserError, match=r"parts\.bin beside it cannot be read") as error:
+        read_onnx(tmp_path / "parts.onnx")
+    assert "\n" not in str(error.value)
+    (tmp_path / "parts.bin").unlink()
+    with pytest.raises(UserError, match=r"parts\.bin beside it cannot be read"):
+        read_onnx(tmp_path / "parts.onnx")
+
+
 def test_folding_is_exact_in_float64() -> None:
     graph, state = in_float64(captured("unet"))
     folded, tensors = fold_for_inference(graph, state)

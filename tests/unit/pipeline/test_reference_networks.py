@@ -13,7 +13,7 @@ from pipeline.evaluate import data_digest, evaluate_onnx
 from pipeline.headline import README, headline, with_headline
 from pipeline.predictions import PREDICTED, predict, read_prediction
 from pipeline.published import PUBLISHED
-from pipeline.reference_networks import NETWORK, ONNX, Folder, find_network, list_networks, networks_dir
+from pipeline.reference_networks import NETWORK, ONNX, WEIGHTS, Folder, find_network, list_networks, networks_dir
 from pipeline.results_page import accuracy_points, files, read_entries, speed_points
 from pipeline.run_config import load_run_config
 from results.records import read_result
@@ -64,7 +64,10 @@ def test_a_dense_baseline_is_what_its_history_says(folder: BaselineFolder) -> No
     lines = [json.loads(line) for line in (folder.path / "history.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["type"] == "epoch"]
     assert {line["phase"] for line in epochs} == {"dense"}
-    assert len(epochs) == folder.baseline.epochs
+    before = {found.path.name: found.baseline for found in list_baselines()}
+    assert (
+        len(epochs) + (before[folder.baseline.after].epochs if folder.baseline.after else 0) == folder.baseline.epochs
+    )
     assert abs(epochs[-1]["test_accuracy"] - folder.baseline.percent) <= 0.1  # float32 against bf16
     config = load_run_config(folder.path / "config.toml").train
     assert (config.model.entry, config.data.name) == (folder.baseline.model.entry, folder.baseline.data.name)
@@ -145,7 +148,7 @@ def test_the_package_takes_every_network_along() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for folder in NETWORKS:
         assert folder.path.parent == networks_dir() == ROOT / "results" / "reference" / "networks"
-    for name in (NETWORK, ONNX):
+    for name in (NETWORK, ONNX, WEIGHTS):
         assert f'"reference/networks/*/{name}"' in text
 
 

@@ -87,12 +87,14 @@ def test_going_on_within_an_epoch_gives_the_batches_that_were_left() -> None:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(count=st.integers(2, 30), batch=st.integers(2, 9), processes=st.integers(1, 3))
-def test_processes_share_the_samples_of_one_and_none_is_lost(count: int, batch: int, processes: int) -> None:
+@given(count=st.integers(2, 30), batch=st.integers(2, 9), processes=st.integers(1, 3), mix=st.sampled_from([None, 1.0]))
+def test_processes_share_the_samples_of_one_and_none_is_lost(
+    count: int, batch: int, processes: int, mix: float | None
+) -> None:
     data = random_dataset(count, Augmentation(shift=1, flip=True))
-    whole = EpochBatches(data, batch, 0, 0, augment=True)
+    whole = EpochBatches(data, batch, 0, 0, augment=True, mix=mix)
     parts = [
-        list(EpochBatches(data, batch, 0, 0, augment=True, rank=r, processes=processes).batches())
+        list(EpochBatches(data, batch, 0, 0, augment=True, mix=mix, rank=r, processes=processes).batches())
         for r in range(processes)
     ]
     seen = 0
@@ -102,6 +104,29 @@ def test_processes_share_the_samples_of_one_and_none_is_lost(count: int, batch: 
         assert len(labels) == whole.size(step) >= 2
         seen += len(labels)
     assert seen == (count - 1 if count % batch == 1 else count)
+
+
+def test_blends_are_of_neighbours_in_the_batch_and_their_targets_say_how_much_of_each() -> None:
+    data = random_dataset(11, Augmentation(shift=1, flip=True))
+    plain = list(EpochBatches(data, 4, 0, 2, augment=True).batches())
+    mixed = list(EpochBatches(data, 4, 0, 2, augment=True, mix=0.5).batches())
+    assert len(plain) == len(mixed) == 3
+    shares = []
+    for (images, labels), (blends, targets) in zip(plain, mixed, strict=True):
+        assert targets.shape == (len(labels), len(data.classes))
+        for index, (blend, target) in enumerate(zip(blends, targets, strict=True)):
+            other = (index + 1) % len(labels)
+            apart = images[index] - images[other]
+            share = float(((blend - images[other]) * apart).sum() / (apart**2).sum())
+            torch.testing.assert_close(blend, images[other] + share * apart, atol=1e-5, rtol=1e-5)
+            expected = torch.zeros(len(data.classes))
+            expected[labels[index]] += share
+            expected[labels[other]] += 1 - share
+            torch.testing.assert_close(target, expected, atol=1e-5, rtol=1e-5)
+            shares.append(share)
+    assert min(shares) >= -1e-6
+    assert max(shares) <= 1 + 1e-6
+    assert max(shares) - min(shares) > 0.1
 
 
 def test_a_shift_moves_each_image_by_its_own_offset() -> None:

@@ -44,6 +44,10 @@ def config(*rounds: dict[str, Any], **changes: Any) -> TrainConfig:
         (config(ROUND, distill=DISTILL), config(ROUND, LATER, distill=DISTILL), 2, "distilled"),
         (config(ROUND, distill=DISTILL), config(ROUND, distill={**DISTILL, "weight": 0.7}), 2, "distill.weight"),
         (config(ROUND, distill=DISTILL), config(ROUND, distill={**DISTILL, "weight": 0.7}), 1, None),
+        (config(ROUND, LATER), config(ROUND, LATER, mix={"phases": "last"}), 3, None),
+        (config(ROUND, LATER), config(ROUND, LATER, mix={"phases": "last"}), 4, "mixed"),
+        (config(ROUND, LATER), config(ROUND, LATER, mix={"phases": "all"}), 0, "mixed"),
+        (config(ROUND, mix={"alpha": 0.5}), config(ROUND, mix={"alpha": 0.7}), 0, "mix.alpha"),
     ],
 )
 def test_only_what_lies_ahead_may_change(

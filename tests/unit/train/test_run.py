@@ -25,7 +25,7 @@ from tests.unit.train import tiny
 from train.checkpoint import load_checkpoint
 from train.config import DistillConfig
 from train.loop import Evaluation, Loop
-from train.rounds import distilled, phases
+from train.rounds import distilled, mixed, phases
 from train.stage import run_train
 
 ROOT = Path(__file__).parents[3]
@@ -306,6 +306,24 @@ def test_distillation_may_be_left_to_the_last_retraining() -> None:
     told = {(phase.kind, phase.round): distilled(everywhere, phase) is not None for phase in phases(everywhere)}
     assert [key for key, on in told.items() if not on] == [("dense", -1)]
     assert distilled(tiny.config(), phases(config)[-1]) is None
+
+
+def test_images_are_blended_in_every_phase_or_in_the_last_retraining() -> None:
+    everywhere, last = tiny.config(mix={}), tiny.config(mix={"phases": "last"})
+    assert all(mixed(everywhere, phase) is not None for phase in phases(everywhere))
+    told = [(phase.kind, phase.round) for phase in phases(last) if mixed(last, phase) is not None]
+    assert told == [("retrain", 1)]
+    assert mixed(tiny.config(), phases(last)[-1]) is None
+
+
+def test_a_run_on_blends_differs_from_one_without_and_goes_on_to_the_bit(undisturbed: Path, tmp_path: Path) -> None:
+    changes = {"mix": {"alpha": 1.0}, "distill": {"phases": "last"}, "accumulate": 2}
+    run_train(tiny.config(**changes), tmp_path / "whole", SilentReporter())
+    with pytest.raises(SystemExit):
+        run_train(tiny.config(**changes), tmp_path / "stopped", StopAt(30))
+    run_train(tiny.config(**changes), tmp_path / "stopped", SilentReporter())
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert (tmp_path / "whole" / "dense.safetensors").read_bytes() != (undisturbed / "dense.safetensors").read_bytes()
 
 
 def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_path: Path) -> None:
