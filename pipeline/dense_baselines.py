@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -84,6 +85,11 @@ def list_baselines() -> list[BaselineFolder]:
         BaselineFolder(path.parent, read_record(path, DenseBaseline, SCHEMA))
         for path in sorted(root.glob(f"*/{BASELINE}"))
     ]
+
+
+def best_dense_percent(network: ReferenceNetwork, baselines: Iterable[DenseBaseline]) -> float:
+    """Top-1 accuracy that `network` is held against: of the best of `baselines`, or else of the one that was pruned."""
+    return max((found.percent for found in baselines if found.serves(network)), default=network.accuracy.dense)
 
 
 def publish_baseline(

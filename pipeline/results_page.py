@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.attempts import AttemptFolder, list_attempts
-from pipeline.dense_baselines import BaselineFolder, DenseBaseline, list_baselines
+from pipeline.dense_baselines import BaselineFolder, best_dense_percent, list_baselines
 from pipeline.predictions import Prediction, predict, read_prediction
 from pipeline.progress import console_reporter
 from pipeline.published import PUBLISHED, Published
@@ -31,17 +31,19 @@ AGAIN = "python -m pipeline.results_page"
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of ours and what is known about it."""
+    """A network of ours and what is known about it.
+
+    Attributes:
+        folder: where it lies.
+        result: of the run that made it.
+        prediction: for a phone.
+        held_against: top-1 accuracy of the best dense network, percent.
+    """
 
     folder: Folder
     result: Result
     prediction: Prediction
-    baseline: DenseBaseline | None = None
-
-    @property
-    def held_against(self) -> float:
-        """Percent of the dense network: of the best that was trained for long, or else of the one that was pruned."""
-        return self.folder.network.accuracy.dense if self.baseline is None else self.baseline.percent
+    held_against: float
 
 
 def read_entries() -> list[Entry]:
@@ -56,11 +58,7 @@ def read_entries() -> list[Entry]:
             folder,
             read_result(folder.path / "result.json"),
             read_prediction(folder),
-            max(
-                (found for found in baselines if found.serves(folder.network)),
-                key=lambda found: found.correct,
-                default=None,
-            ),
+            best_dense_percent(folder.network, baselines),
         )
         for folder in list_networks()
     ]
@@ -110,17 +108,15 @@ configuration in a network's folder, trains it again."""
 
 _DENSE = """### The dense networks that they are held against
 
-Trained on the same images by the same code, without distillation; the longest for at least as many epochs as any pruned
-network and the one that it started from. The best of them counts. Recipes and histories are kept; weights are large."""
+ResNet-18, trained on the same images by the same code, without distillation; two for at least as many epochs in all as
+any pruned network and the one that it started from, one of these on blends of two images as the pruned ones are. The
+best counts, and pruning is charged with what blends are worth. Recipes and histories are kept; weights are large.
+VGG-16 and AlexNet are held against the dense network that was pruned: 80 epochs, to which pruning adds 50."""
 
 _TRIED = """### What else was tried, and what is missing
 
 The aims on CIFAR-10 are at most 0.6 points under the best dense network at 54.2 times fewer CONV parameters, and 0.1 at
-ten times; the table above says how far off they are. What should close the distance, most of it first: a longer last
-retraining (20 epochs for the network above, on a CPU; the published schedules have hundreds in all), distillation from
-the dense network in it, and rates that leave the shortcuts more than a few inputs (`least_kept`). Below are runs that
-became no reference network, by the code of their day; accuracies are those of the last epoch, in the precision of
-training."""
+ten times; the table above says how far off they are. TRIED_TEXT"""
 
 _SPEED = """## How fast they are
 

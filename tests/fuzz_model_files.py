@@ -3,10 +3,10 @@
     python -m tests.fuzz_model_files --seconds 300
 
 Each file is truncated, bit-flipped, spliced, given huge sizes, or told to fetch data from elsewhere. Indices of sparse
-weights, the header of safetensors and the description of a network are damaged by meaning, too, and checksums made
-right again, so that what is behind them is reached. Then each reader that takes such a file reads it. A `UserError` of
-one line or a success is right; anything else is a finding: another exception, a crash of the process, more memory than
-allowed, a file opened elsewhere, or the canary's bytes in a result.
+weights, places of columns, the header of safetensors and the description of a network are damaged by meaning, too, and
+checksums made right again, so that what is behind them is reached. Then each reader that takes such a file reads it. A
+`UserError` of one line or a success is right; anything else is a finding: another exception, a crash of the process,
+more memory than allowed, a file opened elsewhere, or the canary's bytes in a result.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from export.column_weights import PLACES
 from export.foreign import read_weights
 from export.onnx_export import OnnxNetwork, export_onnx, read_onnx, tensors_of
+from export.onnx_parts import write_in_parts
 from export.stage import read_samples
 from structadmm.errors import UserError
 from structadmm.files import sha256_file
@@ -43,6 +46,7 @@ from structadmm.graph.save import _digest, load_network, read_tensors, save_netw
 from tests.architectures import captured
 from tvm_build.import_onnx import load_onnx
 
+PARTS = "parts.onnx"
 CANARY = b"0123456789abcdef" * 64  # long enough to be read as the data of a small tensor
 MEMORY_BYTES = 12 << 30  # of address space: libraries reserve several GB that they never touch
 ROUND = 200  # cases per child process
@@ -104,6 +108,12 @@ def write_originals(directory: Path) -> dict[str, bytes]:
             tensor[:, 1:] = 0
     model = export_onnx(graph, columns, directory / "sparse.onnx")
     assert sparse_weights(model)
+    for tensor in columns.values():
+        if tensor.ndim == 4:
+            tensor.copy_(torch.randn(tensor.shape))
+            tensor[:, 1::2] = 0  # stored as its other columns
+    assert places_of(export_onnx(graph, columns, directory / "columns.onnx"))
+    assert write_in_parts(read_onnx(directory / "net.onnx"), directory / PARTS, limit=16_000)
     save_network(directory / "net", GraphModule(*Captured(graph, state)))
     torch.save(GraphModule(graph, state).state_dict(), directory / "net.pt")
     np.savez(directory / "samples.npz", inputs=np.zeros((2, 3, 4, 4), np.float32), labels=np.array([0, 1]))
@@ -119,6 +129,9 @@ def readers(directory: Path) -> dict[str, list[Callable[[], Any]]]:
     return {
         "net.onnx": of_onnx(directory / "net.onnx"),
         "sparse.onnx": of_onnx(directory / "sparse.onnx"),
+        "columns.onnx": of_onnx(directory / "columns.onnx"),
+        PARTS: of_onnx(directory / PARTS),
+        "parts.weights-0.bin": of_onnx(directory / PARTS),
         "net.safetensors": [
             lambda: read_tensors(directory / "net.safetensors"),
             lambda: load_network(directory / "net"),
@@ -155,7 +168,7 @@ def run_round(number: int, directory: Path, originals: dict[str, bytes], queue: 
             kind += ", signed again"
             sign_again(directory)
         (directory / "case").write_text(f"{number}.{case} {name} {kind}")
-        for position, read in enumerate(readers(directory)[name]):
+        for position, read in enumerate(readers(directory).get(name, ())):
             opened.clear()
             outcome = attempt(read)
             elsewhere = [path for path in opened if not allowed(path, directory)]
@@ -195,6 +208,7 @@ def mutate(rng: random.Random, name: str, data: bytes) -> tuple[str, bytes, bool
     meaningful = {
         "net.onnx": ["elsewhere", "resized"],
         "sparse.onnx": ["elsewhere", "resized", "indices", "indices"],
+        "columns.onnx": ["resized", "places", "places"],
         "net.safetensors": ["header", "header"],
         "net.json": ["described", "described", "described"],
     }
@@ -226,6 +240,8 @@ def mutate(rng: random.Random, name: str, data: bytes) -> tuple[str, bytes, bool
             return kind, resized(rng, data), False
         case "indices":
             return kind, with_other_indices(rng, data), False
+        case "places":
+            return kind, with_other_places(rng, data), False
         case "header":
             return kind, with_another_header(rng, data), False
         case "described":
@@ -306,11 +322,38 @@ def with_other_indices(rng: random.Random, data: bytes) -> bytes:
     """A sparse weight whose indices point elsewhere, repeat, or are of another type, shape or number."""
     model = onnx.load_model_from_string(data)
     weight = rng.choice(sparse_weights(model))
-    places = numpy_helper.to_array(weight.indices).copy()
     elements = int(np.prod(weight.dims))
-    match rng.choice(("beyond", "repeated", "reversed", "type", "rank", "fewer", "more", "dense")):
+    if rng.random() < 1 / 8:
+        del weight.dims[:]
+        weight.dims.extend(rng.choice(([], [0], [elements], [2**20, 2**20], [1] * 40, [2**62, 4])))
+    else:
+        places = other_places(rng, numpy_helper.to_array(weight.indices), elements, len(weight.dims))
+        weight.indices.CopyFrom(numpy_helper.from_array(places))
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def with_other_places(rng: random.Random, data: bytes) -> bytes:
+    """A weight whose columns are said to stand elsewhere."""
+    model = onnx.load_model_from_string(data)
+    tensor = rng.choice(places_of(model))
+    places = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(other_places(rng, places, int(places.max()) + 1, 2), tensor.name))
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def places_of(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Of the weights that are stored without their zero columns."""
+    return [tensor for tensor in model.graph.initializer if tensor.name.endswith(f"/{PLACES}")]
+
+
+def other_places(rng: random.Random, places: NDArray[Any], elements: int, rank: int) -> NDArray[Any]:
+    """Indices that are not the ones meant: beyond `elements`, of another type, number or rank."""
+    places = places.copy()
+    match rng.choice(("beyond", "repeated", "reversed", "type", "rank", "fewer", "more")):
         case "beyond":
-            beyond = (elements, elements + 1, 2**31, 2**33, 2**62, 2**63 - 1, -1, -elements, -(2**63))
+            limits = np.iinfo(places.dtype)
+            beyond = (elements, elements + 1, 2**31, 2**33, 2**62, limits.max, -1, -elements, limits.min)
+            beyond = tuple(value for value in beyond if limits.min <= value <= limits.max)
             for _ in range(rng.choice((1, 3, len(places)))):
                 places[rng.randrange(len(places))] = rng.choice(beyond)
         case "repeated":
@@ -320,16 +363,12 @@ def with_other_indices(rng: random.Random, data: bytes) -> bytes:
         case "type":
             places = places.astype(rng.choice((np.int32, np.int8, np.float32, np.uint64)))
         case "rank":
-            places = rng.choice((places[:, None], places[None], np.stack([places] * len(weight.dims), 1)))
+            places = rng.choice((places[:, None], places[None], np.stack([places] * rank, 1)))
         case "fewer":
             places = places[: rng.randrange(len(places))]
         case "more":
             places = np.concatenate([places, places])
-        case "dense":
-            del weight.dims[:]
-            weight.dims.extend(rng.choice(([], [0], [elements], [2**20, 2**20], [1] * 40, [2**62, 4])))
-    weight.indices.CopyFrom(numpy_helper.from_array(places))
-    return model.SerializeToString()  # type: ignore[no-any-return]
+    return places
 
 
 def with_another_header(rng: random.Random, data: bytes) -> bytes:
