@@ -53,7 +53,7 @@ class Job:
 
 
 def plan_jobs(configs: Sequence[Path], runs: Path, overrides: Sequence[str] = ()) -> list[Job]:
-    """A job for each configuration; one whose `train.model.weights` lie in another's run directory waits for that one.
+    """A job for each configuration; one whose weights to start or distil from lie in another's run waits for that one.
 
     Raises:
         UserError: a configuration is wrong, two have one name, or they wait for each other.
@@ -66,8 +66,9 @@ def plan_jobs(configs: Sequence[Path], runs: Path, overrides: Sequence[str] = ()
         raise UserError(f"two configurations are named {twice!r}: give each a name of its own")
     jobs = []
     for path, config in zip(configs, loaded, strict=True):
-        weights = config.train.model.weights
-        sources = () if weights is None else weights.resolve().parents
+        distill = config.train.distill
+        weights = (config.train.model.weights, None if distill is None else distill.weights)
+        sources = {folder for path in weights if path is not None for folder in path.resolve().parents}
         after = tuple(name for name, run in directories.items() if run.resolve() in sources)
         jobs.append(Job(config.name, path, directories[config.name], after))
     _refuse_circles(jobs)
@@ -80,7 +81,9 @@ def _refuse_circles(jobs: Sequence[Job]) -> None:
         ready = {job.name for job in jobs if job.name not in settled and settled.issuperset(job.after)}
         if not ready:
             names = ", ".join(job.name for job in jobs if job.name not in settled)
-            raise UserError(f"{names} start from each other's weights: take one's train.model.weights out")
+            raise UserError(
+                f"{names} start from each other's weights: take one's train.model.weights or train.distill.weights out"
+            )
         settled |= ready
 
 

@@ -216,12 +216,15 @@ class DistillConfig(_Section):
     """Knowledge distillation from the dense network, in the ADMM and retraining phases (Hinton et al., 1503.02531).
 
     Attributes:
+        weights: of another network of the same architecture to distil from: one that was trained for longer, or one
+            that was pruned less; by default of the dense network that the run prunes.
         weight: of the distillation loss; the labels' loss has the rest.
         temperature: that both networks' logits are divided by.
         phases: "all", or "last" for the last round's retraining alone: the dense network's forward pass is a third of
             a step of its own training, and may be most of a step of what is left of it.
     """
 
+    weights: Path | None = None
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     phases: Literal["all", "last"] = "all"

@@ -63,6 +63,7 @@ class TrainingRun:
         out: directory of the run's files; a checkpoint in it is resumed.
         reporter: shows progress.
         find_smaller: finds the network that masks leave, for `compact`.
+        teacher: a network like `model` to distil from; by default the dense network of the run.
 
     Raises:
         UserError: the model has nothing to prune, or the checkpoint belongs to another configuration or architecture.
@@ -77,8 +78,10 @@ class TrainingRun:
         out: Path,
         reporter: Reporter,
         find_smaller: FindSmaller | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self._config = config
+        self._teacher = teacher
         self._find_smaller = find_smaller
         self._held_out = held_out
         self._out = out
@@ -330,8 +333,9 @@ class TrainingRun:
         self._reporter.say(f"round {phase.round + 1} ({structure}): {test.accuracy:.2f} % of {test.total} test images")
 
     def _make_teacher(self) -> nn.Module:
-        teacher: nn.Module = copy.deepcopy(self.model)
-        teacher.load_state_dict(load_file(self._out / DENSE))
+        teacher: nn.Module = copy.deepcopy(self.model)  # on the model's device, in its memory format
+        given = self._teacher
+        teacher.load_state_dict(load_file(self._out / DENSE) if given is None else given.state_dict())
         teacher.requires_grad_(False)
         teacher.eval()
         return teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,9 +66,13 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
     torch.manual_seed(config.seed)
     model = build_model(config.model.entry, kwargs)
     _check_outputs(config.model, model, dataset)
+    teacher: nn.Module | None = None
+    if config.distill is not None and config.distill.weights is not None:
+        teacher = copy.deepcopy(model)
+        _load_weights(config.distill.weights, teacher, "train.distill.weights")
     if config.model.weights is not None:
-        _load_weights(config.model.weights, model)
-    run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller)
+        _load_weights(config.model.weights, model, "train.model.weights")
+    run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller, teacher)
     run.execute()
     if run.is_main_process:
         _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
@@ -118,7 +123,7 @@ def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> N
         raise UserError(f"model {config.entry!r} maps {tuple(images.shape)} to {found}, expected logits {expected}")
 
 
-def _load_weights(path: Path, model: nn.Module) -> None:
+def _load_weights(path: Path, model: nn.Module, option: str) -> None:
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -129,10 +134,10 @@ def _load_weights(path: Path, model: nn.Module) -> None:
             {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         )
     except FileNotFoundError:
-        raise UserError(f"train.model.weights: {path} does not exist") from None
+        raise UserError(f"{option}: {path} does not exist") from None
     except Exception as error:  # damaged files fail in as many ways as there are formats
         problem = str(error).replace("\n", " ")[:300]
-        raise UserError(f"train.model.weights: {path} does not fit the model ({problem})") from error
+        raise UserError(f"{option}: {path} does not fit the model ({problem})") from error
 
 
 def _write_samples(path: Path, dataset: Dataset, images: Images, labels: torch.Tensor, count: int) -> None:

@@ -127,6 +127,15 @@ def test_ctrl_c_stops_all_with_a_checkpoint(endless: Path, runs: Path) -> None:
     assert "stopped by SIGTERM after a checkpoint" in (runs / "endless.log").read_text()
 
 
+def test_a_job_waits_for_whatever_it_distils_from(tmp_path: Path, runs: Path) -> None:
+    weights = runs / "dense" / "train" / "dense.safetensors"
+    section = f'[train.distill]\nweights = "{runs / "a" / "train" / "pruned.safetensors"}"\n'
+    configs = [write(tmp_path, text) for text in (pruned("b", weights) + section, pruned("a", weights), DENSE)]
+    assert {job.name: set(job.after) for job in plan_jobs(configs, runs)} == {
+        "dense": set(), "a": {"dense"}, "b": {"dense", "a"},
+    }  # fmt: skip
+
+
 def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path, runs: Path) -> None:
     def job(name: str, after: str) -> Path:
         return write(tmp_path, pruned(name, runs / after / "train" / "dense.safetensors"))

@@ -346,6 +346,20 @@ def test_distillation_pulls_towards_the_dense_network(undisturbed: Path, tmp_pat
     assert distance(tmp_path) < distance(undisturbed)
 
 
+def test_a_network_to_distil_from_may_be_given(undisturbed: Path, tmp_path: Path) -> None:
+    def run(name: str, **section: Any) -> Path:
+        run_train(tiny.config(distill={"phases": "last", **section}), tmp_path / name, SilentReporter())
+        return tmp_path / name
+
+    own = run("own")
+    assert_same_run(own, run("same", weights=str(undisturbed / "dense.safetensors")))
+    other = run("other", weights=str(undisturbed / "pruned.safetensors"))
+    assert (other / "dense.safetensors").read_bytes() == (own / "dense.safetensors").read_bytes()
+    assert (other / "pruned.safetensors").read_bytes() != (own / "pruned.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"train\.distill\.weights: .*none\.safetensors does not exist"):
+        run("absent", weights=str(tmp_path / "none.safetensors"))
+
+
 RAMP = {"structure": "filter", "sparsity": 0.5, "admm_epochs": 4, "ramp_epochs": 3, "penalise": "removed"}
 RETURN = {**RAMP, "structure": "column", "sparsity": 0.8, "loss_at": "projection", "rho": 0.1}
 
