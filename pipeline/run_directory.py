@@ -31,7 +31,19 @@ GoesOn = Callable[[Mapping[str, Any], Mapping[str, Any], Path], bool]
 
 
 def _continues(record: Mapping[str, Any], inputs: Mapping[str, Any], partial: Path, goes_on: GoesOn) -> bool:
-    return record["fingerprint"] == fingerprint(inputs) or goes_on(record["inputs"], inputs, partial)
+    return _same(record, inputs) or goes_on(record["inputs"], inputs, partial)
+
+
+def _same(record: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
+    """Whether a stage was made from `inputs`, by this version or by one that did not know some options yet."""
+    return bool(record["fingerprint"] == fingerprint(inputs) or _given(record["inputs"]) == _given(inputs))
+
+
+def _given(value: Any) -> Any:
+    """Without the options that are not given."""
+    if isinstance(value, Mapping):
+        return {key: _given(part) for key, part in value.items() if part is not None}
+    return [_given(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def fingerprint(value: Any) -> str:
@@ -74,7 +86,7 @@ class RunDirectory:
         if record is None:
             partial = self._record(self.partial_dir(stage))
             return "was interrupted" if partial is not None else "has not run yet"
-        if record["fingerprint"] != fingerprint(inputs):
+        if not _same(record, inputs):
             return _difference(record["inputs"], inputs)
         found = _file_digests(self.stage_dir(stage))
         altered = sorted(
@@ -124,7 +136,7 @@ class RunDirectory:
     def discard_repetition(self, stage: str, inputs: dict[str, Any]) -> None:
         """Forget an interrupted attempt to make the finished stage again; one with other inputs stays."""
         record = self._record(self.partial_dir(stage))
-        if record is None or record["fingerprint"] == fingerprint(inputs):
+        if record is None or _same(record, inputs):
             self.discard_partial(stage)
 
     def discard_partial(self, stage: str) -> None:

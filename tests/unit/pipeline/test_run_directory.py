@@ -39,6 +39,17 @@ def test_a_finished_stage_with_the_same_inputs_need_not_run(tmp_path: Path) -> N
         assert directory.why_run("first", INPUTS) is None
 
 
+def test_an_option_that_an_older_version_did_not_know_changes_nothing_until_it_is_given(tmp_path: Path) -> None:
+    old: dict[str, Any] = {"config": {"lr": 0.1, "rounds": [{"rho": 1.0}], "limit": None}}
+    with open_run_directory(tmp_path, STAGES) as directory:
+        finish(directory, "first", old)
+        newer: dict[str, Any] = {"config": {"lr": 0.1, "rounds": [{"rho": 1.0, "ramp": None}], "mix": None}}
+        assert directory.why_run("first", newer) is None
+        newer["config"]["rounds"][0]["ramp"] = 3
+        assert "ramp" in (directory.why_run("first", newer) or "")
+        assert directory.why_run("first", {"config": {**old["config"], "limit": 0}}) is not None
+
+
 def test_the_reason_to_run_again_names_what_changed(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
         finish(directory, "first", INPUTS)
