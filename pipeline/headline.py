@@ -26,11 +26,11 @@ _HEADS = (
 
 
 def headline(folders: Sequence[Folder]) -> str:
-    """A row for each network, and a line for each device that they were timed on."""
+    """A row for each network, the most compressed first, and a line for each device that they were timed on."""
     baselines = [found.baseline for found in list_baselines()]
     rows = []
     timed: dict[str, list[str]] = {}
-    for folder in folders:
+    for folder in sorted(folders, key=lambda folder: -folder.network.conv_params.ratio):
         result = read_result(folder.path / "result.json")
         rows.append(_cells(folder, result, best_dense_percent(folder.network, baselines)))
         timed.setdefault(_conditions(result), []).append(folder.name)

@@ -116,8 +116,7 @@ VGG-16 and AlexNet are held against the dense network that was pruned: 80 epochs
 _TRIED = """### What else was tried, and what is missing
 
 The aims on CIFAR-10 are at most 0.6 points under the best dense network at 54.2 times fewer CONV parameters, and 0.1 at
-ten times; the table above says how far off they are. Blends of images raised both ends, and the dense one was the first
-to be held against them. What should close the distance:
+ten times; the table above says how far off they are. What should close the distance:
 
 - At ten times, a longer last retraining (78 epochs here, hundreds in the published schedules), distilled from the dense
   network that was trained on blends, which is better than the one that pruning starts from.
@@ -127,9 +126,9 @@ to be held against them. What should close the distance:
   which cost speed; sensitivity measured with the statistics of normalisation brought up to date; the network of ten
   times to distil from.
 
-For scale: the published network of 59.84 times fewer parameters is 0.6 points under a dense one of 93.79 %, where
-[others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train this network to 95.43 % on the same images. Our
-dense networks are trained as theirs are, and every point of that makes the aim harder to meet.
+For scale: the published network of 59.84 times fewer parameters is 0.6 points under a dense one of 93.79 %;
+[others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train the same dense network on the same images to
+95.43 %. The better the dense network, the harder the aim, and ours is the best that we could train.
 
 Below are runs that became no reference network, by the code of their day; accuracies are those of the last epoch, in
 the precision of training."""
