@@ -120,11 +120,13 @@ ten times; the table above says how far off they are. What should close the dist
 
 - At ten times, a longer last retraining (78 epochs here, hundreds in the published schedules), distilled from the dense
   network that was trained on blends, which is better than the one that pruning starts from.
-- At 55 times, another way to spread what is left. Its loss on the training images stays twice that of the network of
-  ten times, and more epochs hardly help. Not carried to the end: more filters with fewer columns each
-  (`configs/resnet18_cifar10_55x_wide.toml`), no blends (`55x_unmixed`). Not tried: blocks of fewer than four channels,
-  which cost speed; sensitivity measured with the statistics of normalisation brought up to date; the network of ten
-  times to distil from.
+- At 55 times, another way to spread what is left: its loss on the training images stays twice that of the network of
+  ten times, and more epochs hardly help. The networks above were allotted their columns by sensitivities measured with
+  the whole network's statistics of normalisation, which told the budget to keep what only shifts and scales. They are
+  brought up to date now ([training.md](training.md#a-budget-instead-of-rates)); no network here was trained so yet.
+- Not carried to the end: more filters with fewer columns each (`configs/resnet18_cifar10_55x_wide.toml`), no blends
+  (`55x_unmixed`). Not tried: blocks of fewer than four channels, which cost speed; the network of ten times to distil
+  from (`train.distill.weights`).
 
 For scale: the published network of 59.84 times fewer parameters is 0.6 points under a dense one of 93.79 %;
 [others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train the same dense network on the same images to

@@ -90,7 +90,9 @@ def measure_damage(
     """Prune one constraint at a time to several counts and see how far the predictions move.
 
     What is measured is the Kullback-Leibler divergence from the network as it is, in evaluation mode: unlike the loss
-    it is zero for no change, needs no labels, and does not reward a removal that is lucky on few images.
+    it is zero for no change, needs no labels, and does not reward a removal that is lucky on few images. Normalisation
+    takes the statistics of the images: a removal that only shifts or scales what comes out of a layer does no damage
+    that the first steps of retraining would not undo (EagleEye: Li et al., 2007.02491).
 
     Args:
         model: changed during the call, and put back.
@@ -101,19 +103,43 @@ def measure_damage(
         task: advanced once for each trial.
     """
     model.eval()
-    reference = [_log_probabilities(model, images) for images in batches()]
-    state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     measured: list[list[float]] = []
-    for constraint, units in zip(constraints, alive, strict=True):
-        values = []
-        for keep in trial_counts(units):
-            with _pruned(state, with_keep(constraint, keep), masks):
-                values.append(_divergence(model, batches(), reference))
-            task.advance(1, note=constraint.name)
-        measured.append(values)
+    with _statistics_of_each_batch(model):
+        reference = [_log_probabilities(model, images) for images in batches()]
+        state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for constraint, units in zip(constraints, alive, strict=True):
+            values = []
+            for keep in trial_counts(units):
+                with _pruned(state, with_keep(constraint, keep), masks):
+                    values.append(_divergence(model, batches(), reference))
+                task.advance(1, note=constraint.name)
+            measured.append(values)
     steepest = max((value for values in measured for value in values), default=0.0)
     least = max(_LEAST_SLOPE * steepest, 1e-12)
     return [Damage.of(units, trial_counts(units), values, least) for units, values in zip(alive, measured, strict=True)]
+
+
+@contextmanager
+def _statistics_of_each_batch(model: nn.Module) -> Iterator[None]:
+    """Let every normalisation with running statistics use those of its input instead; they are put back at the end."""
+
+    def adopt(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float()
+        variance, mean = torch.var_mean(values, [axis for axis in range(values.ndim) if axis != 1], correction=0)
+        module.running_mean.copy_(mean)  # type: ignore[operator]
+        module.running_var.copy_(variance)  # type: ignore[operator]
+
+    layers = [module for module in model.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
+    before = [(module.running_mean.clone(), module.running_var.clone()) for module in layers]  # type: ignore[operator]
+    handles = [module.register_forward_pre_hook(adopt) for module in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, (mean, variance) in zip(layers, before, strict=True):
+            module.running_mean.copy_(mean)  # type: ignore[operator]
+            module.running_var.copy_(variance)  # type: ignore[operator]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tests.unit.train import tiny
 from train.budget import keep_count
 from train.checkpoint import load_checkpoint
 from train.config import RoundConfig
-from train.constraint import Constraint, with_keep
+from train.constraint import Constraint, LayerConstraint, with_keep
 from train.costs import Grid, macs_table
 from train.footprint import Footprint
 from train.footprint_model import FootprintModel
@@ -368,6 +368,32 @@ def test_measuring_leaves_the_network_as_it_was_and_sees_a_useless_layer() -> No
     assert Counter.trials == sum(len(trial_counts(units)) for units in alive)
     # Only the slope that every layer has.
     assert by_name["layer1.0.conv2"].values[-1] < 1e-3 * max(damage.values[-1] for damage in damages)
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_a_removal_that_normalisation_makes_up_for_does_no_damage(doubled: bool) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.Conv2d(8, 5, 1, bias=False)
+    with torch.no_grad():
+        second.weight.mul_(10)  # far above what normalisation adds to the variance
+        if doubled:  # half of the second layer's columns say what all of them say, half as loud
+            first.weight[4:] = first.weight[:4]
+            second.weight[:, 4:] = second.weight[:, :4]
+    model = nn.Sequential(first, nn.ReLU(), second, nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5 * 36, 3))
+    images = torch.randn(16, 2, 6, 6)
+    model.train()(images)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class Silent:
+        def advance(self, amount: int, note: str | None = None) -> None:
+            pass
+
+    constraint = LayerConstraint("2", "2.weight", "column", 2, block=4)
+    (damage,) = measure_damage(model, lambda: iter([images]), [constraint], [2], {}, Silent())
+    assert trial_counts(2) == (1,)
+    assert damage.values[-1] < 1e-6 if doubled else damage.values[-1] > 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_run_with_a_target_reports_rates_that_keep_as_many_units_when_pinned(tmp_path: Path) -> None:
