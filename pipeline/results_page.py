@@ -122,8 +122,8 @@ ten times; the table above says how far off they are. What should close the dist
   network that was trained on blends, which is better than the one that pruning starts from.
 - At 55 times, another way to spread what is left: its loss on the training images stays twice that of the network of
   ten times, and more epochs hardly help. The networks above were allotted their columns by sensitivities measured with
-  the whole network's statistics of normalisation, which told the budget to keep what only shifts and scales. They are
-  brought up to date now ([training.md](training.md#a-budget-instead-of-rates)); no network here was trained so yet.
+  the whole network's statistics of normalisation; these are brought up to date now, with no network trained to the end
+  yet ([training.md](training.md#a-budget-instead-of-rates) has what is known).
 - Not carried to the end: more filters with fewer columns each (`configs/resnet18_cifar10_55x_wide.toml`), no blends
   (`55x_unmixed`). Not tried: blocks of fewer than four channels, which cost speed; the network of ten times to distil
   from (`train.distill.weights`).
