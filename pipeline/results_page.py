@@ -130,7 +130,7 @@ ten times; the table above says how far off they are. What should close the dist
 
 For scale: the published network of 59.84 times fewer parameters is 0.6 points under a dense one of 93.79 %;
 [others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train the same dense network on the same images to
-95.43 %. The better the dense network, the harder the aim, and ours is the best that we could train.
+95.43 %. The better the dense network, the harder the aim; ours is the best of three.
 
 Below are runs that became no reference network, by the code of their day; accuracies are those of the last epoch, in
 the precision of training."""
