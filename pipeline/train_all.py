@@ -53,7 +53,7 @@ class Job:
 
 
 def plan_jobs(configs: Sequence[Path], runs: Path, overrides: Sequence[str] = ()) -> list[Job]:
-    """A job for each configuration; one whose weights to start or distil from lie in another's run waits for that one.
+    """A job for each configuration; one that starts or distils from another's run waits for that one.
 
     Raises:
         UserError: a configuration is wrong, two have one name, or they wait for each other.
@@ -69,6 +69,8 @@ def plan_jobs(configs: Sequence[Path], runs: Path, overrides: Sequence[str] = ()
         distill = config.train.distill
         weights = (config.train.model.weights, None if distill is None else distill.weights)
         sources = {folder for path in weights if path is not None for folder in path.resolve().parents}
+        if config.train.after is not None:
+            sources.add(config.train.after.resolve())
         after = tuple(name for name, run in directories.items() if run.resolve() in sources)
         jobs.append(Job(config.name, path, directories[config.name], after))
     _refuse_circles(jobs)
@@ -82,7 +84,8 @@ def _refuse_circles(jobs: Sequence[Job]) -> None:
         if not ready:
             names = ", ".join(job.name for job in jobs if job.name not in settled)
             raise UserError(
-                f"{names} start from each other's weights: take one's train.model.weights or train.distill.weights out"
+                f"{names} start from each other's weights: take one's train.after, train.model.weights or "
+                "train.distill.weights out"
             )
         settled |= ready
 

@@ -270,6 +270,8 @@ class TrainConfig(_Section):
         optimizer: of every phase.
         dense: training before any pruning.
         rounds: of pruning, in order.
+        after: directory of a finished run whose pruned network, with its masks, these rounds go on from; the dense
+            network is that run's. With `dense.epochs = 0` and without `model.weights`.
         distill: knowledge distillation from the dense network; none by default.
         mix: training on blends of two images; none by default.
     """
@@ -290,5 +292,14 @@ class TrainConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     dense: DenseConfig = DenseConfig()
     rounds: Annotated[tuple[RoundConfig, ...], Field(min_length=1)]
+    after: Path | None = None
     distill: DistillConfig | None = None
     mix: MixConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        if self.after is not None and self.model.weights is not None:
+            raise ValueError("after and model.weights both say where to start: give one of them")
+        if self.after is not None and self.dense.epochs != 0:
+            raise ValueError(f"after goes on from a pruned network: set dense.epochs to 0, not {self.dense.epochs}")
+        return self

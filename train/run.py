@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from train.config import RoundConfig, TargetConfig, TrainConfig
 from train.constraint import Constraint
 from train.data.dataset import Dataset
 from train.data.images import Images
+from train.earlier import DENSE, HISTORY, Earlier
 from train.future import conflict
 from train.layers import Network
 from train.living import FindSmaller, LivingPart
@@ -47,8 +48,6 @@ from train.rounds import Phase, RoundPlan, distilled, phases, plan_round
 from train.target import Budget, as_toml, dry_run, measured_damages
 
 CHECKPOINT = "checkpoint.safetensors"
-HISTORY = "history.jsonl"
-DENSE = "dense.safetensors"
 _SIGTERM_STATUS = 128 + signal.SIGTERM
 
 
@@ -64,6 +63,7 @@ class TrainingRun:
         reporter: shows progress.
         find_smaller: finds the network that masks leave, for `compact`.
         teacher: a network like `model` to distil from; by default the dense network of the run.
+        earlier: the run that this one goes on from; `model` has its pruned weights.
 
     Raises:
         UserError: the model has nothing to prune, or the checkpoint belongs to another configuration or architecture.
@@ -79,8 +79,10 @@ class TrainingRun:
         reporter: Reporter,
         find_smaller: FindSmaller | None = None,
         teacher: nn.Module | None = None,
+        earlier: Earlier | None = None,
     ) -> None:
         self._config = config
+        self._earlier = earlier
         self._teacher = teacher
         self._find_smaller = find_smaller
         self._held_out = held_out
@@ -108,12 +110,20 @@ class TrainingRun:
         self._resumed: Checkpoint | None = None
         self._stop = False
         # Every round is planned before the first epoch: a mistake in the last must not cost a night.
-        dry_run(config.rounds, self.network, graph, self._state())
+        if earlier is not None:
+            self._position = Position(global_epoch=earlier.epochs)
+            self.masks = {name: mask.to(self._accelerator.device) for name, mask in earlier.masks.items()}
+        dry_run(config.rounds, self.network, graph, self._state(), self.masks)
         if self._main:
             for stale in out.glob(".*.tmp"):
                 stale.unlink()  # half-written by a process that was killed
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
+
+    @property
+    def earlier_rounds(self) -> list[dict[str, Any]]:
+        """What `pruning.json` says of the rounds of the runs that this one goes on from."""
+        return [] if self._earlier is None else self._earlier.rounds
 
     @property
     def is_main_process(self) -> bool:
@@ -146,7 +156,7 @@ class TrainingRun:
                     removed_only=config.penalise == "removed",
                     at_projection=config.loss_at == "projection",
                 )
-        self._loop.living = self._living_part()
+        self._loop.living = self._without_zeros(self.model, self.masks)
         if distilled(self._config, phase) is not None and self._loop.teacher is None:
             self._loop.teacher = self._make_teacher()
         optimizer = make_optimizer(self._config.optimizer, self.model, phase.lr)
@@ -170,18 +180,19 @@ class TrainingRun:
         else:
             self._finish_retrain(phase)
 
-    def _living_part(self) -> LivingPart | None:
+    def _without_zeros(self, model: nn.Module, masks: Mapping[str, Tensor]) -> LivingPart | None:
+        """What `masks` leave of `model`; None where it is not to be run by itself, or nothing less."""
         compact = self._config.compact
         if compact is None:
             # On a GPU the launches of the slices cost as much as small layers do.
             compact = self._accelerator.device.type == "cpu"
-        if self._find_smaller is None or not compact or not self.masks or self._accelerator.num_processes > 1:
+        if self._find_smaller is None or not compact or not masks or self._accelerator.num_processes > 1:
             return None
         # Which filters are left is found by walking the graph: many small steps, that a GPU would each be asked for.
-        state = {name: tensor.detach().cpu() for name, tensor in {**self._constants, **self._state()}.items()}
-        masks = {name: mask.cpu() for name, mask in self.masks.items()}
-        smaller = self._find_smaller(self._graph, state, masks)
-        return None if smaller is None else LivingPart(smaller, self.model)
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        state = {name: tensor.detach().cpu() for name, tensor in {**self._constants, **own}.items()}
+        smaller = self._find_smaller(self._graph, state, {name: mask.cpu() for name, mask in masks.items()})
+        return None if smaller is None else LivingPart(smaller, model)
 
     def _state(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -303,12 +314,26 @@ class TrainingRun:
         return residuals
 
     def _finish_dense(self) -> None:
+        if self._earlier is not None:
+            self._take_over(self._earlier)
+            return
         test = self._loop.evaluate()
         self.record["dense"] = {"correct": test.correct, "total": test.total}
         if self._main:
             save_tensors(self._out / DENSE, self.model.state_dict())
         self._accelerator.wait_for_everyone()
         self._reporter.say(f"dense network: {test.accuracy:.2f} % of {test.total} test images")
+
+    def _take_over(self, earlier: Earlier) -> None:
+        self.record["dense"] = earlier.dense
+        if self._main:
+            earlier.copy_dense(self._out)
+            (self._out / HISTORY).write_bytes(earlier.history)
+        self._history_bytes = len(earlier.history)
+        self._accelerator.wait_for_everyone()
+        self._reporter.say(
+            f"going on from {earlier.stage.parent}: {earlier.epochs} epochs and {len(earlier.rounds)} rounds before"
+        )
 
     def _finish_admm(self, phase: Phase, plan: RoundPlan) -> None:
         self.masks = hard_prune(self.model, plan.constraints, self.masks, self.network.coupling.groups)
@@ -332,13 +357,15 @@ class TrainingRun:
         structure = self._config.rounds[phase.round].structure
         self._reporter.say(f"round {phase.round + 1} ({structure}): {test.accuracy:.2f} % of {test.total} test images")
 
-    def _make_teacher(self) -> nn.Module:
+    def _make_teacher(self) -> Callable[[Tensor], Tensor]:
         teacher: nn.Module = copy.deepcopy(self.model)  # on the model's device, in its memory format
         given = self._teacher
         teacher.load_state_dict(load_file(self._out / DENSE) if given is None else given.state_dict())
         teacher.requires_grad_(False)
         teacher.eval()
-        return teacher
+        # One that was pruned itself need not compute its zeros.
+        nonzero = {name: tensor != 0 for name, tensor in teacher.named_parameters()}
+        return self._without_zeros(teacher, nonzero) or teacher
 
     def _refuse_broken_weights(self, phase: Phase, position: Position) -> None:
         # The loss of a step is that of the weights before it: the last step of an epoch shows in the weights alone.
@@ -402,6 +429,8 @@ class TrainingRun:
     def _append(self, line: dict[str, Any]) -> None:
         if not self._main:
             return
+        if line["round"] >= 0:
+            line = {**line, "round": line["round"] + len(self.earlier_rounds)}
         data = (json.dumps(line, allow_nan=False) + "\n").encode()
         with (self._out / HISTORY).open("r+b" if self._history_bytes else "wb") as stream:
             stream.seek(self._history_bytes)

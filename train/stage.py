@@ -23,6 +23,7 @@ from train.checkpoint import load_checkpoint, save_tensors
 from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
 from train.data.images import Images
+from train.earlier import MASKS, PRUNED, PRUNING, read_earlier
 from train.layers import Network, kept_filters_and_columns
 from train.living import FindSmaller
 from train.loop import process_group, reproducible
@@ -72,7 +73,10 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
         _load_weights(config.distill.weights, teacher, "train.distill.weights")
     if config.model.weights is not None:
         _load_weights(config.model.weights, model, "train.model.weights")
-    run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller, teacher)
+    earlier = read_earlier(config, dataset.name, len(held_out) if fraction else 0, kwargs)
+    if earlier is not None:
+        earlier.load_into(model)
+    run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller, teacher, earlier)
     run.execute()
     if run.is_main_process:
         _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
@@ -167,9 +171,9 @@ def layer_table(network: Network, masks: Mapping[str, torch.Tensor]) -> list[str
 def _write_results(
     config: TrainConfig, kwargs: dict[str, Any], dataset: Dataset, held_out: int, run: TrainingRun, out: Path
 ) -> None:
-    save_tensors(out / "pruned.safetensors", run.model.state_dict())
+    save_tensors(out / PRUNED, run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
-    save_tensors(out / "masks.safetensors", masks)
+    save_tensors(out / MASKS, masks)
     _write_samples(out / "samples.npz", dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
     layers: list[dict[str, Any]] = []
     for layer in run.network.layers:
@@ -193,7 +197,7 @@ def _write_results(
     kept_params = sum(entry["kept_params"] for entry in layers)
     dense, pruned = run.record["dense"], run.record["pruned"]
     write_json(
-        out / "pruning.json",
+        out / PRUNING,
         {
             "schema": 1,
             "model": {"entry": config.model.entry, "kwargs": kwargs},
@@ -218,8 +222,11 @@ def _write_results(
             "conv_params": {"dense": dense_params, "pruned": kept_params, "ratio": dense_params / kept_params},
             "layers": layers,
             "rounds": [
-                {"sparsity": entry.model_dump(mode="json")["sparsity"], **result}
-                for entry, result in zip(config.rounds, run.record["rounds"], strict=True)
+                *run.earlier_rounds,
+                *(
+                    {"sparsity": entry.model_dump(mode="json")["sparsity"], **result}
+                    for entry, result in zip(config.rounds, run.record["rounds"], strict=True)
+                ),
             ],
             "frozen": [
                 {"group": group.name, "units": group.units, "reason": group.frozen}

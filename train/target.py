@@ -231,13 +231,18 @@ def measured_damages(
     return measure
 
 
-def dry_run(rounds: Sequence[RoundConfig], network: Network, graph: Graph, state: Mapping[str, Tensor]) -> None:
-    """Plan all rounds on the initial weights, so that a mistake in the last is found before the first epoch.
+def dry_run(
+    rounds: Sequence[RoundConfig],
+    network: Network,
+    graph: Graph,
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Plan all rounds on the initial weights and masks, so that a mistake in the last is found before the first epoch.
 
     Raises:
         UserError: a pattern names no layer, or a target cannot be met.
     """
-    masks: dict[str, Tensor] = {}
     for config in rounds:
         if config.target is None:
             plan = plan_round(config, network, masks)

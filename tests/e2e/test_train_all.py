@@ -136,6 +136,16 @@ def test_a_job_waits_for_whatever_it_distils_from(tmp_path: Path, runs: Path) ->
     }  # fmt: skip
 
 
+def test_a_job_waits_for_the_run_that_it_goes_on_from(tmp_path: Path, runs: Path) -> None:
+    weights = runs / "dense" / "train" / "dense.safetensors"
+    further = pruned("further", weights).replace(f'weights = "{weights}"', "")
+    further = further.replace("[train]\n", f'[train]\nafter = "{runs / "a"}"\n')
+    configs = [write(tmp_path, text) for text in (further, pruned("a", weights), DENSE)]
+    assert {job.name: set(job.after) for job in plan_jobs(configs, runs)} == {
+        "dense": set(), "a": {"dense"}, "further": {"a"},
+    }  # fmt: skip
+
+
 def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path, runs: Path) -> None:
     def job(name: str, after: str) -> Path:
         return write(tmp_path, pruned(name, runs / after / "train" / "dense.safetensors"))

@@ -46,12 +46,22 @@ def without_training(name: str, width: int) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "ratio"), [("resnet18_cifar10_55x", 12, 55.0), ("alexnet_cifar10", 16, 15.0)]
+    ("name", "width", "ratio"),
+    [
+        ("resnet18_cifar10_30x", 12, 30.0),
+        ("resnet18_cifar10_55x", 12, 55.0),
+        ("resnet18_cifar10_55x_at_once", 12, 55.0),
+        ("alexnet_cifar10", 16, 15.0),
+    ],
 )
 def test_the_rounds_of_an_experiment_end_where_its_name_says(
     name: str, width: int, ratio: float, tmp_path: Path
 ) -> None:
-    run_train(without_training(name, width), tmp_path, SilentReporter())
+    config = without_training(name, width)
+    if config.after is not None:
+        run_train(without_training(config.after.name, width), tmp_path / "before" / "train", SilentReporter())
+        config = config.model_copy(update={"after": tmp_path / "before", "distill": None})
+    run_train(config, tmp_path, SilentReporter())
     pruning = json.loads((tmp_path / "pruning.json").read_text())
     # A target is met within 2 %, and never exceeded.
     assert ratio <= pruning["conv_params"]["ratio"] <= 1.03 * ratio
@@ -64,7 +74,9 @@ def test_pruning_starts_where_the_dense_run_leaves_its_weights() -> None:
         config = load_run_config(path)
         # What purification is judged on was never trained on, in no run.
         assert config.train.data == dense.train.data
-        if config.name not in (dense.name, "resnet18_cifar10_dense_longer"):
+        if config.train.after is not None:
+            assert config.train.after in {Path("runs") / other.stem for other in CONFIGS.glob("*.toml")}
+        elif config.name not in (dense.name, "resnet18_cifar10_dense_longer"):
             assert config.train.model.weights == left
 
 
@@ -78,6 +90,13 @@ def test_the_dense_network_gets_as_many_epochs_as_any_pruned_one() -> None:
     pruned = set(CONFIGS.glob("resnet18_cifar10_*.toml")) - set(CONFIGS.glob("resnet18_cifar10_dense*.toml"))
     assert pruned
     for path in pruned:
-        rounds = load_run_config(path).train.rounds
-        epochs = dense.dense.epochs + sum(entry.admm_epochs + entry.retrain_epochs for entry in rounds)
+        epochs = dense.dense.epochs + epochs_of_pruning(load_run_config(path).train)
         assert epochs <= longer.dense.epochs <= dense.dense.epochs + mixed.dense.epochs
+
+
+def epochs_of_pruning(config: TrainConfig) -> int:
+    """With those of the runs that it goes on from."""
+    own = sum(entry.admm_epochs + entry.retrain_epochs for entry in config.rounds)
+    if config.after is None:
+        return own
+    return own + epochs_of_pruning(load_run_config(CONFIGS / f"{config.after.name}.toml").train)
