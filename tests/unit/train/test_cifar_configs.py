@@ -50,7 +50,7 @@ def without_training(name: str, width: int) -> TrainConfig:
     [
         ("resnet18_cifar10_30x", 12, 30.0),
         ("resnet18_cifar10_55x", 12, 55.0),
-        ("resnet18_cifar10_55x_at_once", 12, 55.0),
+        ("resnet18_cifar10_55x_after_10x", 12, 55.0),
         ("alexnet_cifar10", 16, 15.0),
     ],
 )
