@@ -89,6 +89,12 @@ def read_earlier(config: TrainConfig, data: str, held_out: int, kwargs: Mapping[
             history=(stage / HISTORY).read_bytes(),
             epochs=_count_epochs(stage / HISTORY),
         )
+        (stage / DENSE).stat()
+        for name, mask in earlier.masks.items():
+            if mask.shape != earlier.weights[name].shape:
+                raise ValueError(
+                    f"mask of {name} is {list(mask.shape)}, the weight {list(earlier.weights[name].shape)}"
+                )
         model = record["model"]
         found = {
             "train.model.entry": (config.model.entry, model["entry"]),

@@ -112,6 +112,14 @@ def damaged(run: Path) -> None:
     (run / "train" / "masks.safetensors").write_bytes(b"no tensors")
 
 
+def without_the_dense_network(run: Path) -> None:
+    (run / "train" / "dense.safetensors").unlink()
+
+
+def with_masks_of_another(run: Path) -> None:
+    save_file({"conv1.weight": torch.ones(2, 1, 3, 3, dtype=torch.bool)}, run / "train" / "masks.safetensors")
+
+
 def unfinished(run: Path) -> None:
     (run / "train" / "pruning.json").unlink()
 
@@ -122,7 +130,7 @@ def no_record(run: Path) -> None:
 
 def of_another_network(run: Path) -> None:
     weights = load_file(run / "train" / "pruned.safetensors")
-    save_file({name: tensor for name, tensor in weights.items() if "fc" not in name}, run / "train/pruned.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if name != "fc.bias"}, run / "train/pruned.safetensors")
 
 
 def on_other_images(run: Path) -> None:
@@ -144,6 +152,11 @@ def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ("spoil", "said"),
     [
         (damaged, r"train\.after: .*train is damaged"),
+        (without_the_dense_network, r"train\.after: .*train is damaged .*dense\.safetensors"),
+        (
+            with_masks_of_another,
+            r"train\.after: .*damaged \(mask of conv1\.weight is \[2, 1, 3, 3\], the weight \[4, 1",
+        ),
         (unfinished, r"train\.after: .* has no finished train stage: run `structadmm train` on it first"),
         (no_record, r"train\.after: .*train is damaged"),
         (of_another_network, r"train\.after: .*pruned\.safetensors does not fit the model"),
