@@ -16,7 +16,6 @@ from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from tests.unit.train import tiny
 from tests.unit.train.test_run import CrashAt, StopAt, assert_same_run, history
-from tests.unit.train.tiny import resnet
 from train.checkpoint import Position
 from train.config import TrainConfig
 from train.living import LivingPart
@@ -88,7 +87,7 @@ def test_it_distils_from_the_dense_network_not_from_what_it_starts_from(first: P
 def test_a_teacher_that_was_pruned_is_run_without_what_it_lost(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = resnet()
+    whole = tiny.resnet()
     whole.load_state_dict(load_file(first / "train" / "pruned.safetensors"))
     whole.eval()
     epoch = Loop.train_epoch
