@@ -2,8 +2,8 @@
 
 `RUN/STAGE/` exists only when the stage finished. While it works it writes into `RUN/.STAGE.partial/`, which is renamed
 at the end, so that a process killed at any instruction leaves a directory that the next run completes.
-`RUN/STAGE/stage.json` records the inputs (configuration section, content of the stages before, versions) and the
-SHA-256 of every file: same inputs, same files, nothing to do.
+`RUN/STAGE/stage.json` records the inputs (configuration section, content of the files that it names and of the stages
+before, versions) and the SHA-256 of every file: same inputs, same files, nothing to do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,26 @@ def _continues(record: Mapping[str, Any], inputs: Mapping[str, Any], partial: Pa
 
 def _same(record: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
     """Whether a stage was made from `inputs`, by this version or by one that did not know some options yet."""
-    return bool(record["fingerprint"] == fingerprint(inputs) or _given(record["inputs"]) == _given(inputs))
+    if record["fingerprint"] == fingerprint(inputs):
+        return True
+    old, new = _comparable(record["inputs"], inputs)
+    return bool(_given(old) == _given(new))
+
+
+def _comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two sets of inputs with the `files` that both know: one that is not there cannot have changed."""
+    before, after = old.get("files") or {}, new.get("files") or {}
+    both = [path for path in before if before[path] is not None and after.get(path) is not None]
+    return (
+        {**old, "files": {path: before[path] for path in both}},
+        {**new, "files": {path: after[path] for path in both}},
+    )
+
+
+def changed_file(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """A file among the `files` of two sets of inputs that is no longer what it was; None if there is none."""
+    before, after = (inputs["files"] for inputs in _comparable(old, new))
+    return next((path for path in before if before[path] != after[path]), None)
 
 
 def _given(value: Any) -> Any:
@@ -220,13 +239,14 @@ def _file_digests(directory: Path) -> dict[str, str]:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between two sets of stage inputs, the first few entries."""
-    before, after = (dict(_leaves({key: part for key, part in side.items() if part})) for side in (old, new))
+    sides = _comparable(old, new)
+    before, after = (dict(_leaves({key: part for key, part in side.items() if part})) for side in sides)
     changes = []
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             place = key.removeprefix("config.")
-            if place.startswith("upstream."):
-                changes.append(f"{place.removeprefix('upstream.')} has changed")
+            if place.startswith(("upstream.", "files.")):
+                changes.append(f"{place.partition('.')[2]} has changed")
             else:
                 changes.append(f"{place}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}")
     more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.named_files import named_files
 from pipeline.run_config import RunConfig
-from pipeline.run_directory import GoesOn, RunDirectory
+from pipeline.run_directory import GoesOn, RunDirectory, changed_file
 from structadmm.errors import UserError
 from structadmm.files import sha256_file
 from structadmm.progress import Reporter
@@ -53,6 +54,7 @@ class Stage:
         """Everything that decides what this stage writes, as JSON."""
         inputs: dict[str, Any] = {
             "config": {self.name: getattr(context.config, self.name).model_dump(mode="json")},
+            "files": named_files(getattr(context.config, self.name)),
             "upstream": {name: context.directory.content(name) for name in self.upstream},
             "versions": {name: importlib.metadata.version(name) for name in self.packages},
         }
@@ -75,8 +77,10 @@ def _train(context: StageContext, out: Path) -> None:
 
 def _training_goes_on(old: Mapping[str, Any], new: Mapping[str, Any], partial: Path) -> bool:
     from train.future import can_go_on
-    from train.run import CHECKPOINT
+    from train.stage_files import CHECKPOINT
 
+    if changed_file(old, new) is not None:
+        return False
     return can_go_on(old["config"]["train"], new["config"]["train"], partial / CHECKPOINT)
 
 

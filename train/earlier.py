@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from structadmm.errors import UserError
 from structadmm.files import read_json
 from train.config import TrainConfig
-
-#: The files of a finished train stage.
-DENSE, PRUNED, MASKS = "dense.safetensors", "pruned.safetensors", "masks.safetensors"
-PRUNING, HISTORY = "pruning.json", "history.jsonl"
+from train.stage_files import DENSE, HISTORY, MASKS, PRUNED, PRUNING
 
 
 @dataclass(frozen=True)

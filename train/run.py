@@ -38,16 +38,16 @@ from train.config import RoundConfig, TargetConfig, TrainConfig
 from train.constraint import Constraint
 from train.data.dataset import Dataset
 from train.data.images import Images
-from train.earlier import DENSE, HISTORY, Earlier
+from train.earlier import Earlier
 from train.future import conflict
 from train.layers import Network
 from train.living import FindSmaller, LivingPart
 from train.loop import Loop, make_accelerator, make_optimizer
 from train.masking import MaskedTraining, hard_prune
 from train.rounds import Phase, RoundPlan, distilled, phases, plan_round
+from train.stage_files import CHECKPOINT, DENSE, HISTORY
 from train.target import Budget, as_toml, dry_run, measured_damages
 
-CHECKPOINT = "checkpoint.safetensors"
 _SIGTERM_STATUS = 128 + signal.SIGTERM
 
 

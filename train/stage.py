@@ -23,12 +23,13 @@ from train.checkpoint import load_checkpoint, save_tensors
 from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
 from train.data.images import Images
-from train.earlier import MASKS, PRUNED, PRUNING, read_earlier
+from train.earlier import read_earlier
 from train.layers import Network, kept_filters_and_columns
 from train.living import FindSmaller
 from train.loop import process_group, reproducible
 from train.models import MODELS, build_model
-from train.run import CHECKPOINT, TrainingRun
+from train.run import TrainingRun
+from train.stage_files import CHECKPOINT, HELD_OUT, MASKS, PRUNED, PRUNING, SAMPLES
 
 _SAMPLES = 64
 _HELD_OUT_SAMPLES = 1000  # an accuracy in steps of 0.1 points
@@ -82,7 +83,7 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
         _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
         if fraction:
             count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
-            _write_samples(out / "held_out.npz", dataset, held_out, whole.held_out_labels(fraction), count)
+            _write_samples(out / HELD_OUT, dataset, held_out, whole.held_out_labels(fraction), count)
         for line in layer_table(run.network, run.masks):
             reporter.say(line)
         (out / CHECKPOINT).unlink(missing_ok=True)
@@ -174,7 +175,7 @@ def _write_results(
     save_tensors(out / PRUNED, run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
     save_tensors(out / MASKS, masks)
-    _write_samples(out / "samples.npz", dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
+    _write_samples(out / SAMPLES, dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
     layers: list[dict[str, Any]] = []
     for layer in run.network.layers:
         filters, columns = kept_filters_and_columns(layer, masks)

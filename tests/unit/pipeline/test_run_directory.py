@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.run_directory import RunDirectory, fingerprint, open_run_directory
+from pipeline.run_directory import RunDirectory, changed_file, fingerprint, open_run_directory
 from structadmm.errors import UserError
 
 STAGES = ("first", "second")
@@ -55,6 +55,22 @@ def test_the_reason_to_run_again_names_what_changed(tmp_path: Path) -> None:
         finish(directory, "first", INPUTS)
         assert directory.why_run("first", changed(1)) == "first.seed: 0 -> 1"
         assert directory.why_run("first", INPUTS | {"upstream": {"train": "x"}}) == "train has changed"
+
+
+def test_a_named_file_counts_once_it_is_known_and_for_as_long_as_it_is_there(tmp_path: Path) -> None:
+    def of(**files: str | None) -> dict[str, Any]:
+        return {**INPUTS, "files": files}
+
+    with open_run_directory(tmp_path, STAGES) as directory:
+        finish(directory, "first", of(weights="1", teacher=None))
+        for same in (INPUTS, of(), of(weights="1"), of(weights=None), of(weights="1", teacher="2"), of(costs="3")):
+            assert directory.why_run("first", same) is None
+            assert changed_file(of(weights="1", teacher=None), same) is None
+        assert directory.why_run("first", of(weights="2", teacher="2")) == "weights has changed"
+        assert changed_file(of(weights="1"), of(weights="2")) == "weights"
+        assert directory.why_run("first", {**changed(1), "files": {"costs": "3"}}) == "first.seed: 0 -> 1"
+        finish(directory, "first", INPUTS)  # as an older version wrote it
+        assert directory.why_run("first", of(weights="1")) is None
 
 
 def test_the_content_of_a_stage_changes_with_its_files_and_with_nothing_else(tmp_path: Path) -> None:
