@@ -26,10 +26,10 @@ from kernel_timing import devices
 from random_masks import calibrated, save_onnx
 
 from device.runner_client import Runner
-from results.environment import source_commit
 from results.markdown import markdown_table
 from structadmm.errors import StructadmmError
 from structadmm.graph import capture
+from structadmm.source import source_commit
 from train.models import build_model
 from tvm_build.compile import compile_onnx
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from device.local_target import find_local_devices
-from results.environment import source_commit
 from structadmm.files import write_json, write_text
+from structadmm.source import source_commit
 
 SCHEMA = 1
 _PACKAGES = ("structadmm", "apache-tvm", "onnx", "onnxruntime", "torch")

@@ -34,7 +34,7 @@ from device.adb_connection import (
 )
 from device.adb_keys import load_signer
 from device.adb_sync import SyncError, sync_session
-from device.errors import DeviceError, TargetOfflineError, TargetTimeoutError
+from device.errors import DeviceError, TargetOfflineError, TargetRefusedError, TargetTimeoutError
 from device.phone_facts import (
     IDENTITY_COMMAND,
     STATE_COMMAND,
@@ -109,6 +109,7 @@ class AdbTarget:
         self._command_timeout_s = command_timeout_s
         self._library_path = library_path
         self._connection: AdbConnection | None = None
+        self._seen = False
         self._signer: Any = None
         self._lock = threading.RLock()
         self._identity: PhoneIdentity | None = None
@@ -346,7 +347,7 @@ class AdbTarget:
         if place.available_bytes is None:
             self._reporter.say(f"{self.name} does not say how much space {directory} has: sending {name} all the same")
         elif place.available_bytes < size + _SPACE_MARGIN_BYTES:
-            raise DeviceError(
+            raise TargetRefusedError(
                 f"{self.name} has {place.available_bytes >> 20} MiB free for {name}, which needs {size >> 20} MiB and "
                 f"{_SPACE_MARGIN_BYTES >> 20} to spare: free some space on the phone"
             )
@@ -380,7 +381,7 @@ class AdbTarget:
         if result.status == 77:
             raise LinkError(f"{remote} arrived damaged")
         if result.status != 0:
-            raise DeviceError(f"{self.name} cannot rename {temporary} to {remote}: {_complaint(result)}")
+            raise TargetRefusedError(f"{self.name} cannot rename {temporary} to {remote}: {_complaint(result)}")
 
     def _prepare(self, directory: str, remote: str, size: int, mode: int) -> _Place:
         """Make the directory, and learn what is there and how much space is left."""
@@ -394,9 +395,9 @@ class AdbTarget:
         )
         result = self._ask(command, extra_s=size / _HASH_BYTES_PER_S)
         if result.status == 3:
-            raise DeviceError(f"{remote} on {self.name} is a directory: remove it or choose another name")
+            raise TargetRefusedError(f"{remote} on {self.name} is a directory: remove it or choose another name")
         if result.status != 0:
-            raise DeviceError(f"{self.name} cannot use {directory}: {_complaint(result)}")
+            raise TargetRefusedError(f"{self.name} cannot use {directory}: {_complaint(result)}")
         text = result.stdout.decode(errors="replace")
         free = re.search(r"^free=.*\s(\d{1,15})\s+\d{1,3}%\s+\S+\s*$", text, re.MULTILINE)
         digest = re.search(r"^sum=([0-9a-f]{64})\b", text, re.MULTILINE)
@@ -458,6 +459,17 @@ class AdbTarget:
             raise UserError(f"{remote} is not below {WORK_DIRECTORY}: remove it by hand if you want to")
         self._must_succeed(f"rm -rf {shlex.quote(remote)}", f"cannot remove {remote}")
 
+    def discard(self, path: str) -> None:
+        """Remove a file or directory that `push` brought.
+
+        Raises:
+            UserError: it lies elsewhere, or the phone cannot remove it.
+        """
+        store, _, place = _checked_path(path).rpartition("/")[0].rpartition("/")
+        if store != _STORE:
+            raise UserError(f"{path} is not below {_STORE}: remove it by hand if you want to")
+        self.remove(f"{store}/{place}")
+
     def prune(self, *, unused_for_minutes: int) -> None:
         """Remove pushed files that no session has used for a while."""
         self._must_succeed(
@@ -515,7 +527,7 @@ class AdbTarget:
     def _must_succeed(self, command: str, complaint: str) -> None:
         result = self._run(command)
         if result.status != 0:
-            raise DeviceError(f"{self.name} {complaint}: {_complaint(result)}")
+            raise TargetRefusedError(f"{self.name} {complaint}: {_complaint(result)}")
 
     def _retrying(self, attempt: Callable[[], T], attempts: int) -> T:
         """Do something that may be done twice; a broken connection is made again in between."""
@@ -531,7 +543,7 @@ class AdbTarget:
                     time.sleep(0.2 * number)
                 except SyncError as error:
                     self._tidy()
-                    raise DeviceError(f"{self.name} refused the file: {error}") from None
+                    raise TargetRefusedError(f"{self.name} refused the file: {error}") from None
                 except StructadmmError:
                     raise  # between two packets: the connection is in order
                 except BaseException:
@@ -558,6 +570,7 @@ class AdbTarget:
                 connection.close()
                 raise
             self._connection = connection
+            self._seen = True
         return self._connection
 
     def _connect(self) -> AdbConnection:
@@ -586,7 +599,12 @@ class AdbTarget:
             return TcpTransport(self.address.host, self.address.port)
         from device.adb_usb import open_usb_transport
 
-        return open_usb_transport(self.address.serial)
+        try:
+            return open_usb_transport(self.address.serial)
+        except TargetOfflineError as error:
+            if not self._seen:
+                raise
+            raise LinkError(str(error)) from None  # it was here and may come back: it is tried again
 
     def _explain_prompt(self) -> None:
         self._reporter.say(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from device.adb_connection import LinkError
+from device.errors import TargetOfflineError, TargetRefusedError
 from structadmm.errors import UserError
 
 # AOSP adb/adb.h: vendor-specific class, ADB subclass and protocol.
@@ -44,7 +45,9 @@ def open_usb_transport(serial: str | None) -> Any:
     """A transport to the phone with this serial; None: to the only phone there is.
 
     Raises:
-        UserError: there is no such phone, there are several, or it may not be opened.
+        TargetOfflineError: there is no such phone.
+        TargetRefusedError: it may not be opened.
+        UserError: there are several, or USB is not available.
     """
     usb_transport = _usb_transport_class()
     phones = list_usb_phones()
@@ -53,7 +56,7 @@ def open_usb_transport(serial: str | None) -> Any:
     if not matching:
         problem = next((f" ({phone.problem})" for phone in phones if phone.problem), "")
         wanted = f"with serial {serial} " if serial else ""
-        raise UserError(
+        raise TargetOfflineError(
             f"no phone {wanted}on USB, found: {known}{problem}: plug it in and switch USB debugging on in its "
             "developer options"
         )
@@ -61,7 +64,7 @@ def open_usb_transport(serial: str | None) -> Any:
         raise UserError(f"several phones on USB ({known}): choose one with --device adb:SERIAL")
     phone = matching[0]
     if phone.problem:
-        raise UserError(phone.problem)
+        raise TargetRefusedError(phone.problem)
     for device, setting in _adb_interfaces():
         if f"{device.getBusNumber():03d}:{device.getDeviceAddress():03d}" == phone.bus:
             return _guarded(usb_transport)(device, setting, usb_info=phone.serial)
@@ -123,7 +126,7 @@ def _guarded(base: Any) -> Any:
             try:
                 super().connect(transport_timeout_s)
             except (usb1.USBErrorAccess, usb1.USBErrorBusy) as error:
-                raise UserError(_explain(error, f"the phone {self.usb_info}")) from None
+                raise TargetRefusedError(_explain(error, f"the phone {self.usb_info}")) from None
             except usb1.USBError as error:
                 raise LinkError(str(error)) from None
 

@@ -20,6 +20,7 @@ from device.errors import (
     RunnerError,
     RunnerStatus,
     TargetOfflineError,
+    TargetRefusedError,
     TargetTimeoutError,
 )
 from device.runner_client import Runner
@@ -79,14 +80,15 @@ def candidate_runner(target: Target) -> Runner:
     """A runner for candidates; the binaries of those before are removed.
 
     What proves a candidate is the same for all of a layer, and half of what the driver would have to build. No later
-    session meets any of it again, so binaries lie in the target's own directory for this one.
+    session meets any of it again, so binaries lie in the target's own directory for this one, and bundles are removed
+    as soon as they were tried.
 
     Raises:
         DeviceError: the target does not do as it is told.
     """
     programs = f"{target.workdir()}/programs"
     target.shell(["rm", "-rf", programs], timeout_s=60.0, retry=True)
-    return Runner(target, program_cache=programs)
+    return Runner(target, program_cache=programs, keep_bundles=False)
 
 
 class LocalMeasurer:
@@ -114,6 +116,7 @@ class LocalMeasurer:
 
         Raises:
             TargetOfflineError: the target went away and has not come back.
+            TargetRefusedError: the target does not take the candidate, as it would no other.
         """
         key = self.device_facts().key
         for index, bundle in enumerate(bundles):
@@ -142,6 +145,7 @@ def try_candidate(runner: Runner, bundle: Path, trial: Trial, device: str) -> Ca
 
     Raises:
         RunnerError: the machine has no OpenCL device any more, or the bundle's files are damaged.
+        TargetRefusedError: the target does not take it, as it would no other candidate: it is full, say.
     """
 
     def ended(status: Status, error: Exception) -> CandidateOutcome:
@@ -157,6 +161,8 @@ def try_candidate(runner: Runner, bundle: Path, trial: Trial, device: str) -> Ca
         return ended("timed_out", error)
     except TargetOfflineError as error:
         return ended("lost", error)
+    except TargetRefusedError:
+        raise
     except RunnerError as error:
         if error.build_log:
             return ended("build_failed", error)

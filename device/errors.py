@@ -19,6 +19,10 @@ class TargetOfflineError(DeviceError):
     """The target went away or cannot be reached."""
 
 
+class TargetRefusedError(DeviceError):
+    """The target is there, but does not take what it is given, whatever that is: no space, no permission."""
+
+
 class RunnerStatus(IntEnum):
     """The runner's exit statuses: `device/runner/status.h`."""
 

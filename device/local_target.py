@@ -61,8 +61,8 @@ def find_local_devices() -> LocalDevices:
     runner = build_runner()
     devices, failures = [], {}
     for driver in find_drivers():
-        result = _run([str(runner), "info"], driver.environment, _INFO_TIMEOUT_S)
         try:
+            result = _run([str(runner), "info"], driver.environment, _INFO_TIMEOUT_S)
             infos = read_output(result).all("device", DeviceInfo)
         except DeviceError as error:
             failures[driver.name] = str(error)
@@ -144,6 +144,9 @@ class LocalTarget:
         if not source.exists():
             raise UserError(f"{source} does not exist: give the path of an existing file or bundle")
         return str(source.resolve())
+
+    def discard(self, path: str) -> None:
+        """Nothing: what was pushed lies where it always did."""
 
     def pull(self, path: str, destination: Path) -> None:
         """Copy `path` to `destination`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device.errors import CheckError, DeviceError, RunnerError, RunnerStatus
+from device.errors import CheckError, DeviceError, RunnerError, RunnerStatus, TargetOfflineError
 from device.runner_build import build_runner
 from device.runner_events import (
     BundleTimes,
@@ -98,6 +99,7 @@ class Runner:
         use_program_cache: keep and use the driver's program binaries on the target.
         program_cache: directory on the target for them; None: the target's own, which stays from session to session.
         executable: a runner built beforehand; None builds the target's.
+        keep_bundles: leave bundles that were checked or profiled on the target, for the next time.
         without: Qualcomm's extensions not to use where a device has them, of `EXTRAS`.
     """
 
@@ -108,9 +110,11 @@ class Runner:
         use_program_cache: bool = True,
         program_cache: str | None = None,
         executable: Path | None = None,
+        keep_bundles: bool = True,
         without: Sequence[str] = (),
     ) -> None:
         self.target = target
+        self._keep_bundles = keep_bundles
         self._program_cache = program_cache
         self._use_program_cache = use_program_cache
         self._executable = executable
@@ -256,12 +260,24 @@ class Runner:
     def _checked(self, bundle: Path, words: Sequence[str], timeout_s: float) -> Output:
         """Run a command on one bundle whose outputs it may find wrong."""
         path = self._push(bundle)
+        reached = True
         try:
             return self._call([words[0], path, *words[1:], *self._options()], timeout_s, retry=True)
+        except TargetOfflineError:
+            reached = False  # and not waited for a second time
+            raise
         except RunnerError as error:
             if error.status is RunnerStatus.CHECK:
                 raise CheckError(f"{bundle}: {error}") from None
             raise
+        finally:
+            if reached and not self._keep_bundles:
+                self._discard(path)
+
+    def _discard(self, path: str) -> None:
+        """Remove a bundle from the target. Where that fails, whatever comes next fails, too, and is what counts."""
+        with suppress(DeviceError):
+            self.target.discard(path)
 
     def _push(self, bundle: Path) -> str:
         if not bundle.is_dir():

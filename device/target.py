@@ -80,6 +80,9 @@ class Target(Protocol):
             its path on the target.
         """
 
+    def discard(self, path: str) -> None:
+        """Remove what `push` brought to `path`, where it is a copy."""
+
     def pull(self, path: str, destination: Path) -> None:
         """Fetch a file from the target to `destination`, whole or not at all."""
 

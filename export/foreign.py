@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,6 @@ def _zeros(shape: str) -> Tensor:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1 or torch.Size(sizes).numel() > 1 << 30:
+    if not sizes or min(sizes) < 1 or math.prod(sizes) > 1 << 30:
         raise UserError(f"--shape {shape}: expected positive integers, batch first, such as 1,3,224,224")
     return torch.zeros(sizes)

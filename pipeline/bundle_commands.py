@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from structadmm.errors import UserError
+from structadmm.files import refuse_folder
 
 if TYPE_CHECKING:
     from device.runner_client import Runner
@@ -157,6 +159,8 @@ def execute(
 ) -> None:
     """Run a bundle once on arrays from .npy files."""
     arrays = [_load_array(path) for path in inputs]
+    for path in outputs:
+        refuse_folder(path)
     with _runner(device) as runner:
         result = runner.run(bundle, arrays)
     if len(outputs) != len(result.outputs):
@@ -280,11 +284,15 @@ def _load_array(path: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            array = np.load(stream, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"--input {path}: no such file: give a .npy array") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--input {path} is no .npy array ({error}): write it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"--input {path} holds several arrays ({', '.join(array.files)}): write one with numpy.save")
+    return array
 
 
 def _save_array(path: Path, array: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +115,8 @@ def _result(folder: Folder, measurement: dict[str, Any], settings: Settings) -> 
     import structadmm
     from results.config import ReportConfig
     from results.device_figures import device_check, latencies
-    from results.environment import source_commit
     from results.records import Result
+    from structadmm.source import describe_machine, source_commit
 
     network = folder.network
     found, allowed = device_check(measurement)
@@ -133,7 +132,7 @@ def _result(folder: Folder, measurement: dict[str, Any], settings: Settings) -> 
         environment={
             "structadmm": structadmm.__version__,
             "commit": source_commit(),
-            "machine": {"system": platform.platform(), "processor": platform.machine()},
+            "machine": describe_machine(),
             "device": {"option": settings.device, "dtype": settings.dtype, **measurement["opencl"]},
             "state": {name: measurement["environment"][name] for name in ("before", "after", "fixed_performance_mode")},
             "network": {ONNX: network.onnx_sha256, "made_by": network.commit},

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from structadmm.errors import UserError
+from structadmm.files import staged_folder
 from structadmm.progress import Reporter, SilentReporter
 
 Overrides = Annotated[
@@ -92,15 +93,16 @@ def _export_model(
             f"--set: a MODEL has the section export only, got {', '.join(sorted(set(values) - {'export'}))}"
         )
     config = validate(ExportConfig, values["export"], "--set")
-    record = export_network(
-        build_network(entry, weights),
-        examples,
-        out,
-        config=config,
-        dense_state=None if dense is None else read_weights(dense),
-        samples=None if samples is None else read_samples(samples),
-        reporter=reporter,
-    )
+    with staged_folder(out, last="export.json") as folder:
+        record = export_network(
+            build_network(entry, weights),
+            examples,
+            folder,
+            config=config,
+            dense_state=None if dense is None else read_weights(dense),
+            samples=None if samples is None else read_samples(samples),
+            reporter=reporter,
+        )
     if as_json:
         typer.echo(json.dumps(record, indent=2))
         return

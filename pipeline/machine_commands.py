@@ -82,6 +82,8 @@ def devices(phones: Phones = None, as_json: JsonOutput = False) -> None:
         typer.echo(f"{'-':<16} driver {driver} shows no device: {why}")
     for report in reports:
         typer.echo(f"{report.device:<16} {report.summary}")
+    if usb_problem:
+        typer.echo(f"Phones on USB cannot be looked for: {usb_problem}", err=True)
     if not found.devices and not reports:
         raise UserError("no OpenCL device and no phone found: `structadmm doctor` says what to install")
 
@@ -103,8 +105,10 @@ def build_runner(
     import shutil
 
     from device.runner_build import build_runner as build
-    from structadmm.files import atomic_path
+    from structadmm.files import atomic_path, refuse_folder
 
+    if out is not None:
+        refuse_folder(out)
     executable = build(abi)
     if out is not None:
         with atomic_path(out) as temporary:

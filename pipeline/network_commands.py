@@ -80,7 +80,9 @@ def deploy(
     device: Device = "local",
     target: Target = "auto",
     dtype: DType = "float32",
-    runs: Annotated[int, typer.Option("--runs", min=20, help="Interleaved rounds that are timed.")] = 200,
+    runs: Annotated[
+        int, typer.Option("--runs", min=20, max=1_000_000, help="Interleaved rounds that are timed.")
+    ] = 200,
     out: Annotated[
         Path | None, typer.Option("--out", help="Keep bundles, measurement and result in this folder.")
     ] = None,
@@ -113,9 +115,11 @@ def deploy(
     print_table(result)
     network = folder.network
     note = f" {network.data.note}" if network.data.note else ""
+    # They are not those that would be fetched.
+    other_images = " --data-root FOLDER --no-verify" if network.data.note else ""
     typer.echo(
         f"Accuracy as published, of {network.data.images} test images of {network.data.name}.{note} "
-        f"`structadmm evaluate {folder.onnx} --data {network.data.name}` counts again."
+        f"`structadmm evaluate {folder.onnx} --data {network.data.name}{other_images}` counts again."
     )
     typer.echo("The dense network has random weights: its latency does not depend on them.")
 

@@ -61,7 +61,7 @@ def predict(folder: Folder, reporter: Reporter) -> Prediction:
     Raises:
         UserError: the dense network cannot be built.
     """
-    from results.environment import source_commit
+    from structadmm.source import source_commit
     from tvm_build.compile import compile_onnx
     from tvm_build.gpu import gpu_by_name
 

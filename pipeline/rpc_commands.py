@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from device.rpc.address import DEFAULT_PORT, LOOPBACK, parse_address
+from pipeline.toml_config import validate
 from structadmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,9 +69,16 @@ def serve(
     from pipeline.progress import console_reporter
 
     _warn_of_strangers(host)
-    config = ServeConfig(
-        device=device, tracker=tracker, key=key, host=host, port=port, give_up_s=give_up_s, max_trial_s=max_trial_s
-    )
+    options = {
+        "device": device,
+        "tracker": tracker,
+        "key": key,
+        "host": host,
+        "port": port,
+        "give_up_s": give_up_s,
+        "max_trial_s": max_trial_s,
+    }
+    config = validate(ServeConfig, options, "rpc serve")
     serve_device(config, console_reporter())
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import tomli_w
 
 from pipeline.run_config import RunConfig
-from pipeline.run_directory import RunDirectory, open_run_directory
+from pipeline.run_directory import RECORD, SCHEMA, RunDirectory, open_run_directory
 from pipeline.stages import STAGE_BY_NAME, STAGE_NAMES, Stage, StageContext
 from pipeline.toml_config import apply_overrides, read_toml, validate
 from structadmm.errors import StructadmmError, UserError
-from structadmm.files import write_text
+from structadmm.files import read_json, write_text
 from structadmm.progress import Reporter
 
 CONFIG = "config.toml"
@@ -77,7 +77,7 @@ def run_stages(
                     done.append(name)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"interrupted: `structadmm run {out / CONFIG} --out {out}` goes on from here"
+            f"interrupted: `structadmm run {out / CONFIG} --out {out}{_device_option(device)}` goes on from here"
         ) from None
     if not done:
         reporter.say(f"{out}: nothing to do, {', '.join(stages)} up to date")
@@ -116,8 +116,20 @@ def _require_up_to_date(earlier: Sequence[str], context: StageContext) -> None:
         if reason is not None:
             raise UserError(
                 f"the {name} stage of {context.directory.path} is not up to date ({reason}): "
-                f"run `structadmm {name} {context.directory.path}` first"
+                f"run `structadmm {name} {context.directory.path}{_device_option(context.device)}` first"
             )
+
+
+def _device_option(device: str) -> str:
+    """What advice must not leave out: without it, a command is about this machine."""
+    return "" if device == "local" else f" --device {device}"
+
+
+def measured_device(out: Path) -> str | None:
+    """Where the finished measurement in a run directory was made; None where there is none."""
+    record = out / "measure" / RECORD
+    device = read_json(record, schema=SCHEMA)["inputs"].get("device") if record.is_file() else None
+    return device if isinstance(device, str) else None
 
 
 def _refuse_missing_device(device: str) -> None:

@@ -124,6 +124,7 @@ class RunDirectory:
         record = self._record(partial)
         if goes_on is None or record is None or not _continues(record, inputs, partial, goes_on):
             _remove_tree(partial)
+        inputs = self._with_known_files(stage, inputs)
         partial.mkdir(exist_ok=True)
         for leftover in partial.rglob(".*.tmp"):  # of an atomic write that was killed
             leftover.unlink()
@@ -132,6 +133,7 @@ class RunDirectory:
 
     def complete(self, stage: str, inputs: dict[str, Any]) -> None:
         """Make the stage's output directory the finished stage, in place of the one that was there."""
+        inputs = self._with_known_files(stage, inputs)
         _write_record(self.partial_dir(stage), stage, inputs, complete=True)
         self._promote(stage)
 
@@ -179,6 +181,14 @@ class RunDirectory:
         self.partial_dir(stage).rename(self.stage_dir(stage))
         _sync_directory(self.path)
         _remove_tree(old)
+
+    def _with_known_files(self, stage: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs`, and of files that are not there any more what they were when the interrupted attempt had them."""
+        record = self._record(self.partial_dir(stage))
+        known = {} if record is None else record["inputs"].get("files") or {}
+        if "files" not in inputs or not known:
+            return inputs
+        return {**inputs, "files": {path: value or known.get(path) for path, value in inputs["files"].items()}}
 
     def _old_dir(self, stage: str) -> Path:
         return self.path / f".{stage}.old"

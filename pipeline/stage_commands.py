@@ -13,6 +13,10 @@ from pipeline.export_command import export
 from structadmm.progress import Reporter, SilentReporter
 
 Device = Annotated[str, typer.Option("--device", help="Where bundles are measured: `local` is this machine's OpenCL.")]
+StageDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where bundles are measured.  [local; for a report where they were]"),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value of the configuration.")
 ]
@@ -110,17 +114,19 @@ def _stage_command(stage: str) -> Callable[..., None]:
         config: Annotated[
             Path | None, typer.Option("--config", help="Start the run directory with this configuration.")
         ] = None,
-        device: Device = "local",
+        device: StageDevice = None,
         force: Annotated[bool, typer.Option("--force", help="Run the stage even if it is up to date.")] = False,
         overrides: Overrides = None,
         as_json: JsonOutput = False,
     ) -> None:
-        from pipeline.run import CONFIG, run_stages
+        from pipeline.run import CONFIG, measured_device, run_stages
 
+        if device is None and stage == "report":
+            device = measured_device(run_dir)  # a report is about the measurement that is there
         run_stages(
             config or run_dir / CONFIG,
             run_dir,
-            device=device,
+            device=device or "local",
             reporter=_reporter(as_json),
             overrides=overrides or [],
             stages=(stage,),

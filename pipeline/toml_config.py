@@ -100,7 +100,8 @@ def _explain(model: type[BaseModel], place: tuple[int | str, ...], problem: Any)
     message = message.replace("Input should", "expected it to", 1)
     if isinstance(problem["input"], dict | list) or not place:
         return f"{_section(place)}: {message}"
-    return f"{_section(place[:-1])} {place[-1]} = {problem['input']!r}: {message}"
+    section = f"{_section(place[:-1])} " if place[:-1] else ""
+    return f"{section}{place[-1]} = {problem['input']!r}: {message}"
 
 
 def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:

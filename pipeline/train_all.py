@@ -7,10 +7,12 @@ runs share the device, all of them stop with a checkpoint when the time is up, a
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +142,7 @@ def train_jobs(
             time.sleep(POLL_S)
     if failed:
         job, status = next(iter(failed.items()))
-        left = "".join(f"; {other.name} was not trained: it starts from another's weights" for other in waiting)
+        left = "".join(f"; {other.name} was not trained: {_why_not(other, jobs, failed)}" for other in waiting)
         raise StructadmmError(f"{job.name} failed with status {status} ({_last_line(job.log)}; see {job.log}){left}")
     if len(done) < len(jobs):
         left = f"{len(running)} with a checkpoint" + (f", {len(waiting)} not started" if waiting else "")
@@ -152,6 +154,13 @@ def train_jobs(
 def _startable(waiting: Sequence[Job], done: Sequence[Job]) -> list[Job]:
     trained = {job.name for job in done}
     return [job for job in waiting if trained.issuperset(job.after)]
+
+
+def _why_not(job: Job, jobs: Sequence[Job], failed: Collection[Job]) -> str:
+    hopeless = {other.name for other in failed}
+    for _ in jobs:  # what starts from one that starts from one that failed, and so on
+        hopeless |= {other.name for other in jobs if hopeless.intersection(other.after)}
+    return "it starts from another's weights" if job.name in hopeless else "the time was up"
 
 
 def _start(job: Job, overrides: Sequence[str], at_once: int) -> subprocess.Popen[bytes]:
@@ -174,9 +183,17 @@ def _start(job: Job, overrides: Sequence[str], at_once: int) -> subprocess.Popen
 @contextmanager
 def _ended_with_checkpoints(running: dict[Job, subprocess.Popen[bytes]]) -> Iterator[None]:
     """Leave no process behind, however the context ends; what is removed from `running` has ended by itself."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, leave) for number in signals}
     try:
         yield
     finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # the checkpoints are being written
         for process in running.values():
             process.terminate()
         until = time.monotonic() + CHECKPOINT_S
@@ -186,6 +203,8 @@ def _ended_with_checkpoints(running: dict[Job, subprocess.Popen[bytes]]) -> Iter
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _last_line(log: Path) -> str:

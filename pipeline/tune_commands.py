@@ -161,7 +161,7 @@ def layer_costs(
     from device.runner_client import Runner
     from device.target import open_target
     from pipeline.progress import console_reporter
-    from structadmm.files import write_json
+    from structadmm.files import refuse_folder, write_json
     from tvm_build.compile import compile_onnx
     from tvm_build.import_onnx import import_onnx
     from tvm_build.precision import precision_by_name
@@ -169,6 +169,7 @@ def layer_costs(
     from tvm_build.tuning.layer_costs import costs_table, layer_grids
     from tvm_build.tuning.tuned import load_tuned
 
+    refuse_folder(out)
     reporter = console_reporter()
     opened = open_target(device, reporter)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,9 +38,24 @@ def _digest(stream: Any) -> str:
     return digest.hexdigest()
 
 
+def refuse_folder(path: Path) -> None:
+    """Say at once, not after the work, that a file cannot be written where a folder is.
+
+    Raises:
+        UserError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a file to write: name one in it")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; on success it is synced and renamed over `path`, else removed."""
+    """Yield a temporary sibling of `path`; on success it is synced and renamed over `path`, else removed.
+
+    Raises:
+        UserError: `path` is a folder.
+    """
+    refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -55,6 +71,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(out: Path, last: str) -> Iterator[Path]:
+    """Yield a temporary sibling of the folder `out`; on success move its files into `out`, else leave `out` alone.
+
+    Args:
+        out: created where needed; files of other names that it holds stay.
+        last: the file that is moved after all others, and removed before: where it is, all are of one piece.
+
+    Raises:
+        UserError: `out` is a file, or cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder to write into: choose another one")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): choose another folder") from None
+    try:
+        yield staged
+        out.mkdir(exist_ok=True)
+        (out / last).unlink(missing_ok=True)
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

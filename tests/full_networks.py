@@ -37,10 +37,10 @@ from benchmarks.host_record import write_record
 from benchmarks.random_masks import calibrated, prune, save_onnx, shrunk
 from device.local_target import LocalDevice, LocalTarget, find_local_devices
 from device.runner_client import Runner
-from results.environment import source_commit
 from results.markdown import markdown_table
 from structadmm.files import write_json
 from structadmm.graph import Captured, capture
+from structadmm.source import source_commit
 from tests.full_size_architectures import FULL_SIZE
 from tvm_build.compile import compile_onnx, plan_onnx
 from tvm_build.emit import OpenClKernel

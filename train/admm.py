@@ -106,14 +106,17 @@ class Admm:
     def add_penalty_gradient(self) -> None:
         """Add the penalty's gradient, rho (W - Z + U), to the `grad` of each weight.
 
-        The same as adding the penalty to the loss, without a second graph: a few fused passes over the weights, whose
-        gradients must be there. Weight decay is the optimizer's and acts on W beside this, as part of f.
+        The same as adding the penalty to the loss, without a second graph: a few fused passes over the weights. Weight
+        decay is the optimizer's and acts on W beside this, as part of f.
         """
         difference = foreach.subtract(self._weights, self._Z)
         foreach.add_(difference, self._U)
         foreach.multiply_(difference, self._rho)
         if self._removed_only:
             foreach.multiply_(difference, self._removed)
+        for weight in self._weights:
+            if weight.grad is None:  # the loss does not depend on it
+                weight.grad = torch.zeros_like(weight)
         foreach.add_([weight.grad for weight in self._weights if weight.grad is not None], difference)
 
     @contextmanager

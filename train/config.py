@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Structure = Literal["filter", "channel", "column", "nonstructured"]
 Schedule = Literal["constant", "cosine", "step"]
+_HELD_OUT = 0.05
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -295,6 +296,13 @@ class TrainConfig(_Section):
     after: Path | None = None
     distill: DistillConfig | None = None
     mix: MixConfig | None = None
+
+    @property
+    def held_out(self) -> float:
+        """The fraction of the training images that is not trained on."""
+        if self.data.held_out is not None:
+            return self.data.held_out
+        return _HELD_OUT if any(entry.target is not None for entry in self.rounds) else 0.0
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from structadmm.errors import UserError
 from structadmm.files import read_json
 from train.config import TrainConfig
+from train.data import Dataset
 from train.stage_files import DENSE, HISTORY, MASKS, PRUNED, PRUNING
 
 
@@ -58,12 +59,12 @@ class Earlier:
         shutil.copyfile(self.stage / DENSE, out / DENSE)
 
 
-def read_earlier(config: TrainConfig, data: str, held_out: int, kwargs: Mapping[str, Any]) -> Earlier | None:
+def read_earlier(config: TrainConfig, data: Dataset, held_out: int, kwargs: Mapping[str, Any]) -> Earlier | None:
     """What `config.after` names; None where the configuration starts by itself.
 
     Args:
         config: of the run that goes on.
-        data: name of its data set.
+        data: what it trains on.
         held_out: training images that it does not train on.
         kwargs: arguments of its model.
 
@@ -92,12 +93,17 @@ def read_earlier(config: TrainConfig, data: str, held_out: int, kwargs: Mapping[
                 raise ValueError(
                     f"mask of {name} is {list(mask.shape)}, the weight {list(earlier.weights[name].shape)}"
                 )
-        model = record["model"]
+        model, images = record["model"], record["data"]
         found = {
             "train.model.entry": (config.model.entry, model["entry"]),
-            "train.model.kwargs": (json.loads(json.dumps(dict(kwargs))), model["kwargs"]),
-            "train.data.name": (data, record["data"]["name"]),
-            "train.data.held_out, in images": (held_out, record["data"]["held_out_images"]),
+            "train.model.kwargs": (_as_json(kwargs), model["kwargs"]),
+            "train.data.name": (data.name, images["name"]),
+            "train.data.kwargs": (_as_json(config.data.kwargs), images["config"]["kwargs"]),
+            "train.data's images": ([1, *data.image_shape], record["input_shape"]),
+            "train.data's classes": (list(data.classes), images["classes"]),
+            "train.data.held_out, in images": (held_out, images["held_out_images"]),
+            "train.data's training images": (len(data.train_labels), images["train_images"]),
+            "train.data's test images": (len(data.test_labels), images["test_images"]),
         }
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"train.after: {stage} is damaged ({error}): restore it, or train it again") from error
@@ -107,6 +113,10 @@ def read_earlier(config: TrainConfig, data: str, held_out: int, kwargs: Mapping[
                 f"{option}: {ours} here, {theirs} in the run of train.after, {config.after}: make them equal"
             )
     return earlier
+
+
+def _as_json(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(values)))
 
 
 def _count_epochs(history: Path) -> int:

@@ -52,6 +52,7 @@ def _past(config: TrainConfig, phase: int) -> dict[str, Any]:
     """What training has depended on up to and in a phase."""
     values = config.model_dump(mode="json", exclude=set(_CIRCUMSTANCES) | {"rounds", "distill", "mix"})
     values["data"] = {key: value for key, value in values["data"].items() if key not in _PLACES}
+    values["data"]["held_out"] = config.held_out  # a round to come may decide it
     begun = phases(config)[: phase + 1]
     values["begun"] = [
         entry.model_dump(mode="json", exclude=_OF_RETRAINING if _only_admm(index, begun) else None)

@@ -32,6 +32,9 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
         value: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{what} {path!r}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from error
+    except Exception as error:  # the user's code may raise anything
+        problem = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+        raise UserError(f"{what} {path!r}: {module_name} does not import ({problem}): correct it") from error
     for name in attribute.split("."):
         value = getattr(value, name, None)
     if not callable(value):

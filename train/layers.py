@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,18 +47,25 @@ class Network:
     Attributes:
         layers: the convolutions in execution order.
         coupling: which filters and channels are one and the same.
-        trainable: names of the parameters, buffers left out.
+        trainable: names of the parameters that are trained; buffers are not.
+        fixed: names of the others.
     """
 
     layers: tuple[ConvLayer, ...]
     coupling: Coupling
     trainable: frozenset[str]
+    fixed: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(graph: Graph) -> Network:
-        """Analyse a traced network."""
-        trainable = frozenset(name for name, entry in graph.state.items() if entry.kind == "parameter")
-        return Network(conv_layers(graph), find_coupling(graph), trainable)
+    def of(graph: Graph, fixed: Collection[str] = ()) -> Network:
+        """Analyse a traced network.
+
+        Args:
+            graph: of it.
+            fixed: names of parameters that are not trained (`requires_grad` is False).
+        """
+        parameters = frozenset(name for name, entry in graph.state.items() if entry.kind == "parameter")
+        return Network(conv_layers(graph), find_coupling(graph), parameters - frozenset(fixed), frozenset(fixed))
 
 
 def layer_name(parameter: str) -> str:

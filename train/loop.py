@@ -154,6 +154,11 @@ class Loop:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, model: nn.Module, dataset: Dataset) -> None:
         device = accelerator.device
+        if config.batch_size < accelerator.num_processes:
+            raise UserError(
+                f"train.batch_size = {config.batch_size} leaves some of {accelerator.num_processes} processes without "
+                "an image: raise it, or start fewer processes"
+            )
         self._config = config
         self._accelerator = accelerator
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -259,12 +264,14 @@ class Loop:
         A prediction for a blend is correct when it is the class of the greater share.
         """
         images = images.contiguous(memory_format=self._format)
-        parts = min(self._config.accumulate, len(targets))
+        # As many in every process, whose passes wait for each other, and none of a single image: see `EpochBatches`.
+        parts = max(1, min(self._config.accumulate, global_size // (2 * self._accelerator.num_processes)))
         total = torch.zeros((), device=images.device)
         hits = torch.zeros((), dtype=torch.int64, device=images.device)
         # Processes' gradients are averaged, so each scales its sum to the global mean, whatever its share was.
         scale = self._accelerator.num_processes / global_size
-        for part, (inputs, wanted) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+        micro_batches = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for part, (inputs, wanted) in enumerate(micro_batches):
             last = part == parts - 1
             sync: AbstractContextManager[Any] = nullcontext() if last else self._accelerator.no_sync(self._prepared)
             with sync:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from structadmm.graph import CoupledGroup
+from structadmm.graph import AxisSlice, CoupledGroup
 from train.budget import Rates, first_match, keep_count
 from train.config import DistillConfig, MixConfig, RoundConfig, Schedule, TrainConfig
 from train.constraint import Constraint, GroupConstraint, LayerConstraint, with_keep
 from train.layers import ConvLayer, Network, layer_name
-from train.project import column_units, slices_along
+from train.project import column_units
+from train.unread import living_units
 
 PhaseKind = Literal["dense", "admm", "retrain"]
+
+_FIXED = "its weights are not trained (requires_grad is False)"
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,13 @@ def plan_round(
     """
     if config.structure in ("filter", "channel"):
         return _plan_groups(config, network, masks, keeps)
-    return _plan_layers(config, network.layers, masks, keeps)
+    return _plan_layers(config, network, masks, keeps)
 
 
 def _plan_layers(
-    config: RoundConfig, layers: Sequence[ConvLayer], masks: Mapping[str, Tensor], keeps: Mapping[str, int] | None
+    config: RoundConfig, network: Network, masks: Mapping[str, Tensor], keeps: Mapping[str, int] | None
 ) -> RoundPlan:
+    layers = network.layers
     rates = Rates(_rates_of(config), [layer.name for layer in layers])
     Rates(config.rho_layers, [layer.name for layer in layers])
     constraints: list[Constraint] = []
@@ -148,6 +152,8 @@ def _plan_layers(
         reason = None
         if rate is None:
             reason = "no pattern names it"
+        elif layer.parameter in network.fixed:
+            reason = _FIXED
         elif config.structure == "column" and layer.transposed:
             reason = "columns of a transposed convolution are not contiguous"
         elif config.structure == "column" and layer.groups != 1:
@@ -221,6 +227,8 @@ def _plan_groups(
             reason = "shares its filters with the first layer (first_layer = true prunes them)"
         elif config.structure == "channel" and not group.consumers:
             reason = "no layer reads its channels"
+        elif any(part.parameter in network.fixed for part in _ranked(config, group)):
+            reason = _FIXED
         if rate is None or reason is not None:
             unpruned.append(Unpruned(owners, reason or ""))
             continue
@@ -229,21 +237,21 @@ def _plan_groups(
         if keep >= alive:
             unpruned.append(Unpruned(owners, _kept_whole(rate, alive, keeps)))
             continue
-        members = group.consumers
+        members = _ranked(config, group)
         if config.structure == "filter":
             # BatchNorm undoes the scale of a filter, so that weights alone can shrink a thousandfold and change nothing
             # until they are cut off. A filter is gone when its gamma and beta are, too: they are projected with it.
-            members = group.producers + tuple(part for part in group.affine if part.parameter in trainable)
+            members += tuple(part for part in group.affine if part.parameter in trainable)
         constraints.append(GroupConstraint(group.name, group, members, keep))
         units[group.name] = (alive, keep)
     return RoundPlan(tuple(constraints), units, tuple(unpruned))
 
 
+def _ranked(config: RoundConfig, group: CoupledGroup) -> tuple[AxisSlice, ...]:
+    """Whose weights decide which units of a group stay."""
+    return group.producers if config.structure == "filter" else group.consumers
+
+
 def _alive_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> int:
-    # Dead units were removed as a whole, so any one member tells.
-    part = group.producers[0]
-    mask = masks.get(part.parameter)
-    if mask is None:
-        return group.units
-    along = slices_along(mask, part.axis).any(dim=1)
-    return sum(int(along[list(unit)].any()) for unit in part.indices)
+    living = living_units(group, masks)
+    return group.units if living is None else int(living.sum())

@@ -93,7 +93,8 @@ class TrainingRun:
         graph, state = capture(model, (dataset.normalised(dataset.test_images[:2]),))
         self._graph = graph
         self._constants = {name: state[name] for name, entry in graph.state.items() if entry.kind == "constant"}
-        self.network = Network.of(graph)
+        fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self.network = Network.of(graph, fixed)
         if not self.network.layers:
             raise UserError(
                 f"model {config.model.entry!r} has no convolution to prune: set train.model.entry to a network that has"
@@ -124,6 +125,12 @@ class TrainingRun:
     def earlier_rounds(self) -> list[dict[str, Any]]:
         """What `pruning.json` says of the rounds of the runs that this one goes on from."""
         return [] if self._earlier is None else self._earlier.rounds
+
+    @property
+    def device_name(self) -> str:
+        """What it trains on: `cpu`, or the GPU's name."""
+        device = self._accelerator.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     @property
     def is_main_process(self) -> bool:

@@ -19,6 +19,7 @@ import structadmm
 from structadmm.errors import UserError
 from structadmm.files import atomic_path, write_json
 from structadmm.progress import Reporter
+from structadmm.source import describe_machine, source_commit
 from train.checkpoint import load_checkpoint, save_tensors
 from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
@@ -34,7 +35,6 @@ from train.stage_files import CHECKPOINT, HELD_OUT, MASKS, PRUNED, PRUNING, SAMP
 _SAMPLES = 64
 _HELD_OUT_SAMPLES = 1000  # an accuracy in steps of 0.1 points
 _HELD_OUT_BYTES = 128 << 20
-_HELD_OUT = 0.05
 
 
 def run_train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: FindSmaller | None = None) -> None:
@@ -61,7 +61,7 @@ def run_train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: 
 
 
 def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: FindSmaller | None) -> None:
-    fraction = held_out_fraction(config)
+    fraction = config.held_out
     whole = load_dataset(config.data)
     dataset, held_out = whole.hold_out(fraction)
     kwargs = model_kwargs(config.model, dataset)
@@ -74,7 +74,7 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
         _load_weights(config.distill.weights, teacher, "train.distill.weights")
     if config.model.weights is not None:
         _load_weights(config.model.weights, model, "train.model.weights")
-    earlier = read_earlier(config, dataset.name, len(held_out) if fraction else 0, kwargs)
+    earlier = read_earlier(config, dataset, len(held_out) if fraction else 0, kwargs)
     if earlier is not None:
         earlier.load_into(model)
     run = TrainingRun(config, model, dataset, held_out, out, reporter, find_smaller, teacher, earlier)
@@ -89,13 +89,6 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
         (out / CHECKPOINT).unlink(missing_ok=True)
     # A process that ends early has its peers killed by the launcher: nobody leaves while files are written.
     run.wait_for_everyone()
-
-
-def held_out_fraction(config: TrainConfig) -> float:
-    """The fraction of the training images that is not trained on."""
-    if config.data.held_out is not None:
-        return config.data.held_out
-    return _HELD_OUT if any(entry.target is not None for entry in config.rounds) else 0.0
 
 
 def model_kwargs(config: ModelConfig, dataset: Dataset) -> dict[str, Any]:
@@ -119,8 +112,8 @@ def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> N
     try:
         with torch.no_grad():
             logits = model.eval()(images)
-    except (RuntimeError, TypeError, ValueError) as error:
-        problem = str(error).replace("\n", " ")[:300]
+    except Exception as error:  # the user's code may raise anything
+        problem = (str(error) or type(error).__name__).replace("\n", " ")[:300]
         raise UserError(f"model {config.entry!r} does not take images {tuple(images.shape)}: {problem}") from error
     expected = (2, len(dataset.classes))
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
@@ -235,6 +228,7 @@ def _write_results(
                 if group.frozen is not None and group.producers
             ],
             "seed": config.seed,
+            "made_by": {"commit": source_commit(), "machine": describe_machine(), "device": run.device_name},
             "versions": {
                 "structadmm": structadmm.__version__,
                 "torch": torch.__version__,

@@ -39,7 +39,9 @@ def unread_supports(
             read = _read(group, current)
             if read is None:
                 continue
-            living = _living(group, current)
+            living = living_units(group, current)
+            if living is None:
+                living = torch.ones_like(read)
             if not bool((living & read).any()):
                 read[int(living.int().argmax())] = True  # a layer keeps a filter, whoever reads it
             if not bool((living & ~read).any()):
@@ -62,12 +64,11 @@ def _read(group: CoupledGroup, masks: Mapping[str, Tensor]) -> Tensor | None:
     return _alive(group.consumers, masks)
 
 
-def _living(group: CoupledGroup, masks: Mapping[str, Tensor]) -> Tensor:
-    """Which units some layer computes, bool [units]."""
-    masked = [part for part in group.producers if part.parameter in masks]
-    if len(masked) < len(group.producers):
-        return torch.ones(group.units, dtype=torch.bool, device=next(iter(masks.values())).device)
-    return _alive(masked, masks)
+def living_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> Tensor | None:
+    """Which units some layer computes, bool [units]; None where it is all of them."""
+    if any(part.parameter not in masks for part in group.producers):
+        return None
+    return _alive(group.producers, masks)
 
 
 def _alive(parts: Sequence[AxisSlice], masks: Mapping[str, Tensor]) -> Tensor:

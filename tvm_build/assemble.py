@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from structadmm.errors import UserError
 from tvm_build.kernels.stored import Parameter
 from tvm_build.launch_plan import (
     CONSTANT_ALIGNMENT,
     IMAGE_FORMATS,
+    MAX_ARGUMENTS,
     Buffer,
     Constant,
     ConstantImage2d,
@@ -60,8 +62,15 @@ def assemble(lowered: LoweredNetwork, target: str, dtype: str) -> Assembly:
     """Give every tensor and constant its memory object, and join the kernels into programs.
 
     Raises:
+        UserError: a launch has more tensors than one can.
         InvariantError: two live tensors share memory, or the plan breaks a rule of the format.
     """
+    for launch in lowered.launches:
+        if len(launch.arguments) > MAX_ARGUMENTS:
+            raise UserError(
+                f"{launch.layer} has {len(launch.arguments)} tensors, a launch takes {MAX_ARGUMENTS}: join some of "
+                "them before it"
+            )
     accesses, inputs, outputs = _touched(lowered)
     alive = lives(lowered.sizes, accesses, inputs, outputs, lowered.images)
     memory_plan = plan_memory(alive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -102,7 +103,7 @@ def compile_onnx(
     if tuned is not None:
         if schedules != "structadmm":
             raise UserError(f"a tuning database has schedules of our kernels, got schedules {schedules}: leave one out")
-        chosen = load_tuned(tuned, target=target, dtype=dtype, device=tuned_device)
+        chosen = load_tuned(tuned, target=target, dtype=dtype, device=tuned_device, memory=memory)
     imported = import_onnx(path)
     shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
     inputs = sample_inputs(shapes, sample)
@@ -288,7 +289,7 @@ def sample_from_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images = archive["images"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: expected an archive with `images` ({error}): run the train stage again") from None
     if images.shape[1:] != shape[1:] or len(images) < shape[0]:
         raise UserError(f"{path}: expected images {list(shape)}, got {list(images.shape)}: run the export stage again")

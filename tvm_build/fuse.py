@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # A compacted reduction must be predicted to save this share of the time: gathers are hard to predict.
 MIN_SAVING = 0.1
 
+# Means that a dense layer keeps in local memory, of which every device has 32 KiB; the sums' parts take the rest.
+_MOST_POOLED_BYTES = 31 << 10
+
 Rule = Callable[[Network, int], "Network | None"]
 
 
@@ -239,6 +242,8 @@ def _pooled_dense(network: Network, index: int) -> Network | None:
     if not (_only_reader(network, view.output) and _only_reader(network, pooled.output)):
         return None
     if node.op.batch != pooled.op.batch or node.op.in_features != pooled.op.channels:
+        return None
+    if 4 * node.op.in_features > _MOST_POOLED_BYTES:
         return None
     op = replace(node.op, input_is_c4=True, pooled_pixels=pooled.op.height * pooled.op.width)
     joined = replace(node, op=op, inputs=pooled.inputs, source=pooled.source + view.source + node.source)

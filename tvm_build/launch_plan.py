@@ -15,6 +15,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "int32": 4}
 IMAGE_FORMATS = {"rgba_float": 16, "rgba_half": 8}
 NAME = re.compile(r"[A-Za-z0-9_.:/+-]{1,255}")
 CONSTANT_ALIGNMENT = 128
+MAX_ARGUMENTS = 128  # of a launch: device/runner/plan.h
 # What CL_DEVICE_MEM_BASE_ADDR_ALIGN may ask of a part's offset: 128 bytes (long16, OpenCL's largest type) on an Adreno
 # and on the CPU runtimes, 512 on NVIDIA's GPUs, the most of any driver known.
 PART_ALIGNMENT = 512
@@ -280,6 +281,7 @@ class LaunchPlan:
             divides = all(n > 0 and size % n == 0 for size, n in zip(sizes, locals_, strict=True))
             _require(divides, f"{about}: global size {sizes} is no multiple of local size {locals_}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{about}: negative cost")
+        _require(len(launch.arguments) <= MAX_ARGUMENTS, f"{about}: {len(launch.arguments)} arguments")
         for argument in launch.arguments:
             if isinstance(argument, MemoryArgument):
                 _require(0 <= argument.memory < len(self.memory), f"{about}: memory object {argument.memory}")

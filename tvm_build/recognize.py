@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from structadmm.errors import InvariantError
+from structadmm.errors import InvariantError, UserError
 from tvm_build.import_onnx import ImportedNetwork, Step
 from tvm_build.network import (
     Activate,
@@ -36,6 +36,7 @@ def recognize(imported: ImportedNetwork) -> Network:
     """Name every operator of an imported network.
 
     Raises:
+        UserError: an output does not depend on the inputs.
         InvariantError: a binding has a form that the importer never writes.
     """
     return _Recognizer(imported).run()
@@ -73,7 +74,7 @@ class _Recognizer:
     def _output(self, name: str, value: Any) -> str:
         tensor = self._resolve(value)
         if not isinstance(tensor, str):
-            raise InvariantError(f"the output {name} does not depend on the inputs")
+            raise UserError(f"output {name!r} does not depend on the inputs: cut the network before it")
         return tensor
 
     def _resolve(self, expression: Any) -> Any:

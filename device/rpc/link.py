@@ -16,7 +16,7 @@ from structadmm.errors import UserError
 
 _OPEN_S = 60.0
 _BEYOND_TRIAL_S = 180.0
-"""The server gives itself 120 s beyond a candidate's two time-outs before its watchdog kills it."""
+"""The server gives itself 120 s beyond a candidate's time-out before its watchdog kills it."""
 
 
 class LinkError(Exception):

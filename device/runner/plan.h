@@ -16,7 +16,7 @@ enum {
     MAX_TENSORS = 64,
     MAX_PROGRAMS = 1 << 13,
     MAX_LAUNCHES = 1 << 16,
-    MAX_ARGUMENTS = 64, /* of one launch */
+    MAX_ARGUMENTS = 128, /* of one launch: as many pointers as every device takes */
     MAX_IMAGE_SIDE = 1 << 16,
 };
 enum { PART_ALIGNMENT = 512 }; /* of a part's offset in its buffer, in bytes */

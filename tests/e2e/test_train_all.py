@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.run_directory import open_run_directory
+from pipeline.stages import STAGE_NAMES
 from pipeline.train_all import plan_jobs
 from structadmm.errors import UserError
 
@@ -112,7 +114,8 @@ def test_when_the_time_is_up_all_stop_with_a_checkpoint_and_the_same_command_goe
     assert 0 < text.index("stopped by SIGTERM after a checkpoint") < text.index("resuming after")
 
 
-def test_ctrl_c_stops_all_with_a_checkpoint(endless: Path, runs: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_stops_all_with_a_checkpoint(endless: Path, runs: Path, number: signal.Signals, status: int) -> None:
     process = subprocess.Popen(
         argv("train-all", endless, "--runs", runs), stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -121,10 +124,12 @@ def test_ctrl_c_stops_all_with_a_checkpoint(endless: Path, runs: Path) -> None:
     while not (history.exists() and history.read_text().count("\n") >= 2):
         assert time.monotonic() < until
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=150)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "stopped by SIGTERM after a checkpoint" in (runs / "endless.log").read_text()
+    with open_run_directory(runs / "endless", STAGE_NAMES):
+        pass  # nobody works there any more
 
 
 def test_a_job_waits_for_whatever_it_distils_from(tmp_path: Path, runs: Path) -> None:

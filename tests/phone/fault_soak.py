@@ -33,9 +33,9 @@ from device.adb_target import AdbTarget
 from device.local_target import choose_local_device, find_local_devices
 from device.runner_build import build_runner
 from device.runner_events import Check, Event, read_output
-from results.environment import source_commit
 from structadmm.errors import StructadmmError
 from structadmm.files import write_json, write_text
+from structadmm.source import source_commit
 from tests.emulated_phone import EmulatedPhone
 from tests.hand_made_bundle import scale_add_files, write_files
 

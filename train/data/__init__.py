@@ -24,7 +24,14 @@ def load_dataset(config: DataConfig) -> Dataset:
         UserError: there is none of that name, or its files are absent or damaged.
     """
     if ":" in config.name:
-        dataset = import_callable(config.name, "data")(**config.kwargs)
+        load = import_callable(config.name, "data")
+        try:
+            dataset = load(**config.kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            problem = (str(error) or type(error).__name__).replace("\n", " ")[:300]
+            raise UserError(f"data {config.name!r} with kwargs {config.kwargs} does not load: {problem}") from error
         if not isinstance(dataset, Dataset):
             raise UserError(f"data {config.name!r} returned a {type(dataset).__name__}, expected a train.data.Dataset")
         return dataset

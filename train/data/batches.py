@@ -26,11 +26,11 @@ class EpochBatches:
 
     The global batch `k` holds the samples `order[k * batch_size : (k + 1) * batch_size]`; every process takes its share
     of it, so that the union over the processes does not depend on their number. A last batch of a single sample is
-    dropped: BatchNorm has no variance for it.
+    dropped, for BatchNorm has no variance for it, and one that leaves a process without any.
 
     Args:
         dataset: images and labels, on the device where batches are wanted.
-        batch_size: global.
+        batch_size: global, at least one sample for each process.
         seed: of the run.
         epoch: counted over the whole run.
         augment: apply the data set's augmentation.
@@ -71,7 +71,7 @@ class EpochBatches:
             shares = np.random.default_rng(derived_seed(seed, epoch, _OF_SHARES)).beta(mix, mix, count)
             self._shares = torch.from_numpy(shares).float().to(device)
         full, rest = divmod(count, batch_size)
-        self.steps = full + (1 if rest > 1 else 0)
+        self.steps = full + (1 if rest >= max(2, processes) else 0)
 
     def size(self, step: int) -> int:
         """Samples of global batch `step`."""

@@ -48,8 +48,11 @@ def build_model(entry: str, kwargs: dict[str, Any]) -> nn.Module:
         raise UserError(f"unknown model {entry!r}: use {', '.join(near)}, or module:callable")
     try:
         model = build(**kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model {entry!r} cannot be built with {kwargs}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        problem = (str(error) or type(error).__name__).replace("\n", " ")[:300]
+        raise UserError(f"model {entry!r} cannot be built with {kwargs}: {problem}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {entry!r} returned a {type(model).__name__}, expected a torch.nn.Module")
     return model

@@ -54,6 +54,12 @@ class DenseSchedule:
     weights: Memory = "buffer"
 
 
+def local_bytes(op: Dense, schedule: DenseSchedule) -> int:
+    """Local memory of a work-group: the means of a pooled input, and the parts of the sums."""
+    pooled = blocks(op.in_features) * 16 if op.input_is_c4 and op.pooled_pixels > 1 else 0
+    return pooled + schedule.tiles * schedule.split * schedule.lanes * 4
+
+
 def build_dense(
     op: Dense, weight: Array, bias: Array, schedule: DenseSchedule, precision: Precision = FLOAT32
 ) -> BuiltKernel:

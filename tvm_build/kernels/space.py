@@ -10,7 +10,7 @@ from tvm_build.kernels.body import ceil_div
 from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
-from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.kernels.dense import DenseSchedule, local_bytes
 from tvm_build.kernels.dense_reduction import input_blocks
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pointwise import FlatSchedule
@@ -219,6 +219,8 @@ def _dense(op: Dense, gpu: Gpu) -> list[DenseSchedule]:
     else:
         shapes = ((8, 32), (4, 32), (2, 32), (8, 8))
         found = [DenseSchedule(lanes=4, tiles=tiles, split=split) for tiles, split in shapes]
+        # `fuse` pools nothing that is too wide for the last of them.
+        found = [schedule for schedule in found if local_bytes(op, schedule) <= gpu.local_bytes] or found[-1:]
     fits = found[0].lanes == 4 and why_no_weight_image(op, found[0], gpu) is None
     if gpu.memory == "image" and fits:
         return [replace(schedule, weights="image") for schedule in found]

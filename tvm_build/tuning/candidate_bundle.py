@@ -125,7 +125,8 @@ def write_candidate_bundle(
     rest_bytes = min(network_bytes, MAX_REST_BYTES) - sum(array.nbytes for array in built.constants.values())
     if rest_bytes > 0:
         rest = run(-(-rest_bytes // 16), "float32x4")
-        read = [(add(Buffer(rest.elements * 16)), rest), *inputs]
+        # What is smaller than one read is left out: it comes along with whatever lies beside it.
+        read = [(add(Buffer(rest.elements * 16)), rest), *(each for each in inputs if _vectors(each[1]) > 0)]
         places = {parameter.memory for _, parameter in inputs}
         proof += _READ + (_READ_IMAGE if "image" in places else "") + (_READ_VIEW if "view" in places else "")
         sink = add(Buffer(4 * max(_read_items(parameter) for _, parameter in read)))

@@ -7,6 +7,7 @@ once, each convolution by itself; `rest` is what the compiled network takes beyo
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,10 +94,11 @@ def _grid(layer: str, op: Conv2d, points: int) -> LayerGrid:
     inputs = op.in_channels // op.groups
     taps = op.kernel[0] * op.kernel[1]
     step = 1 if op.groups in (1, op.out_channels) else op.groups
+    multiple = math.lcm(4, step)
     return LayerGrid(
         layer=layer,
         op=op,
-        filters=_axis(op.out_channels, points, max(4, step) if op.out_channels % max(4, step) == 0 else step),
+        filters=_axis(op.out_channels, points, multiple if op.out_channels % multiple == 0 else step),
         inputs=_axis(inputs, points, 4),
         columns=_axis(inputs * taps, points, 4) if op.groups == 1 else (),
     )

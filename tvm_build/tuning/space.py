@@ -19,7 +19,7 @@ from tvm_build.kernels.body import ceil_div
 from tvm_build.kernels.column_sparse import list_entries
 from tvm_build.kernels.conv2d import flatten_pixels
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
-from tvm_build.kernels.dense import DenseSchedule
+from tvm_build.kernels.dense import DenseSchedule, local_bytes
 from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.space import weight_steps, why_no_weight_image
@@ -83,6 +83,10 @@ class Space:
                 seeds = [replace(schedule, **{name: value}) for schedule in seeds for value in values]
             yield from (found for found in map(self._valid, seeds) if found is not None)
         yield from (schedule for schedule in self.listed if type(schedule) not in self.knobs)
+
+    def holds(self, schedule: Schedule) -> bool:
+        """Whether `schedule` is one of them."""
+        return any(type(schedule) is type(each) for each in self.listed) and self._valid(schedule) is not None
 
     def _valid(self, schedule: Schedule) -> Schedule | None:
         if schedule in self.listed:
@@ -213,7 +217,6 @@ def _transform_fits(op: WinogradInput | WinogradOutput, schedule: TransformSched
 def _dense_fits(op: Dense, schedule: DenseSchedule, gpu: Gpu) -> bool:
     if schedule.tiles * schedule.split > gpu.max_work_group or schedule.split > blocks(op.in_features):
         return False
-    pooled = blocks(op.in_features) * 16 if op.input_is_c4 and op.pooled_pixels > 1 else 0
-    if pooled + schedule.tiles * schedule.split * schedule.lanes * 4 > gpu.local_bytes:
+    if local_bytes(op, schedule) > gpu.local_bytes:
         return False
     return schedule.tiles <= ceil_div(op.out_features, schedule.lanes)

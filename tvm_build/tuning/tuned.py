@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from structadmm.errors import UserError
-from tvm_build.gpu import Gpu, gpu_by_name
+from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.kernels import Schedule, default_schedule
-from tvm_build.ops import Operator, with_images
+from tvm_build.ops import Operator
 from tvm_build.precision import Precision, precision_by_name
 from tvm_build.tuning.database import TrialRecord, distinct_trials, read_database
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
-from tvm_build.tuning.task_key import operator_key, task_line
+from tvm_build.tuning.space import space
+from tvm_build.tuning.task_key import describe_operator, operator_key, task_line
 
 if TYPE_CHECKING:
     from tvm_build.lowered import KernelLaunch
@@ -28,6 +29,8 @@ MIN_GAIN = 0.03
 
 # Fields of an operator that say where its tensors lie.
 _PLACES = frozenset({"images", "views"})
+# Fields of a schedule that say where constants lie.
+_MEMORIES = ("weights", "tables")
 
 # What the names of a layer's launches end with where Winograd's form makes three of it.
 TILES, SUMS, SHORTCUT = ":tiles", ":sums", ":shortcut"
@@ -86,6 +89,50 @@ class TunedUse:
         )
 
 
+class _Trials:
+    """Schedules and their times, by what was computed; added in the order of their times."""
+
+    def __init__(self) -> None:
+        self._schedules: dict[str, list[tuple[dict[str, Any], float]]] = {}
+        self._times_ms: dict[tuple[str, str], float] = {}
+
+    def add(self, key: str, record: TrialRecord) -> None:
+        self._schedules.setdefault(key, []).append((record.schedule, _cost_ms(record)))
+        self._times_ms.setdefault((key, schedule_line(record.schedule)), _cost_ms(record))
+
+    def fastest(self, key: str, fits: Callable[[Schedule], bool]) -> tuple[Schedule, float] | None:
+        """The fastest schedule that `fits`, and its milliseconds."""
+        for described, cost_ms in self._schedules.get(key, ()):
+            schedule = read_schedule(described)
+            if fits(schedule):
+                return schedule, cost_ms
+        return None
+
+    def time_ms(self, key: str, schedule: Schedule) -> float | None:
+        return self._times_ms.get((key, schedule_line(describe_schedule(schedule))))
+
+
+def _cost_ms(record: TrialRecord) -> float:
+    return record.cost_ms or 0.0
+
+
+def _line_without_places(described: Mapping[str, Any]) -> str:
+    return task_line(_without_places(described))
+
+
+def _without_places(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of an operator, and of the one inside it, without where tensors lie."""
+    return {
+        name: _without_places(value) if isinstance(value, Mapping) else value
+        for name, value in described.items()
+        if name not in _PLACES
+    }
+
+
+def _key_without_places(op: Operator) -> str:
+    return _line_without_places(describe_operator(op))
+
+
 class TunedSchedules:
     """The schedules of one device and number type.
 
@@ -97,48 +144,56 @@ class TunedSchedules:
     """
 
     def __init__(self, records: Iterable[TrialRecord], source: str, gpu: Gpu, precision: Precision) -> None:
-        best: dict[str, TrialRecord] = {}
         self._gpu = gpu
         self._precision = precision
-        self._times_ms: dict[tuple[str, str], float] = {}
-        for record in records:
-            if record.cost_ms is not None:
-                self._times_ms[record.task_key, schedule_line(record.schedule)] = record.cost_ms
-            known = best.get(record.task_key)
-            if record.cost_ms is not None and (known is None or record.cost_ms < (known.cost_ms or 0.0)):
-                best[record.task_key] = record
-        self._best = {key: (read_schedule(record.schedule), record.cost_ms or 0.0) for key, record in best.items()}
-        self._anywhere: dict[str, float] = {}
-        for record in best.values():
-            key = task_line({name: value for name, value in record.task.items() if name not in _PLACES})
-            cost_ms = record.cost_ms or 0.0
-            self._anywhere[key] = min(cost_ms, self._anywhere.get(key, cost_ms))
+        self._placed = _Trials()
+        self._anywhere = _Trials()
         self._source = source
-        self._device = next((record.device.key for record in best.values()), "no device")
+        self._device = "no device"
+        for record in sorted((each for each in records if each.cost_ms is not None), key=_cost_ms):
+            self._placed.add(record.task_key, record)
+            self._anywhere.add(_line_without_places(record.task), record)
+            self._device = record.device.key
 
     def find(self, op: Operator) -> TunedSchedule | None:
         """The best schedule of `op`, None if it was not tuned.
 
-        The schedule of an untuned compilation stays unless it was beaten by `MIN_GAIN`.
+        The schedule of an untuned compilation stays unless it was beaten by `MIN_GAIN`. Where the operator's tensors
+        lie depends on the whole network: what was measured with its tensors elsewhere is taken where nothing else is
+        known and the schedule is one for here, too.
         """
-        key = operator_key(op)
-        found = self._best.get(key)
-        if found is None:
-            return None
-        best, best_ms = found
-        default = default_schedule(op, self._gpu, self._precision)
-        default_ms = self._times_ms.get((key, schedule_line(describe_schedule(default))))
-        if default_ms is not None and best_ms > (1 - MIN_GAIN) * default_ms:
-            return TunedSchedule(default, default_ms * 1e3)
-        return TunedSchedule(best, best_ms * 1e3)
+        for trials, key in ((self._placed, operator_key(op)), (self._anywhere, _key_without_places(op))):
+            best = trials.fastest(key, self._fitting(op, trials))
+            if best is None:
+                continue
+            schedule, best_ms = best
+            default = default_schedule(op, self._gpu, self._precision)
+            default_ms = trials.time_ms(key, default)
+            if default_ms is not None and best_ms > (1 - MIN_GAIN) * default_ms:
+                return TunedSchedule(default, default_ms * 1e3)
+            return TunedSchedule(schedule, best_ms * 1e3)
+        return None
+
+    def _fitting(self, op: Operator, trials: _Trials) -> Callable[[Schedule], bool]:
+        """Which schedules may be taken for `op`: those of the GPU's choice of memory, for tensors that lie like its."""
+        if trials is self._placed and self._gpu.memory == "auto":
+            return lambda _: True  # that is what was searched
+        possible = space(op, self._gpu)
+        memories = {name: {getattr(each, name, None) for each in possible.listed} for name in _MEMORIES}
+
+        def fits(schedule: Schedule) -> bool:
+            right = all(getattr(schedule, name, None) in known for name, known in memories.items())
+            return possible.holds(schedule) and (right or self._gpu.memory == "auto")
+
+        return fits
 
     def measured_us(self, options: Sequence[AnyOperator]) -> dict[AnyOperator, float] | None:
         """Measured microseconds of each option, None unless all of them were measured.
 
         Where their tensors lie is chosen later: the fastest of what was measured counts.
         """
-        found = {option: self._anywhere.get(operator_key(with_images(option, ()))) for option in options}
-        times = {option: cost_ms * 1e3 for option, cost_ms in found.items() if cost_ms is not None}
+        found = {option: self._anywhere.fastest(_key_without_places(option), lambda _: True) for option in options}
+        times = {option: best[1] * 1e3 for option, best in found.items() if best is not None}
         return times if len(times) == len(found) else None
 
     def use_by(self, launches: Iterable[KernelLaunch]) -> TunedUse:
@@ -154,7 +209,9 @@ class TunedSchedules:
         )
 
 
-def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None) -> TunedSchedules:
+def load_tuned(
+    path: Path, *, target: str, dtype: str, device: str | None = None, memory: str = "auto"
+) -> TunedSchedules:
     """The schedules of `path` for a target.
 
     Args:
@@ -163,6 +220,7 @@ def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None
         dtype: what kernels store and compute in.
         device: part of a device's name or driver family; by default, of devices that `target` stands for, the one with
             the most tuned layers.
+        memory: where tensors and constants may lie (`Gpu.memory`); schedules of other memories are left out.
 
     Raises:
         UserError: the database is absent or malformed, or holds nothing for this target, type and device.
@@ -189,4 +247,5 @@ def load_tuned(path: Path, *, target: str, dtype: str, device: str | None = None
     layers = Counter(key for key, _ in {(record.device.key, record.task_key) for record in successes})
     chosen = max(layers, key=lambda key: (layers[key], key))
     of_device = [record for record in successes if record.device.key == chosen]
-    return TunedSchedules(of_device, path.name, gpu_by_name(target), precision_by_name(dtype))
+    gpu = with_memory(gpu_by_name(target), memory)
+    return TunedSchedules(of_device, path.name, gpu, precision_by_name(dtype))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from device import local_target
 from device.errors import DeviceError, TargetTimeoutError
 from device.local_target import (
     CHOICE_VARIABLE,
@@ -20,7 +22,7 @@ from device.local_target import (
 )
 from device.opencl_drivers import OpenClDriver, find_drivers
 from device.runner_events import DeviceInfo
-from device.target import open_target
+from device.target import ShellResult, open_target
 from structadmm.errors import UserError
 
 
@@ -181,3 +183,21 @@ def test_the_target_of_a_process_does_not_leak_into_ours(target: LocalTarget) ->
     seen = target.shell(["/usr/bin/env"], timeout_s=10).stdout.decode()
     assert "OCL_ICD_VENDORS=" in seen
     assert "OCL_ICD_VENDORS" not in subprocess.run(["/usr/bin/env"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_driver_that_hangs_is_told_of_and_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = OpenClDriver("hung")
+    drivers = find_drivers()
+    monkeypatch.setattr(local_target, "find_drivers", lambda: [hung, *drivers])
+    run = local_target._run
+
+    def stuck(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> ShellResult:
+        if environment is hung.environment:
+            return run(["sleep", "60"], environment, 0.1)
+        return run(argv, environment, timeout_s)
+
+    monkeypatch.setattr(local_target, "_run", stuck)
+    found = find_local_devices()
+    assert "still running after 0.1 s" in found.failures["hung"]
+    assert {device.driver.name for device in found.devices} <= {driver.name for driver in drivers}
+    assert len(found.devices) > 0

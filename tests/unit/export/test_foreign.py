@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from export.foreign import build_network, example_inputs, read_weights
 from pipeline.cli import run_command_line
@@ -58,7 +59,7 @@ def test_files_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("shape", ["", "1,3,x", "0,3,8,8", "1,-3,8,8", "1,3,100000,100000"])
+@pytest.mark.parametrize("shape", ["", "1,3,x", "0,3,8,8", "1,-3,8,8", "1,3,100000,100000", f"{10**20},1,8,8"])
 def test_a_shape_that_is_none_is_refused(shape: str) -> None:
     with pytest.raises(UserError, match="--shape"):
         example_inputs(["1,3,8,8", shape])
@@ -107,6 +108,31 @@ def test_a_network_of_two_inputs_in_the_current_directory_is_exported(
     assert network(torch.zeros(2, 3, 8, 8), torch.zeros(2, 5)).shape == (2, 4)
 
 
+def divided_by_three() -> nn.Module:
+    """What ONNX cannot say, which shows after the shrunk network is written."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2, divisor_override=3))
+
+
+def test_an_export_that_fails_leaves_the_one_before_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out"
+    shape = ",".join(map(str, INPUT_SHAPE))
+    assert run_command_line(["export", ENTRY, "--out", str(out), "--shape", shape]) == 0
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    failing = ["export", f"{__name__}:divided_by_three", "--out", str(out), "--shape", "1,1,8,8"]
+    assert run_command_line(failing) == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert run_command_line(["export", ENTRY, "--out", str(out), "--shape", shape]) == 0
+    assert {path.name for path in out.iterdir()} == before.keys()
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    assert run_command_line(["export", ENTRY, "--out", str(tmp_path / "file"), "--shape", shape]) == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -116,6 +142,7 @@ def test_a_network_of_two_inputs_in_the_current_directory_is_exported(
         (["export", ENTRY, "--out", "o", "--shape", "1,3,16,16", "--set", "train.seed=1"], "section export only"),
         (["export", ENTRY, "--out", "o", "--shape", "1,3,16,16", "--set", "export.batches=1"], "did you mean 'batch'"),
         (["export", "tests.architectures:nothing", "--out", "o"], "no callable 'nothing'"),
+        (["export", f"{__name__}:divided_by_three", "--out", "o", "--shape", "1,1,8,8"], "a divisor of its own"),
     ],
 )
 def test_mistakes_end_in_one_line(

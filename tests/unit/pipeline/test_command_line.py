@@ -5,12 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.cli import app, run_command_line
 from pipeline.config_reference import reference
 from pipeline.demo import demo_config
+from pipeline.run import measured_device
 from pipeline.run_config import load_run_config
+from pipeline.run_directory import open_run_directory
+from pipeline.stages import STAGE_NAMES, STAGES, StageContext
+from structadmm.progress import SilentReporter
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = (
@@ -98,12 +103,50 @@ def _demo(tmp_path: Path) -> Path:
         (["exec", "x.clbundle", "--input", "absent.npy", "--output", "y.npy"], "no such file"),
         (["compile", "absent.onnx", "--out", "x.clbundle"], "absent.onnx"),
         (["profile", "absent.clbundle"], "absent.clbundle"),
+        (["deploy", "resnet18_w32_digits_16x", "--runs", "2000000"], "should be less than or equal to 1000000"),
+        (["rpc", "serve", "--key", "k", "--max-trial-s", "inf"], "rpc serve: max_trial_s = inf"),
+        (["runner", "build", "--out", "/tmp"], "/tmp is a folder, expected a file to write"),
     ],
 )
 def test_wrong_usage_ends_in_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
     assert expected.lower() in refused(capsys, *arguments).lower()
+
+
+def test_arrays_that_are_none_and_places_that_are_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    np.savez(tmp_path / "several.npz", images=np.zeros(3), labels=np.zeros(3))
+    np.save(tmp_path / "good.npy", np.zeros(3, np.float32))
+    for name, said in (
+        ("empty.npy", "is no .npy array"),
+        ("zip.npy", "is no .npy array"),
+        ("several.npz", "holds several arrays (images, labels)"),
+    ):
+        line = refused(capsys, "exec", "x.clbundle", "--input", tmp_path / name, "--output", tmp_path / "y.npy")
+        assert name in line
+        assert said in line
+    line = refused(capsys, "exec", "x.clbundle", "--input", tmp_path / "good.npy", "--output", tmp_path)
+    assert "is a folder, expected a file to write" in line
+
+
+def test_advice_names_the_device_and_a_report_is_about_the_one_that_was_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, config = tmp_path / "run", tmp_path / "net.toml"
+    config.write_text('name = "net"\n[train]\n[[train.rounds]]\nstructure = "filter"\nsparsity = 0.5\n')
+    with open_run_directory(out, STAGE_NAMES) as directory:
+        (out / "config.toml").write_text(config.read_text())
+        context = StageContext(load_run_config(config), directory, "adb:PHONE1", SilentReporter())
+        for stage in STAGES[:4]:
+            directory.begin(stage.name, stage.inputs(context), stage.goes_on)
+            directory.complete(stage.name, stage.inputs(context))
+    # Every stage before the report is up to date, and what it reads is not there.
+    assert "pruning.json does not exist" in refused(capsys, "report", out)
+    line = refused(capsys, "report", out, "--device", "adb:PHONE2")
+    assert f"(device: adb:PHONE1 -> adb:PHONE2): run `structadmm measure {out} --device adb:PHONE2` first" in line
+    assert measured_device(tmp_path) is None
 
 
 def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(

@@ -73,6 +73,23 @@ def test_a_named_file_counts_once_it_is_known_and_for_as_long_as_it_is_there(tmp
         assert directory.why_run("first", of(weights="1")) is None
 
 
+def test_what_a_file_was_is_remembered_while_it_is_away(tmp_path: Path) -> None:
+    def of(weights: str | None) -> dict[str, Any]:
+        return {**INPUTS, "files": {"weights": weights}}
+
+    def goes_on(old: Any, new: Any, _partial: Path) -> bool:
+        return changed_file(old, new) is None
+
+    with open_run_directory(tmp_path, STAGES) as directory:
+        (directory.begin("first", of("1"), goes_on) / "half").touch()
+        assert (directory.begin("first", of(None), goes_on) / "half").exists()
+        with pytest.raises(UserError, match="weights has changed"):
+            directory.refuse_to_drop("first", of("2"), goes_on)
+        directory.complete("first", of(None))
+        assert directory.why_run("first", of("2")) == "weights has changed"
+        assert directory.why_run("first", of("1")) is None
+
+
 def test_the_content_of_a_stage_changes_with_its_files_and_with_nothing_else(tmp_path: Path) -> None:
     with open_run_directory(tmp_path, STAGES) as directory:
         finish(directory, "first", INPUTS, "a")

@@ -140,6 +140,22 @@ def with_fewer_images(run: Path) -> None:
     edit(run, lambda record: record["data"].update(held_out_images=9))
 
 
+def with_another_option(run: Path) -> None:
+    edit(run, lambda record: record["data"]["config"].update(kwargs={"size": 16}))
+
+
+def with_larger_images(run: Path) -> None:
+    edit(run, lambda record: record.update(input_shape=[1, 1, 16, 16]))
+
+
+def with_other_classes(run: Path) -> None:
+    edit(run, lambda record: record["data"]["classes"].reverse())
+
+
+def with_fewer_tests(run: Path) -> None:
+    edit(run, lambda record: record["data"].update(test_images=49))
+
+
 def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = run / "train" / "pruning.json"
     record = json.loads(path.read_text())
@@ -161,6 +177,10 @@ def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (of_another_network, r"train\.after: .*pruned\.safetensors does not fit the model"),
         (on_other_images, r"train\.data\.name: few digits here, many digits in the run of train\.after"),
         (with_fewer_images, r"train\.data\.held_out, in images: 0 here, 9 in the run"),
+        (with_another_option, r"train\.data\.kwargs: \{\} here, \{'size': 16\} in the run"),
+        (with_larger_images, r"train\.data's images: \[1, 1, 8, 8\] here, \[1, 1, 16, 16\] in the run"),
+        (with_other_classes, r"train\.data's classes: \['0', .*'9'\] here, \['9', .*'0'\] in the run"),
+        (with_fewer_tests, r"train\.data's test images: 50 here, 49 in the run"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_refused_in_one_line(

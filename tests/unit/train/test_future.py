@@ -17,6 +17,8 @@ from train.stage import run_train
 
 ROUND = {"structure": "filter", "sparsity": 0.3, "admm_epochs": 1, "retrain_epochs": 1}
 LATER = {"structure": "column", "sparsity": 0.5, "admm_epochs": 1, "retrain_epochs": 1}
+BUDGET = {"structure": "filter", "target": {"measure": "macs", "reduction": 4.0}}
+DATA = {"name": "tests.unit.train.tiny:few_digits"}
 DISTILL = {"weight": 0.5, "phases": "last"}
 # Phases: 0 dense; 1 and 2 the first round; 3 and 4 the second.
 
@@ -48,6 +50,10 @@ def config(*rounds: dict[str, Any], **changes: Any) -> TrainConfig:
         (config(ROUND, LATER), config(ROUND, LATER, mix={"phases": "last"}), 4, "mixed"),
         (config(ROUND, LATER), config(ROUND, LATER, mix={"phases": "all"}), 0, "mixed"),
         (config(ROUND, mix={"alpha": 0.5}), config(ROUND, mix={"alpha": 0.7}), 0, "mix.alpha"),
+        # A round with a budget holds images out, from the first epoch on.
+        (config(ROUND), config(ROUND, BUDGET), 1, "data.held_out"),
+        (config(ROUND, BUDGET), config(ROUND), 1, "data.held_out"),
+        (config(ROUND, BUDGET), config(ROUND, LATER, data={**DATA, "held_out": 0.05}), 1, None),
     ],
 )
 def test_only_what_lies_ahead_may_change(

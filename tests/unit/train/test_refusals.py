@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from pipeline.cli import run_command_line
 from tests.unit.train import tiny
@@ -138,3 +139,46 @@ def test_a_damaged_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "is not a checkpoint" in refused(capsys, config, tmp_path / "run")
     save_file(tensors, path, {"state": json.dumps({"schema": 99})})
     assert "schema 99" in refused(capsys, config, tmp_path / "run")
+
+
+def raises(**options: Any) -> Any:
+    raise KeyError("no such split", options)
+
+
+def small_images_only() -> nn.Module:
+    class Asserts(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-1] == 4
+            out: Tensor = super().forward(x)
+            return out
+
+    return Asserts(nn.Conv2d(1, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"data": {"name": "tests.unit.train.tiny:few_digits", "kwargs": {"sise": 8}}},
+            "with kwargs {'sise': 8} does not load: few_digits() got an unexpected keyword argument 'sise'",
+        ),
+        ({"data": {"name": "tests.unit.train.test_refusals:raises"}}, "does not load: ('no such split'"),
+        ({"model": {"entry": "tests.unit.train.test_refusals:raises"}}, "cannot be built with {}: ('no such split'"),
+        ({"model": {"entry": "tests.unit.train.test_refusals:small_images_only"}}, "does not take images (2, 1, 8, 8)"),
+        ({"rounds": [{"structure": "filter", "sparsity": 0.5, "rho_max": float("inf")}]}, "finite number"),
+        ({"dense": {"lr": float("nan")}}, "[train.dense] lr = nan: expected it to be a finite number"),
+    ],
+)
+def test_what_the_users_own_code_raises_and_numbers_that_are_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    assert said in refused(capsys, write(tmp_path / "x.toml", **changes), tmp_path / "run")
+
+
+def test_a_module_that_does_not_compile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_written_module.py").write_text("def net(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = refused(capsys, write(tmp_path / "x.toml", model={"entry": "half_written_module:net"}), tmp_path / "run")
+    assert "half_written_module does not import (SyntaxError: " in line

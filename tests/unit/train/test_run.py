@@ -440,6 +440,49 @@ def test_accumulation_and_two_processes_give_the_weights_of_one(tmp_path: Path) 
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_every_process_has_as_many_parts_of_a_batch_whatever_its_share(tmp_path: Path) -> None:
+    """Batches of 7 and a last one of 6 in four parts: shares of 3 and 4 images, which are less than a pair each."""
+    changes: dict[str, Any] = {
+        "batch_size": 7,
+        "model": {"entry": "tests.unit.train.tiny:WithoutBatchNorm"},
+        "dense": {"epochs": 2},
+        "rounds": [{"structure": "filter", "sparsity": 0.5, "admm_epochs": 1, "retrain_epochs": 1, "rho": 0.1}],
+    }
+    run_train(tiny.config(**changes), tmp_path / "one", SilentReporter())
+    run_train(tiny.config(**changes, accumulate=5), tmp_path / "accumulated", SilentReporter())
+    run_two_processes(tmp_path / "two", {**changes, "accumulate": 4})
+    one = load_file(tmp_path / "one" / "pruned.safetensors")
+    for other in ("accumulated", "two"):
+        found = load_file(tmp_path / other / "pruned.safetensors")
+        for name, value in one.items():
+            # 52 steps of float32 whose sums are taken in another order; gradients of one process alone differ at once.
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batches_of_one_image_do_not_reach_batch_norm(tmp_path: Path) -> None:
+    """The last batch of 10 images in eight parts: a normalisation over 1x1 pixels needs two images."""
+    changes: dict[str, Any] = {"model": {"entry": "tests.unit.train.tiny:normalised_at_the_end"}, "accumulate": 8}
+    rounds = [{"structure": "column", "sparsity": 0.5, "admm_epochs": 1, "retrain_epochs": 1}]
+    run_train(tiny.config(**changes, dense={"epochs": 1}, rounds=rounds), tmp_path, SilentReporter())
+    assert (tmp_path / "pruned.safetensors").exists()
+
+
+def test_layers_that_are_not_trained_stay_whole(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"model": {"entry": "tests.unit.train.tiny:partly_fixed"}, "dense": {"epochs": 1}}
+    for structure in ("filter", "channel", "column", "nonstructured"):
+        rounds = [{"structure": structure, "sparsity": 0.5, "first_layer": True, "admm_epochs": 1, "retrain_epochs": 1}]
+        out = tmp_path / structure
+        run_train(tiny.config(**changes, rounds=rounds), out, SilentReporter())
+        dense, pruned = (load_file(out / f"{name}.safetensors") for name in ("dense", "pruned"))
+        (round_,) = json.loads((out / "pruning.json").read_text())["rounds"]
+        whole = [entry["layers"] for entry in round_["unpruned"] if "weights are not trained" in entry["reason"]]
+        # Of a channel its readers are regularised: here those of the residual stream, which that layer reads.
+        assert whole == [["conv1", "layer1.0.conv2"] if structure == "channel" else ["layer1.0.conv1"]]
+        fixed = "layer1.0.conv1.weight"
+        assert torch.equal(dense[fixed], pruned[fixed]) == (structure != "channel")
+        assert len(round_["units"]) > 0
+
+
 def test_two_processes_normalise_by_the_statistics_of_the_global_batch(tmp_path: Path) -> None:
     # Few steps: BatchNorm amplifies rounding from step to step, in one process with other sums just as much.
     changes: dict[str, Any] = {

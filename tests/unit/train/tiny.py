@@ -58,6 +58,25 @@ class WithoutBatchNorm(nn.Module):
         return logits
 
 
+def normalised_at_the_end() -> nn.Module:
+    """BatchNorm over a single pixel."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
+def partly_fixed() -> nn.Module:
+    model = resnet()
+    model.get_submodule("layer1.0.conv1").requires_grad_(False)
+    return model
+
+
 def no_convolution() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 

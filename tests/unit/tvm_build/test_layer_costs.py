@@ -17,7 +17,8 @@ from train.costs import CostTable, Extent, Ints, load_costs
 from tvm_build.bundle import read_bundle
 from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
-from tvm_build.network import Network
+from tvm_build.network import Network, Node, Port, Tensor
+from tvm_build.ops import Conv2d
 from tvm_build.precision import FLOAT32
 from tvm_build.recognize import recognize
 from tvm_build.tuning.layer_costs import costs_table, layer_grids
@@ -83,3 +84,14 @@ def test_the_measured_table_is_one_that_training_reads(small: tuple[Graph, Netwo
 def test_a_network_without_convolutions_has_no_table() -> None:
     with pytest.raises(UserError, match="no convolution"):
         layer_grids(Network({}, (), (), ()), 3)
+
+
+@pytest.mark.parametrize(("groups", "filters"), [(3, 48), (3, 60), (2, 12), (4, 48), (6, 18)])
+def test_the_grid_of_a_grouped_convolution_has_as_many_filters_in_each_group(groups: int, filters: int) -> None:
+    op = Conv2d(1, 12 * groups, 6, 6, filters, (3, 3), padding=(1, 1, 1, 1), groups=groups)
+    tensors = {"x": Tensor("x", (1, 12 * groups, 6, 6)), "y": Tensor("y", (1, filters, 6, 6))}
+    network = Network(tensors, (Node("a", op, ("x",), ("y",)),), (Port("x", "x"),), (Port("y", "y"),))
+    (grid,) = layer_grids(network, 4)
+    assert len(grid.filters) > 1
+    assert grid.filters[-1] == filters
+    assert all(count % groups == 0 for count in grid.filters)

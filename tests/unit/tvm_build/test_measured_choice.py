@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from tests.compile.onnx_models import conv, save, weights
 from tests.unit.tvm_build.fake_measurer import FACTS
 from tvm_build.fuse import fuse
-from tvm_build.gpu import gpu_by_name
+from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.import_onnx import import_onnx
-from tvm_build.kernels import default_schedule
+from tvm_build.kernels import Schedule, candidates, default_schedule
+from tvm_build.kernels.conv_tiling import ConvSchedule
+from tvm_build.layout import assign_layouts
 from tvm_build.network import Network, Node, Port, Tensor, zeros
-from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput
+from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput, with_images
 from tvm_build.precision import FLOAT32
 from tvm_build.recognize import recognize
+from tvm_build.storage import assign_memory
 from tvm_build.tuning.database import TrialRecord
 from tvm_build.tuning.forms import Forms
 from tvm_build.tuning.measurer import CandidateTimes
@@ -39,7 +43,10 @@ def half_empty(tmp_path: Path) -> Network:
     return recognize(import_onnx(path))
 
 
-def measured(ops: Sequence[Operator], times_ms: Sequence[float]) -> TunedSchedules:
+def measured(
+    ops: Sequence[Operator], times_ms: Sequence[float], schedules: Sequence[Schedule] = (), gpu: Gpu = GPU
+) -> TunedSchedules:
+    """A database of one trial of each operator, by default of its untuned schedule."""
     return TunedSchedules(
         (
             TrialRecord(
@@ -47,14 +54,16 @@ def measured(ops: Sequence[Operator], times_ms: Sequence[float]) -> TunedSchedul
                 target=GPU.name,
                 dtype="float32",
                 task=describe_operator(op),
-                schedule=describe_schedule(default_schedule(op, GPU)),
+                schedule=describe_schedule(schedule),
                 status="ok",
                 times=CandidateTimes(min_ms=ms, median_ms=ms, p90_ms=ms),
             )
-            for op, ms in zip(ops, times_ms, strict=True)
+            for op, ms, schedule in zip(
+                ops, times_ms, schedules or [default_schedule(op, GPU) for op in ops], strict=True
+            )
         ),
         "db.jsonl",
-        GPU,
+        gpu,
         FLOAT32,
     )
 
@@ -173,3 +182,76 @@ def test_layers_that_differ_after_the_sum_share_a_transform_and_a_product() -> N
         }
     assert forms.total_ms(times_ms) == forms.untuned_ms(times_ms) == 2.0
     assert forms.total_ms({}) is None
+
+
+PLAIN = Conv2d(1, 64, 16, 16, 64, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+WITH_SHORTCUT = replace(PLAIN, shortcut=Conv2d(1, 32, 32, 32, 64, (1, 1), stride=(2, 2)))
+
+
+@pytest.mark.parametrize("op", [PLAIN, WITH_SHORTCUT], ids=["plain", "with a shortcut"])
+@pytest.mark.parametrize(("images", "views"), [((), ()), ((), ("input0",)), (("input0", "output"), ())])
+def test_a_layer_was_measured_wherever_its_tensors_lay(
+    op: Conv2d, images: tuple[str, ...], views: tuple[str, ...]
+) -> None:
+    if op.shortcut is not None:
+        images, views = (("input1", *side) if side else () for side in (images, views))
+    tuned = measured([with_images(op, images, views)], [2.0])
+    assert tuned.measured_us([op]) == {op: 2000.0}
+    found = tuned.find(op)
+    assert found is not None
+    assert found.schedule in candidates(op, GPU)
+    assert found.measured_us == 2000.0
+
+
+def test_what_was_measured_right_here_goes_before_what_was_measured_elsewhere() -> None:
+    here, elsewhere = default_schedule(PLAIN, GPU), candidates(PLAIN, GPU)[1]
+    assert here != elsewhere
+    other = with_images(PLAIN, ["input0", "output"])
+    tuned = measured([PLAIN, other], [3.0, 1.0], [here, elsewhere])
+    found = tuned.find(PLAIN)
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (here, 3000.0)
+    found = measured([other], [1.0], [elsewhere]).find(PLAIN)
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (elsewhere, 1000.0)
+
+
+def test_a_schedule_for_other_tensors_is_not_taken_where_it_is_none() -> None:
+    """Single floats are read from a buffer alone."""
+    op = replace(PLAIN, columns=tuple(range(0, 9 * 64, 2)))
+    scalars = next(s for s in candidates(op, GPU) if isinstance(s, ConvSchedule) and s.gather == "lanes")
+    tuned = measured([op], [1.0], [scalars])
+    assert tuned.find(op) is not None
+    assert tuned.find(with_images(op, ["input0", "output"])) is None
+
+
+@pytest.mark.parametrize("memory", ["buffer", "image"])
+def test_a_choice_of_memory_holds_against_what_was_measured(memory: str) -> None:
+    gpu = with_memory(GPU, memory)
+    (right,) = {schedule.weights for schedule in candidates(PLAIN, gpu) if isinstance(schedule, ConvSchedule)}
+    schedules = {s.weights: s for s in reversed(candidates(PLAIN, GPU)) if isinstance(s, ConvSchedule)}
+    (wrong,) = (weights for weights in schedules if weights != right)
+    assert measured([PLAIN], [1.0], [schedules[wrong]], gpu).find(PLAIN) is None
+    found = measured([PLAIN] * 2, [1.0, 5.0], [schedules[wrong], schedules[right]], gpu).find(PLAIN)
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (schedules[right], 5000.0)
+
+
+def test_every_launch_of_a_measured_winograd_form_gets_its_measured_schedule() -> None:
+    """Where the tensors in between lie is chosen for the network as a whole, after the tasks were."""
+    op = replace(PLAIN, activation="relu")
+    constants = {"weight": weights(64, 64, 3, 3), "bias": zeros(64)}
+    names = "wxyz"
+    network = Network(
+        {name: Tensor(name, (1, 64, 16, 16)) for name in names},
+        tuple(Node(f"{a}{b}", op, (a,), (b,), constants) for a, b in pairwise(names)),
+        (Port("w", "w"),),
+        (Port("z", "z"),),
+    )
+    tasks = extract_tasks([assign_memory(assign_layouts(network), GPU)], GPU, FLOAT32)
+    tuned = measured([task.op for task in tasks], [1.0 if "F(4" in task.forms else 9.0 for task in tasks])
+    placed = assign_memory(assign_layouts(use_winograd(network, GPU, FLOAT32, tuned)), GPU)
+    ours = [node for node in placed.nodes if isinstance(node.op, Conv2d | WinogradInput | WinogradOutput)]
+    assert len(ours) == 9
+    assert any(node.op.views for node in ours)
+    assert all(tuned.find(node.op) is not None for node in ours)
