@@ -287,7 +287,7 @@ def sample_from_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
         UserError: the file is no such archive, or its images do not fit the network.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = archive["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: expected an archive with `images` ({error}): run the train stage again") from None

@@ -12,7 +12,7 @@ from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from tests.compile.onnx_models import conv, save, weights
 from tvm_build.bundle import read_bundle
-from tvm_build.compile import compile_onnx
+from tvm_build.compile import compile_onnx, sample_from_npz
 from tvm_build.config import BuildConfig
 from tvm_build.stage import run_build
 
@@ -41,6 +41,23 @@ def test_the_sample_is_what_the_user_gives(network: Path, tmp_path: Path) -> Non
     sample = np.linspace(-1, 1, 108, dtype=np.float32).reshape(1, 3, 6, 6)
     compile_onnx(network, tmp_path / "net.clbundle", sample={"x": sample})
     assert np.array_equal(np.load(tmp_path / "net.clbundle" / "input_0.npy"), sample)
+
+
+def test_an_output_that_is_constant_is_refused_in_one_line(tmp_path: Path) -> None:
+    nodes = [conv("a", "x", "y"), helper.make_node("Identity", ["anchors"], ["z"])]
+    constants = {"a.weight": weights(4, 3, 3, 3), "anchors": weights(1, 8)}
+    path = save(tmp_path / "net.onnx", nodes, {"x": [1, 3, 6, 6]}, ["y", "z"], constants)
+    with pytest.raises(UserError, match="output 'z' does not depend on the inputs: cut the network before it"):
+        compile_onnx(path, tmp_path / "net.clbundle")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut"])
+def test_samples_that_are_damaged_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    np.savez(tmp_path / "samples.npz", images=np.zeros((2, 3, 6, 6), np.float32))
+    data = (tmp_path / "samples.npz").read_bytes()
+    (tmp_path / "samples.npz").write_bytes(b"" if damage == "empty" else data[:-30])
+    with pytest.raises(UserError, match="expected an archive with `images`"):
+        sample_from_npz(tmp_path / "samples.npz", (1, 3, 6, 6))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
@@ -14,9 +15,11 @@ from tests.compile.onnx_models import Array, conv, save, weights
 from tvm_build.fuse import flatten_into_dense, fuse
 from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
+from tvm_build.kernels import candidates
+from tvm_build.kernels.dense import DenseSchedule, local_bytes
 from tvm_build.layout import assign_layouts
-from tvm_build.network import Generic, Network, Node, Tensor
-from tvm_build.ops import Conv2d, Dense, Elementwise, Pack, Unpack
+from tvm_build.network import Generic, Network, Node, Port, Tensor, View, zeros
+from tvm_build.ops import Conv2d, Dense, Elementwise, GlobalAverage, Pack, Unpack
 from tvm_build.recognize import recognize
 
 GPU = gpu_by_name("opencl-cpu")
@@ -204,6 +207,29 @@ def test_global_average_flatten_and_dense_are_one_launch(tmp_path: Path) -> None
     network = fused(path)
     assert operators(network) == ["Conv2d", "Dense"]
     assert_means_the_same(network, path, (2, 6, 5, 4))
+
+
+@pytest.mark.parametrize(("channels", "launches"), [(7168, 1), (8192, 2)])
+def test_a_pooled_dense_layer_stays_within_a_groups_local_memory(channels: int, launches: int) -> None:
+    pooled = GlobalAverage(1, channels, 7, 7)
+    dense = Dense(1, channels, 10)
+    shapes = {"x": (1, channels, 7, 7), "p": (1, channels, 1, 1), "v": (1, channels), "y": (1, 10)}
+    nodes = (
+        Node("pool", pooled, ("x",), ("p",)),
+        Node("flat", View(), ("p",), ("v",)),
+        Node("fc", dense, ("v",), ("y",), {"weight": weights(10, channels), "bias": zeros(10)}),
+    )
+    tensors = {name: Tensor(name, shape) for name, shape in shapes.items()}
+    gpu = gpu_by_name("adreno-640")
+    network = fuse(Network(tensors, nodes, (Port("x", "x"),), (Port("y", "y"),)), gpu)
+    ops = [node.op for node in network.nodes if not isinstance(node.op, View)]
+    assert len(ops) == launches
+    assert isinstance(ops[-1], Dense)
+    schedules = candidates(ops[-1], gpu)
+    assert len(schedules) > 0
+    for schedule in schedules:
+        assert isinstance(schedule, DenseSchedule)
+        assert local_bytes(ops[-1], schedule) <= gpu.local_bytes
 
 
 def test_the_affine_before_an_activation_network_s_convolution_is_depthwise(tmp_path: Path) -> None:

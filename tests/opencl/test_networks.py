@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from device.runner_client import Runner
 from device.target import open_target
 from structadmm.errors import UserError
 from tests.architectures import ARCHITECTURES, INPUT_SHAPE, build, randomise
+from tests.compile.onnx_models import conv, save, weights
 from tests.full_networks import network_of
 from train.models.cifar_resnet import cifar_resnet18
 from tvm_build.bundle import Bundle, read_bundle, write_bundle
@@ -67,6 +69,26 @@ def agrees(runner: Runner, path: Path, shape: tuple[int, ...], **options: str) -
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_the_network_computes_what_onnx_runtime_computes(name: str, runner: Runner, tmp_path: Path) -> None:
     agrees(runner, export(build(name), INPUT_SHAPE, tmp_path / f"{name}.onnx"), INPUT_SHAPE)
+
+
+def branches(path: Path, count: int) -> Path:
+    """As many convolutions as `count`, of three filters each, side by side."""
+    nodes = [conv(f"c{number}", "x", f"y{number}") for number in range(count)]
+    nodes.append(helper.make_node("Concat", [f"y{number}" for number in range(count)], ["y"], name="join", axis=1))
+    constants = {f"c{number}.weight": weights(3, 4, 1, 1, seed=number) for number in range(count)}
+    return save(path, nodes, {"x": [1, 4, 5, 5]}, ["y"], constants)
+
+
+def test_seventy_branches_are_joined_by_one_launch(runner: Runner, tmp_path: Path) -> None:
+    """DenseNet-264 joins 65 tensors."""
+    summary = agrees(runner, branches(tmp_path / "many.onnx", 70), (1, 4, 5, 5))
+    assert summary.launches == 73  # the convolutions, and conversions of input and output
+
+
+def test_more_branches_than_a_launch_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="join has 141 tensors, a launch takes 128: join some of them before it"):
+        compile_onnx(branches(tmp_path / "more.onnx", 140), tmp_path / "more.clbundle", target="opencl-cpu")
+    assert not (tmp_path / "more.clbundle").exists()
 
 
 def with_gaps(path: Path, out: Path, gap: int = 64 * 1024) -> Bundle:
