@@ -1,6 +1,7 @@
 """Runs that became no reference network, in `results/reference/attempts/NAME/`: what was tried, and how far it came.
 
-A folder holds `attempt.json`, written by hand, the configuration, and the history that the accuracy is read from.
+A folder holds `attempt.json`, written by hand, the configuration, and the history that the accuracy is read from; of
+runs that were exported and measured also `result.json`, whose accuracy, of the exported network, then counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from results.records import Positive, Record, read_record
+from results.records import Positive, Record, read_record, read_result
 from structadmm.errors import UserError
 
 SCHEMA = 1
@@ -43,13 +44,15 @@ class AttemptFolder:
         path: its folder.
         attempt: what was written about it.
         epochs: that were trained.
-        accuracy: percent of the test images after the last.
+        accuracy: percent of the test images after the last; of the exported network where there is one.
+        exported: whether there is.
     """
 
     path: Path
     attempt: Attempt
     epochs: int
     accuracy: float
+    exported: bool
 
 
 def list_attempts() -> list[AttemptFolder]:
@@ -67,6 +70,9 @@ def _open(path: Path) -> AttemptFolder:
     try:
         lines = [json.loads(line) for line in (path.parent / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         epochs = [line for line in lines if line["type"] == "epoch"]
-        return AttemptFolder(path.parent, attempt, len(epochs), float(epochs[-1]["test_accuracy"]))
+        accuracy, result = float(epochs[-1]["test_accuracy"]), path.parent / "result.json"
+        if result.exists():
+            accuracy = read_result(result).accuracy.pruned
+        return AttemptFolder(path.parent, attempt, len(epochs), accuracy, exported=result.exists())
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path.parent / 'history.jsonl'} is no history ({error}): restore the file") from None

@@ -28,12 +28,14 @@ class Settings:
         target: the GPU to compile for, or `auto`.
         dtype: of the kernels.
         measure: counts and times.
+        tuned: a tuning database, for both.
     """
 
     device: str
     target: str
     dtype: str
     measure: MeasureConfig
+    tuned: Path | None = None
 
 
 def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) -> Result:
@@ -64,12 +66,16 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
         gpu = choose_gpu(settings.target, target)
         dense_onnx = out / "baseline.onnx"
         export_dense(folder, dense_onnx)
-        bundles = {}
+        bundles: dict[str, Path] = {}
+        tuned: dict[str, Any] = {}
         for name, path in (("baseline", dense_onnx), ("pruned", folder.onnx)):
             bundles[name] = out / f"{name}.clbundle"
             with reporter.task(f"compiling {name} for {gpu}"):
-                summary = compile_onnx(path, bundles[name], target=gpu, dtype=settings.dtype)
+                summary = compile_onnx(path, bundles[name], target=gpu, dtype=settings.dtype, tuned=settings.tuned)
             reporter.say(f"{name}: {summary.launches} launches, compiled in {summary.compile_s:.1f} s for {gpu}")
+            if summary.tuned is not None:
+                reporter.say(f"{name}: {summary.tuned}")
+                tuned[name] = summary.tuned.record()
             if name == "baseline" and summary.macs != folder.network.macs.dense:
                 raise InvariantError(
                     f"the dense network of {folder.name} has {summary.macs:,} MACs, "
@@ -79,7 +85,7 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
     finally:
         target.close()
     write_json(out / "measurement.json", measurement)
-    result = _result(folder, measurement, settings)
+    result = _result(folder, measurement, settings, tuned)
     write_result(out / "result.json", result)
     return result
 
@@ -111,7 +117,7 @@ def export_dense(folder: Folder, path: Path) -> None:
     export_onnx(graph, state, path, batch=shape[0], metadata={"structadmm.network": "baseline, random weights"})
 
 
-def _result(folder: Folder, measurement: dict[str, Any], settings: Settings) -> Result:
+def _result(folder: Folder, measurement: dict[str, Any], settings: Settings, tuned: dict[str, Any]) -> Result:
     import structadmm
     from results.config import ReportConfig
     from results.device_figures import device_check, latencies
@@ -137,5 +143,6 @@ def _result(folder: Folder, measurement: dict[str, Any], settings: Settings) -> 
             "state": {name: measurement["environment"][name] for name in ("before", "after", "fixed_performance_mode")},
             "network": {ONNX: network.onnx_sha256, "made_by": network.commit},
             "baseline": "random weights",
+            **({"tuned": tuned} if tuned else {}),
         },
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.dense_baselines import best_dense_percent, list_baselines
 from pipeline.reference_networks import Folder, list_networks
+from pipeline.tuned_speed import read_tuned
 from results.figures import KIND_LABEL, milliseconds, times
 from results.markdown import markdown_table
 from results.records import Latency, Result, read_result
@@ -21,7 +22,7 @@ BEGIN = "<!-- headline: made by `python -m pipeline.headline` -->\n"
 END = "<!-- headline ends -->\n"
 _HEADS = (
     "Model", "Top-1 % best dense -> pruned", "CONV params", "MACs",
-    "Median ms (p10-p90)", "Speed-up (95 %)", "Again with",
+    "Median ms (p10-p90)", "Speed-up (95 % of the rounds)", "Both tuned", "Again with",
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def headline(folders: Sequence[Folder]) -> str:
 def _cells(folder: Folder, result: Result, dense: float) -> list[str]:
     network, latency = folder.network, result.latency_ms
     low, high = latency.speedup.ci95
+    tuned = read_tuned(folder)
     return [
         network.title,
         f"{dense:.2f} -> {network.accuracy.pruned:.2f}",
@@ -52,6 +54,7 @@ def _cells(folder: Folder, result: Result, dense: float) -> list[str]:
         ),
         f"{_spread(latency.baseline)} -> {_spread(latency.pruned)}",
         f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
+        "" if tuned is None else times(tuned.latency_ms.speedup.median),
         f"`structadmm deploy {folder.name}`",
     ]
 
@@ -67,8 +70,14 @@ def _conditions(result: Result) -> str:
     load = "" if "load_average" not in state else f", load {state['load_average'][0]:g} before"
     return (
         f"**{KIND_LABEL[latency.kind]}**, {latency.device}, {device['compute_units']} compute units{load}; "
-        f"{latency.baseline.samples} interleaved rounds; commit {environment['commit'][:10]}."
+        f"{latency.baseline.samples} interleaved rounds; commit {_short(environment['commit'])}."
+        + "".join(f" {warning[0].upper()}{warning[1:]}." for warning in latency.warnings)
     )
+
+
+def _short(commit: str) -> str:
+    digest, changed, _ = commit.partition("+")
+    return digest[:10] + (" and changes" if changed else "")
 
 
 def with_headline(text: str, table: str) -> str:

@@ -80,6 +80,9 @@ def deploy(
     device: Device = "local",
     target: Target = "auto",
     dtype: DType = "float32",
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", help="A tuning database of the device, for both networks.")
+    ] = None,
     runs: Annotated[
         int, typer.Option("--runs", min=20, max=1_000_000, help="Interleaved rounds that are timed.")
     ] = 200,
@@ -106,7 +109,7 @@ def deploy(
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
     folder = find_network(name)
-    settings = Settings(device, target, dtype, MeasureConfig(runs=runs))
+    settings = Settings(device, target, dtype, MeasureConfig(runs=runs), tuned)
     with tempfile.TemporaryDirectory(prefix="structadmm-deploy-") as scratch:
         result = deploy_network(folder, settings, out or Path(scratch), _reporter(as_json))
     if as_json:

@@ -17,6 +17,7 @@ from pipeline.predictions import Prediction, predict, read_prediction
 from pipeline.progress import console_reporter
 from pipeline.published import PUBLISHED, Published
 from pipeline.reference_networks import Folder, list_networks
+from pipeline.tuned_speed import read_tuned
 from results.figures import KIND_LABEL, milliseconds, times
 from results.markdown import markdown_table
 from results.records import Result, read_result
@@ -37,13 +38,17 @@ class Entry:
         folder: where it lies.
         result: of the run that made it.
         prediction: for a phone.
+        tuned: of both networks with tuned schedules, where that was measured.
         held_against: top-1 accuracy of the best dense network, percent.
+        has_peer: whether that was trained for as many epochs as the pruned one; else it is what pruning started from.
     """
 
     folder: Folder
     result: Result
     prediction: Prediction
+    tuned: Result | None
     held_against: float
+    has_peer: bool
 
 
 def read_entries() -> list[Entry]:
@@ -58,7 +63,9 @@ def read_entries() -> list[Entry]:
             folder,
             read_result(folder.path / "result.json"),
             read_prediction(folder),
+            read_tuned(folder),
             best_dense_percent(folder.network, baselines),
+            any(baseline.serves(folder.network) for baseline in baselines),
         )
         for folder in list_networks()
     ]
@@ -83,6 +90,10 @@ def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder], attempts
         ),
         map(_times, entries),
     )
+    tuned = markdown_table(
+        ("network, both tuned", "measured on", "ms dense -> pruned", "speed-up", "launches tuned"),
+        [_tuned(entry.folder.name, entry.tuned) for entry in entries if entry.tuned is not None],
+    )
     published = markdown_table(
         ("network", "CONV parameters", "MACs", "top-1 % dense -> pruned", "speed-up", "source"),
         map(_published, PUBLISHED),
@@ -91,7 +102,8 @@ def page(entries: Sequence[Entry], baselines: Sequence[BaselineFolder], attempts
         *(_INTRODUCTION, "## Our networks", sizes, _notes(entries)),
         *((_DENSE, dense) if baselines else ()),
         *((_TRIED, tried) if attempts else ()),
-        *(_SPEED, speeds, f"![Speed-up over compression]({LATENCY_PLOT})"),
+        *(_SPEED, speeds, *([tuned] if any(entry.tuned for entry in entries) else [])),
+        f"![Speed-up over compression]({LATENCY_PLOT})",
         *("## What others report", published, f"![Accuracy over compression]({ACCURACY_PLOT})"),
         _COMPARABLE,
     ]
@@ -121,39 +133,47 @@ ten times; the table above says how far off they are. What should close the dist
 - At ten times, a longer last retraining (78 epochs here, hundreds in the published schedules), distilled from the dense
   network that was trained on blends, which is better than the one that pruning starts from
   (`configs/resnet18_cifar10_10x_longer.toml`, not carried to the end).
-- At 55 times, work rather than epochs. Its loss on the training images stays twice that of the network of ten times;
-  four times as many epochs brought 0.3 points, and three ways to the same number of parameters, with 28 to 44 million
-  multiply-accumulates, end within 0.7 points of each other, the one with the fewest last. What is left could be put
-  where images are large, as far as the latency allows: 9.4 times faster is more than the 7.6 that are asked for.
+- At 55 times, perhaps work rather than epochs. Its loss on the training images stays twice that of the network of ten
+  times. Three ways to the same number of parameters, with 28 to 44 million multiply-accumulates, end within 0.8 points
+  of each other, the one with the fewest last, and the one with four times as many epochs, distilled on blends, 0.3
+  points before the next: single runs that differ in several ways at once, so a guess and no finding. More
+  multiply-accumulates for the same parameters cost speed: on the host there is some left, on a phone by the predictions
+  below there is not.
 - Not tried to the end: columns allotted to early layers beyond what their sensitivity says. Sensitivities times
   (positions that use a weight) to the power of 0.6 gave 57 instead of 31 million multiply-accumulates, and 83.7 instead
   of 84.2 % after three epochs of retraining (by hand, once each), which is too early to tell.
 
 For scale: the published network of 59.84 times fewer parameters is 0.6 points under a dense one of 93.79 %;
-[others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train the same dense network on the same images to
-95.43 %. The better the dense network, the harder the aim; ours is the best of three.
+[others](https://github.com/afzalxo/ResNet-Simplified-Pytorch) train the same architecture on the original images, all
+50,000 of them, to 95.43 % in the best epoch, which compares with nothing here. The better the dense network, the harder
+the aim; ours is the best of three.
 
-Below are runs that became no reference network, by the code of their day; accuracies are those of the last epoch, in
-the precision of training."""
+Below are runs that became no reference network, by the code of their day; accuracies are those of the exported network,
+or, with a star, of the last epoch in the precision of training."""
 
 _SPEED = """## How fast they are
 
-Measured times are medians over interleaved rounds, with the 95 % interval of their ratio; `structadmm deploy NAME`
-measures both networks again, with `--device` on a phone. Predicted times are by the [cost model](cost-model.md), each
-believed within the factor that is given; **none of these was measured on a phone**."""
+Measured times are medians over interleaved rounds, with the 95 % interval of their ratio over these;
+`structadmm deploy NAME` measures both networks again, with `--device` on a phone. Where schedules of both networks were
+searched on the device ([tuning](tuning.md)), that is in the second table (`deploy NAME --tuned DB`). Predicted times
+are by the [cost model](cost-model.md), each believed within the factor that is given; **none of these was measured on a
+phone**."""
 
 _COMPARABLE = """## What can be compared, and what cannot
 
 - **Compression**: CONV parameters are counted as the StructADMM paper counts them, weights of convolutions that are
   kept, without the indices that say where they belong; all parameters and multiply-accumulates are beside them.
-- **Accuracy**: only of the same images, which are named above. Ours is that of the last epoch, by ONNX Runtime on the
-  exported file; published ones may be those of the best epoch.
-- **Training**: a pruned network may gain from nothing but the epochs that pruning takes. The configurations for
-  CIFAR-10 therefore train a dense network for as many in all ([reproducing-cifar10.md](reproducing-cifar10.md)), and
-  the difference in the table is from that one.
+- **Accuracy**: only of the same images, which are named above. Ours is that of the last epoch, of pruned networks and
+  of those that they are held against by ONNX Runtime on the exported file; of dense networks left of an arrow as it was
+  counted in the precision of training, a few images off. Published ones may be those of the best epoch.
+- **Training**: a pruned network may gain from nothing but the epochs that pruning takes. For ResNet-18 on CIFAR-10 a
+  dense network is therefore trained for as many in all ([reproducing-cifar10.md](reproducing-cifar10.md)), and the
+  difference in the table is from that one. The others are held against the network that was pruned, which the table
+  says, with 50 epochs less.
 - **Latency**: published speed-ups divide by dense networks of other compilers on other devices, and a slow dense
-  network makes a fine ratio. Both of ours are compiled and timed alike, with the best kernels we have. Host figures say
-  nothing about a phone."""
+  network makes a fine ratio. Both of ours are compiled and timed alike, with kernels of ours, scheduled by the cost
+  model; where both were also tuned on the device, that is a row of its own. Intervals are of the rounds of one process:
+  between processes and hours of this machine a ratio moves by more. Host figures say nothing about a phone."""
 
 
 def accuracy_points(entries: Sequence[Entry]) -> list[Point]:
@@ -199,7 +219,8 @@ def _sizes(entry: Entry) -> tuple[str, ...]:
     return (
         f"[{network.title}](../results/reference/networks/{name})",
         f"{network.accuracy.dense:.2f} -> {network.accuracy.pruned:.2f}",
-        f"{network.accuracy.pruned - entry.held_against:+.2f} points",
+        f"{network.accuracy.pruned - entry.held_against:+.2f} points"
+        + ("" if entry.has_peer else ", over its own start"),
         *(
             f"{counts.dense:,} -> {counts.pruned:,} ({times(counts.ratio)})"
             for counts in (network.conv_params, network.params, network.macs)
@@ -224,7 +245,7 @@ def _attempt(folder: AttemptFolder) -> tuple[str, ...]:
         f"[{attempt.title}](../results/reference/attempts/{folder.path.name})",
         f"{times(attempt.conv_reduction)} fewer",
         str(folder.epochs),
-        f"{folder.accuracy:.2f}",
+        f"{folder.accuracy:.2f}{'' if folder.exported else '*'}",
         attempt.lesson,
     )
 
@@ -241,6 +262,22 @@ def _times(entry: Entry) -> tuple[str, ...]:
         f"{milliseconds(predicted.dense_ms)} -> {milliseconds(predicted.pruned_ms)}, "
         f"launches {milliseconds(predicted.dense_launch_ms)} and {milliseconds(predicted.pruned_launch_ms)} of it",
         times(predicted.speed_up),
+    )
+
+
+def _tuned(name: str, result: Result) -> tuple[str, ...]:
+    latency, use = result.latency_ms, result.environment["tuned"]
+    low, high = latency.speedup.ci95
+    shares = [
+        f"{len(use[network]['tuned'])} of {len(use[network]['tuned']) + len(use[network]['untuned'])} {what}"
+        for network, what in (("baseline", "dense"), ("pruned", "pruned"))
+    ]
+    return (
+        name,
+        f"{latency.device} ({KIND_LABEL[latency.kind]})",
+        f"{milliseconds(latency.baseline.median)} -> {milliseconds(latency.pruned.median)}",
+        f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
+        ", ".join(shares),
     )
 
 

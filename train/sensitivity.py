@@ -37,12 +37,14 @@ class Damage:
         halvings: rising, from 0.
         values: the damage there, in nats per image, from 0.
         slope: of the last piece, and beyond it.
+        measured: (units kept, divergence) of each trial, as they came.
     """
 
     alive: int
     halvings: tuple[float, ...]
     values: tuple[float, ...]
     slope: float
+    measured: tuple[tuple[int, float], ...] = ()
 
     @staticmethod
     def of(alive: int, kept: Sequence[int], measured: Sequence[float], least_slope: float) -> Damage:
@@ -62,7 +64,7 @@ class Damage:
             slope = max(slope, (highest - values[-1]) / step)
             halvings.append(halvings[-1] + step)
             values.append(values[-1] + slope * step)
-        return Damage(alive, tuple(halvings), tuple(values), slope)
+        return Damage(alive, tuple(halvings), tuple(values), slope, tuple(zip(kept, measured, strict=True)))
 
     def at(self, keep: Ints) -> Floats:
         """The damage when `keep` units, at least one, stay."""

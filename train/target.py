@@ -105,10 +105,7 @@ class Budget:
             dict(zip(names, keeps, strict=True)),
             dict(zip(names, model.alive, strict=True)),
             size,
-            {
-                name: [(keep, float(value)) for keep, value in zip(_tried(damage), damage.values[1:], strict=True)]
-                for name, damage in zip(names, measured, strict=True)
-            },
+            {name: list(damage.measured) for name, damage in zip(names, measured, strict=True)},
         )
 
     def settle(self, keeps: Mapping[str, int], state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Allocation:

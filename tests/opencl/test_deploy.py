@@ -15,6 +15,7 @@ from export.onnx_export import OnnxNetwork
 from pipeline.cli import run_command_line
 from pipeline.deploy import Settings, deploy
 from pipeline.reference_networks import NETWORK, find_network, list_networks
+from pipeline.shipped_tuning import DIRECTORY
 from structadmm.errors import InvariantError
 from structadmm.progress import SilentReporter
 
@@ -47,6 +48,16 @@ def test_a_network_is_measured_against_its_dense_self_without_training(deployed:
     assert np.abs(other - expected).max() > 0.1
     # Fifteen times less work, on whatever busy machine.
     assert result["latency_ms"]["speedup"]["median"] > 1.0
+
+
+def test_both_networks_are_measured_with_tuned_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    (database,) = DIRECTORY.glob("*.jsonl")
+    command = ["deploy", FOLDER.name, "--runs", "20", "--target", "opencl-cpu", "--tuned", str(database), "--json"]
+    assert run_command_line(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    used = result["environment"]["tuned"]
+    assert {use["database"] for use in used.values()} == {database.name}
+    assert all(len(used[network]["tuned"]) > 0 for network in ("baseline", "pruned"))
 
 
 def test_the_compiled_network_classifies_as_many_images_rightly_as_it_states(

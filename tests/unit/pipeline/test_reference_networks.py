@@ -16,6 +16,7 @@ from pipeline.published import PUBLISHED
 from pipeline.reference_networks import NETWORK, ONNX, WEIGHTS, Folder, find_network, list_networks, networks_dir
 from pipeline.results_page import accuracy_points, files, read_entries, speed_points
 from pipeline.run_config import load_run_config
+from pipeline.tuned_speed import read_tuned
 from results.records import read_result
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
@@ -82,7 +83,10 @@ def test_a_damaged_attempt_or_history_is_refused_in_one_line(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"history\.jsonl is no history"):
         list_attempts()
     (folder / "history.jsonl").write_text('{"type": "epoch", "test_accuracy": 50.0}\n')
-    assert [(found.epochs, found.accuracy) for found in list_attempts()] == [(1, 50.0)]
+    assert [(found.epochs, found.accuracy, found.exported) for found in list_attempts()] == [(1, 50.0, False)]
+    shutil.copy(EMBEDDED[0].path / "result.json", folder)
+    exported = read_result(folder / "result.json").accuracy.pruned
+    assert [(found.epochs, found.accuracy, found.exported) for found in list_attempts()] == [(1, exported, True)]
     (folder / "attempt.json").write_text('{"schema": 1, "title": "t", "conv_reduction": -2.0, "lesson": "l"}')
     with pytest.raises(UserError, match="conv_reduction"):
         list_attempts()
@@ -114,6 +118,20 @@ def test_a_prediction_of_another_network_or_none_is_refused_in_one_line(copy: Pa
         with pytest.raises(UserError, match=complaint) as refused:
             read_prediction(folder)
         assert "\n" not in str(refused.value)
+
+
+def test_a_tuned_measurement_of_another_network_is_refused_in_one_line(copy: Path) -> None:
+    (copy / "tuned.json").unlink(missing_ok=True)
+    folder = find_network(str(copy))
+    assert read_tuned(folder) is None
+    values = json.loads((copy / "result.json").read_text())
+    values["environment"]["network"] = {"pruned.onnx": folder.network.onnx_sha256}
+    (copy / "tuned.json").write_text(json.dumps(values))
+    assert read_tuned(folder) is not None
+    values["environment"]["network"] = {"pruned.onnx": 64 * "0"}
+    (copy / "tuned.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"tuned\.json is of another network than .*pruned\.onnx"):
+        read_tuned(folder)
 
 
 def test_what_is_predicted_of_a_network_is_what_its_compilation_says(copy: Path) -> None:

@@ -341,6 +341,7 @@ def test_damage_is_convex_and_never_below_what_was_measured(alive: int, measured
     assert (np.diff(steps) >= -1e-9).all()
     for keep, value in zip(kept, measured, strict=False):
         assert damage.at(np.array(keep)) >= value - 1e-9
+    assert damage.measured == tuple(zip(kept, measured, strict=False))
 
 
 def test_measuring_leaves_the_network_as_it_was_and_sees_a_useless_layer() -> None:
