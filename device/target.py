@@ -123,13 +123,22 @@ def open_target(device: str, reporter: Reporter | None = None) -> Target:
         UserError: there is no such target.
         DeviceError: it is there and cannot be used.
     """
+    check_device_name(device)
     scheme, _, rest = device.partition(":")
     if scheme == "local":
         from device.local_target import LocalTarget
 
         return LocalTarget(rest)
-    if scheme == "adb":
-        from device.adb_target import open_adb_target
+    from device.adb_target import open_adb_target
 
-        return open_adb_target(device, reporter=reporter)
-    raise UserError(f"unknown device {device!r}: expected local, local:PART-OF-A-NAME, adb:SERIAL or adb:HOST:PORT")
+    return open_adb_target(device, reporter=reporter)
+
+
+def check_device_name(device: str) -> None:
+    """Whether `device` has one of the forms that a `--device` option takes; nothing is looked for.
+
+    Raises:
+        UserError: it has not.
+    """
+    if device.partition(":")[0] not in ("local", "adb"):
+        raise UserError(f"unknown device {device!r}: expected local, local:PART-OF-A-NAME, adb:SERIAL or adb:HOST:PORT")

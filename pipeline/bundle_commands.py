@@ -159,6 +159,7 @@ def execute(
 ) -> None:
     """Run a bundle once on arrays from .npy files."""
     arrays = [_load_array(path) for path in inputs]
+    _check_arrays(bundle, inputs, arrays)
     for path in outputs:
         refuse_folder(path)
     with _runner(device) as runner:
@@ -278,6 +279,24 @@ def _runner(device: str, *, quiet: bool = False) -> Iterator[Runner]:
         yield Runner(target)
     finally:
         target.close()
+
+
+def _check_arrays(bundle: Path, paths: list[Path], arrays: list[Any]) -> None:
+    """Name the file that does not fit: the runner is given copies by other names."""
+    from structadmm.files import read_json
+
+    if not (bundle / "manifest.json").is_file():
+        return  # what is wrong with it is the runner's to say
+    expected = read_json(bundle / "manifest.json", schema=1)["inputs"]
+    if len(arrays) != len(expected):
+        names = ", ".join(entry["name"] for entry in expected)
+        raise UserError(f"{bundle} has the inputs {names}, {len(arrays)} --input given: give one for each, in order")
+    for path, array, entry in zip(paths, arrays, expected, strict=True):
+        if list(array.shape) != entry["shape"] or str(array.dtype) != entry["dtype"]:
+            raise UserError(
+                f"--input {path} is {array.dtype} {list(array.shape)}, {bundle} takes {entry['dtype']} "
+                f"{entry['shape']} as {entry['name']}: convert it"
+            )
 
 
 def _load_array(path: Path) -> Any:

@@ -173,7 +173,7 @@ def _check_shapes(what: str, shapes: list[tuple[int, ...]], data: Dataset) -> in
         told = " and ".join(str(list(shape)) for shape in shapes) or "nothing"
         raise UserError(
             f"{what} takes {told}, the images of {data.name} are [N, {', '.join(map(str, data.image_shape))}]: "
-            "choose the data set that the network was trained on"
+            "choose the data set that the network was trained on, with --set train.data.kwargs.size=N its size"
         )
     return shapes[0][0]
 

@@ -92,7 +92,10 @@ def _export_model(
         raise UserError(
             f"--set: a MODEL has the section export only, got {', '.join(sorted(set(values) - {'export'}))}"
         )
-    config = validate(ExportConfig, values["export"], "--set")
+    batches = {example.shape[0] for example in examples}
+    if len(batches) == 1:
+        values["export"].setdefault("batch", batches.pop())
+    config = validate(ExportConfig, values["export"], "--set or --shape")
     with staged_folder(out, last="export.json") as folder:
         record = export_network(
             build_network(entry, weights),
@@ -108,7 +111,8 @@ def _export_model(
         return
     conv, macs, checks = record["conv_params"], record["macs"], record["checks"]
     typer.echo(
-        f"{out}: {conv['ratio']:.2f}x fewer CONV parameters, {macs['ratio']:.2f}x fewer MACs; largest difference "
+        f"{out}: batch {config.batch}, {conv['ratio']:.2f}x fewer CONV parameters, {macs['ratio']:.2f}x fewer MACs; "
+        "largest difference "
         f"{checks['masked_vs_shrunk']:.1e} shrunk, {checks['shrunk_vs_onnx']:.1e} on ONNX Runtime"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,10 @@ def evaluate(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Refuse data whose checksum is not the published one.")
     ] = True,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="train.data.KEY=VALUE", help="As train.data.kwargs.size=48."),
+    ] = None,
     device: Device = "local",
     target: Target = "auto",
     dtype: DType = "float32",
@@ -42,10 +46,15 @@ def evaluate(
     """Count the test images that a network classifies rightly: in ONNX Runtime, and compiled, on a device."""
     from pipeline.evaluate import data_digest
     from pipeline.evaluate import evaluate as evaluate_network
+    from pipeline.toml_config import apply_overrides, validate
     from train.config import DataConfig
     from train.data import load_dataset
 
-    dataset = load_dataset(DataConfig(name=data, root=root, verify=verify))
+    given: dict[str, Any] = {"train": {"data": {"name": data, "root": root, "verify": verify}}}
+    values = apply_overrides(given, overrides or [])
+    if set(values) != {"train"} or set(values["train"]) != {"data"}:
+        raise UserError(f"--set {' '.join(overrides or [])}: only train.data can be set here")
+    dataset = load_dataset(validate(DataConfig, values["train"]["data"], "train.data"))
     answers, told = evaluate_network(
         path, dataset, device=device, target=target, dtype=dtype, reporter=_reporter(as_json)
     )

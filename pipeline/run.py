@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tomli_w
 
+from device.target import check_device_name
 from pipeline.run_config import RunConfig
 from pipeline.run_directory import RECORD, SCHEMA, RunDirectory, open_run_directory
 from pipeline.stages import STAGE_BY_NAME, STAGE_NAMES, Stage, StageContext
@@ -58,6 +59,10 @@ def run_stages(
     if forced_from is not None and forced_from not in STAGE_BY_NAME:
         raise UserError(f"--from {forced_from}: no such stage: choose one of {', '.join(STAGE_NAMES)}")
     _refuse_foreign_directory(out, config)
+    check_device_name(device)
+    tuned = config.build.tuned
+    if "build" in stages and isinstance(tuned, Path) and not tuned.is_file():
+        raise UserError(f"build.tuned: there is no tuning database {tuned}: make it with `structadmm tune`")
     if "measure" in stages and not (out / "measure").exists():
         _refuse_missing_device(device)
     forced = STAGE_NAMES[STAGE_NAMES.index(forced_from) :] if forced_from else ()

@@ -98,6 +98,8 @@ def _explain(model: type[BaseModel], place: tuple[int | str, ...], problem: Any)
         return f"{_section(place[:-1])} needs a key {place[-1]!r}"
     message = " ".join(str(problem["msg"]).removeprefix("Value error, ").split())
     message = message.replace("Input should", "expected it to", 1)
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(problem["input"], dict):
+        return f"{_section(place)} is one table, expected a list of tables: write [[{'.'.join(map(str, place))}]]"
     if isinstance(problem["input"], dict | list) or not place:
         return f"{_section(place)}: {message}"
     section = f"{_section(place[:-1])} " if place[:-1] else ""

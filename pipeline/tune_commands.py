@@ -148,7 +148,7 @@ def merge(
 def layer_costs(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|RUN", help="The dense network, or a run of it.")],
     *,
-    out: Annotated[Path, typer.Option("--out", help="The table, as [train] takes it for a latency target.")],
+    out: Annotated[Path, typer.Option("--out", help="The table, as a latency target under train takes it.")],
     device: Device = "local",
     target: Target = None,
     dtype: DType = "float32",

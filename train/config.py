@@ -120,8 +120,10 @@ class TargetConfig(_Section):
     def _one_budget(self) -> TargetConfig:
         if (self.reduction is None) == (self.limit is None):
             raise ValueError("a target has either a reduction (such as 4.0) or a limit: give one of them")
-        if (self.costs is not None) != (self.measure == "latency"):
-            raise ValueError("costs is the table of a latency target: give it with measure = 'latency', and only then")
+        if self.measure == "latency" and self.costs is None:
+            raise ValueError("a latency target needs costs, the table that `structadmm layer-costs` measures: give it")
+        if self.measure != "latency" and self.costs is not None:
+            raise ValueError(f"costs is the table of a latency target, the measure is {self.measure!r}: leave it out")
         return self
 
 

@@ -173,6 +173,11 @@ class Loop:
             test_images=dataset.test_images.to(device),
             test_labels=dataset.test_labels.to(device),
         )
+        if self.batches(0).steps == 0:
+            raise UserError(
+                f"{len(dataset.train_labels)} training images are left, expected at least "
+                f"{max(2, accelerator.num_processes)}: lower train.data.held_out, or give more images"
+            )
         self.teacher: Callable[[Tensor], Tensor] | None = None
         self.living: LivingPart | None = None
 

@@ -18,6 +18,7 @@ from train.unread import living_units
 
 PhaseKind = Literal["dense", "admm", "retrain"]
 
+NOT_NAMED = "no pattern names it"
 _FIXED = "its weights are not trained (requires_grad is False)"
 
 
@@ -151,7 +152,7 @@ def _plan_layers(
         rate = rates.of_layer(layer.name)
         reason = None
         if rate is None:
-            reason = "no pattern names it"
+            reason = NOT_NAMED
         elif layer.parameter in network.fixed:
             reason = _FIXED
         elif config.structure == "column" and layer.transposed:
@@ -220,7 +221,7 @@ def _plan_groups(
         if group.frozen is not None:
             reason = group.frozen
         elif rate is None:
-            reason = "no pattern names it"
+            reason = NOT_NAMED
         elif not config.linear and not any(part.parameter in convolutions for part in group.producers):
             reason = "linear layer (linear = true prunes it)"
         elif rates.uniform and not config.first_layer and any(part.parameter == first for part in group.producers):

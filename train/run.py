@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from structadmm.errors import UserError
 from structadmm.graph import capture
+from structadmm.graph.count import unread_parameters
 from structadmm.progress import Reporter, SilentReporter
 from train import foreach
 from train.admm import Admm, Residual
@@ -95,6 +96,12 @@ class TrainingRun:
         self._constants = {name: state[name] for name, entry in graph.state.items() if entry.kind == "constant"}
         fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         self.network = Network.of(graph, fixed)
+        unused = unread_parameters(graph)
+        if unused:
+            self._reporter.say(
+                f"warning: {', '.join(unused[:3])}{' and others' if len(unused) > 3 else ''} reach no output: "
+                "they are neither pruned nor counted"
+            )
         if not self.network.layers:
             raise UserError(
                 f"model {config.model.entry!r} has no convolution to prune: set train.model.entry to a network that has"
@@ -114,7 +121,8 @@ class TrainingRun:
         if earlier is not None:
             self._position = Position(global_epoch=earlier.epochs)
             self.masks = {name: mask.to(self._accelerator.device) for name, mask in earlier.masks.items()}
-        dry_run(config.rounds, self.network, graph, self._state(), self.masks)
+        for note in dry_run(config.rounds, self.network, graph, self._state(), self.masks):
+            self._reporter.say(note)
         if self._main:
             for stale in out.glob(".*.tmp"):
                 stale.unlink()  # half-written by a process that was killed
@@ -154,7 +162,7 @@ class TrainingRun:
         config = self._config.rounds[phase.round] if phase.round >= 0 else None
         if phase.kind == "admm" and config is not None:
             plan = self._plan(phase.round, config)
-            if phase.epochs:
+            if phase.epochs and plan.constraints:
                 admm = Admm(
                     self._parameters,
                     _constraints_of_update(plan, config, 0),

@@ -110,15 +110,21 @@ def model_kwargs(config: ModelConfig, dataset: Dataset) -> dict[str, Any]:
 def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> None:
     images = dataset.normalised(dataset.test_images[:2])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = model.eval()(images)
+            # On a copy: a step in training mode moves running statistics.
+            trained = copy.deepcopy(model).train()(images)
     except Exception as error:  # the user's code may raise anything
         problem = (str(error) or type(error).__name__).replace("\n", " ")[:300]
         raise UserError(f"model {config.entry!r} does not take images {tuple(images.shape)}: {problem}") from error
     expected = (2, len(dataset.classes))
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"model {config.entry!r} maps {tuple(images.shape)} to {found}, expected logits {expected}")
+    for mode, found in (("", logits), (" while training", trained)):
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
+            told = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise UserError(
+                f"model {config.entry!r} maps {tuple(images.shape)} to {told}{mode}, expected logits {expected}: "
+                "return the logits alone"
+            )
 
 
 def _load_weights(path: Path, model: nn.Module, option: str) -> None:

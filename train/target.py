@@ -20,7 +20,7 @@ from train.footprint import Footprint
 from train.footprint_model import FootprintModel
 from train.layers import Network
 from train.masking import all_supports
-from train.rounds import RoundPlan, plan_round
+from train.rounds import NOT_NAMED, RoundPlan, plan_round
 from train.sensitivity import Damage, measure_damage, trial_counts
 
 #: A budget is met when at least this share of it is used.
@@ -234,19 +234,40 @@ def dry_run(
     graph: Graph,
     state: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-) -> None:
+) -> list[str]:
     """Plan all rounds on the initial weights and masks, so that a mistake in the last is found before the first epoch.
 
+    Returns:
+        What a person should know: layers that a pattern names and that stay whole all the same.
+
     Raises:
-        UserError: a pattern names no layer, or a target cannot be met.
+        UserError: a pattern names no layer, a target cannot be met, or a round has nothing to prune.
     """
-    for config in rounds:
+    notes = []
+    for number, config in enumerate(rounds, start=1):
         if config.target is None:
             plan = plan_round(config, network, masks)
+            notes += _left_whole(number, config, plan)
         else:
             budget = Budget(config, network, graph)
             plan = budget.plan(budget.allocate(state, masks, lambda _, alive: neutral(alive)).keeps, masks)
         masks = masks_after(plan.constraints, state, masks, network.coupling.groups)
+    return notes
+
+
+def _left_whole(number: int, config: RoundConfig, plan: RoundPlan) -> list[str]:
+    rates = config.sparsity.values() if isinstance(config.sparsity, Mapping) else [config.sparsity or 0.0]
+    if not plan.constraints and max(rates) > 0:
+        told = [entry for entry in plan.unpruned if entry.reason != NOT_NAMED]
+        reasons = "; ".join(f"{', '.join(entry.layers)}: {entry.reason}" for entry in told[:4])
+        raise UserError(
+            f"round {number} ({config.structure}) has nothing to prune ({reasons or 'there is no such layer'}): "
+            "name other layers, or take the round out"
+        )
+    if not isinstance(config.sparsity, Mapping):
+        return []
+    named = [entry for entry in plan.unpruned if entry.reason != NOT_NAMED]
+    return [f"round {number}: {', '.join(entry.layers)} stays whole: {entry.reason}" for entry in named]
 
 
 def as_toml(rates: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from structadmm.graph.atoms import convolution_groups
-from structadmm.graph.ir import Graph, Node, StateRef
+from structadmm.graph.ir import Graph, Node, StateRef, leaves
 from structadmm.graph.operators import ROLES
 
 
@@ -53,7 +53,7 @@ class Counts:
 
     Attributes:
         conv_params: weights of convolutions, as the paper counts them: kept filters times kept columns.
-        params: all parameters; weights count as in `conv_params`, everything else in full.
+        params: all parameters that are read; weights count as in `conv_params`, everything else in full.
         macs: multiply-accumulates of convolutions and linears for one sample.
         activations: output elements of convolutions and linears for one sample.
         layers: one entry per convolution and linear, in order of execution.
@@ -84,10 +84,11 @@ def count(graph: Graph, state: Mapping[str, Tensor] | None = None) -> Counts:
             weights[layer.parameter] = layer.params
             if role != "linear":
                 convolutions.add(layer.parameter)
+    unread = set(unread_parameters(graph))
     params = sum(
         weights.get(name, math.prod(entry.shape))
         for name, entry in graph.state.items()
-        if entry.kind == "parameter" and entry.alias_of is None
+        if entry.kind == "parameter" and entry.alias_of is None and name not in unread
     )
     return Counts(
         sum(weights[name] for name in convolutions),
@@ -96,6 +97,16 @@ def count(graph: Graph, state: Mapping[str, Tensor] | None = None) -> Counts:
         sum(layer.activations for layer in layers),
         tuple(layers),
     )
+
+
+def unread_parameters(graph: Graph) -> list[str]:
+    """Names of the parameters that nothing on the way to an output reads."""
+    read = {ref.name for node in graph.nodes for ref in leaves(node, StateRef)}
+    return [
+        name
+        for name, entry in graph.state.items()
+        if entry.kind == "parameter" and (entry.alias_of or name) not in read
+    ]
 
 
 def filter_matrices(node: Node, weight: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from structadmm.graph.ir import (
     TorchConstant,
     Training,
     check_references,
+    leaves,
     map_argument,
 )
 from structadmm.graph.operators import ROLES
@@ -58,6 +59,8 @@ class Captured(NamedTuple):
 
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
     """Trace `model` into a `Graph` that reproduces it in evaluation and in training mode.
+
+    Layers whose results reach no output are left out; the state has their tensors all the same.
 
     The model is exported in evaluation mode at the given batch, and in training mode at another batch; a flag that
     differs follows the mode, a size that differs follows the batch. The model's own mode is restored.
@@ -92,13 +95,24 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> Captured:
         graph, constants = _export(model, inputs)
         # Buffers that the model only reads are state_dict entries or non-persistent constants.
         state = {**_named_state(model), **constants}
-        graph = _generalise(model, inputs, graph)
+        graph = _without_dead_nodes(_generalise(model, inputs, graph))
         check_references(graph)
         _check_same(model, inputs, graph, state)
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]
     return Captured(graph, state)
+
+
+def _without_dead_nodes(graph: Graph) -> Graph:
+    """`graph` without what reaches no output, such as a head whose result is not returned; its inputs stay."""
+    wanted = {ref.node for ref in graph.outputs}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node.name in wanted or node.op == "input":
+            nodes.append(node)
+            wanted.update(ref.node for ref in leaves(node, Ref))
+    return replace(graph, nodes=tuple(reversed(nodes)))
 
 
 def _named_state(model: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,10 @@ def load_dataset(config: DataConfig) -> Dataset:
             problem = (str(error) or type(error).__name__).replace("\n", " ")[:300]
             raise UserError(f"data {config.name!r} with kwargs {config.kwargs} does not load: {problem}") from error
         if not isinstance(dataset, Dataset):
-            raise UserError(f"data {config.name!r} returned a {type(dataset).__name__}, expected a train.data.Dataset")
+            raise UserError(
+                f"data {config.name!r} returned a {type(dataset).__name__}, expected a train.data.Dataset: "
+                "docs/training.md shows one, under 'Images of your own'"
+            )
         return dataset
     if config.name not in DATASETS:
         near = difflib.get_close_matches(config.name, DATASETS, n=2) or DATASETS

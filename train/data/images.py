@@ -84,10 +84,21 @@ def read_image(path: Path, size: int) -> Tensor:
             image.draft("RGB", (2 * size, 2 * size))
             side = min(image.size)
             left, top = (image.width - side) / 2, (image.height - side) / 2
-            square = image.convert("RGB").resize(
-                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+            square = (
+                _of_eight_bits(image)
+                .convert("RGB")
+                .resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
             )
     except Exception as error:  # damaged files fail in as many ways as there are formats
         problem = str(error).replace("\n", " ")[:200]
         raise UserError(f"{path} is not an image that can be read ({problem}): restore or remove it") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts off what does not fit into eight bits: nearly all of an image of sixteen."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, of 32 bits and an unknown range, expected 8 or 16")
+    return image

@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from export.foreign import build_network, example_inputs, read_weights
+from export.onnx_export import OnnxNetwork
 from pipeline.cli import run_command_line
 from structadmm.errors import UserError
 from structadmm.graph.save import load_network
@@ -131,6 +133,15 @@ def test_an_export_that_fails_leaves_the_one_before_as_it_was(
     (tmp_path / "file").touch()
     assert run_command_line(["export", ENTRY, "--out", str(tmp_path / "file"), "--shape", shape]) == 2
     assert "is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_the_batch_of_the_shape_is_the_batch_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", ENTRY, "--shape", "4," + ",".join(map(str, INPUT_SHAPE[1:])), "--out"]
+    assert run_command_line([*command, str(tmp_path / "four")]) == 0
+    assert "four: batch 4, " in capsys.readouterr().out
+    assert OnnxNetwork(onnx.load(tmp_path / "four" / "pruned.onnx"))(torch.zeros(4, *INPUT_SHAPE[1:]))[0].shape[0] == 4
+    assert run_command_line([*command, str(tmp_path / "two"), "--set", "export.batch=2"]) == 0
+    assert "two: batch 2, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

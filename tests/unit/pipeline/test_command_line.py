@@ -114,6 +114,16 @@ def test_wrong_usage_ends_in_one_line_and_status_2(
     assert expected.lower() in refused(capsys, *arguments).lower()
 
 
+def test_a_tuning_database_that_is_absent_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    line = refused(capsys, "run", config, "--out", out, "--set", "build.tuned=nope.jsonl")
+    assert "there is no tuning database nope.jsonl" in line
+    assert not out.exists()
+    assert "unknown device 'cuda'" in refused(capsys, "train", out, "--config", config, "--device", "cuda")
+
+
 def test_arrays_that_are_none_and_places_that_are_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty.npy").touch()
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
@@ -129,6 +139,12 @@ def test_arrays_that_are_none_and_places_that_are_taken(capsys: pytest.CaptureFi
         assert said in line
     line = refused(capsys, "exec", "x.clbundle", "--input", tmp_path / "good.npy", "--output", tmp_path)
     assert "is a folder, expected a file to write" in line
+    bundle = tmp_path / "net.clbundle"
+    bundle.mkdir()
+    entry = {"name": "x", "shape": [1, 3], "dtype": "float32"}
+    (bundle / "manifest.json").write_text(json.dumps({"schema": 1, "inputs": [entry]}))
+    line = refused(capsys, "exec", bundle, "--input", tmp_path / "good.npy", "--output", tmp_path / "y.npy")
+    assert f"--input {tmp_path / 'good.npy'} is float32 [3], {bundle} takes float32 [1, 3] as x: convert it" in line
 
 
 def test_advice_names_the_device_and_a_report_is_about_the_one_that_was_measured(

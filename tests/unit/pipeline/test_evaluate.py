@@ -14,6 +14,7 @@ from pipeline.evaluate import Answers, data_digest, evaluate_bundle
 from pipeline.gpu_choice import choose_gpu
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
+from train.config import DataConfig
 from train.data import Dataset
 
 
@@ -135,3 +136,26 @@ def test_wrong_usage_ends_in_one_line_and_status_2(
     assert run_command_line(arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_options_of_the_data_reach_it_and_others_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[DataConfig] = []
+
+    def load(config: DataConfig) -> Dataset:
+        asked.append(config)
+        return images(3)
+
+    monkeypatch.setattr("train.data.load_dataset", load)
+    command = ["evaluate", str(tmp_path / "absent.onnx"), "--data", "imagefolder", "--data-root", "birds"]
+    assert run_command_line([*command, "--set", "train.data.kwargs.size=48"]) == 2
+    assert "absent.onnx does not exist" in capsys.readouterr().err
+    assert (asked[0].name, asked[0].root, asked[0].kwargs) == ("imagefolder", Path("birds"), {"size": 48})
+    for option, said in (
+        ("train.seed=3", "only train.data can be set here"),
+        ("data.size=3", "only train.data can be set here"),
+        ("train.data.sise=3", "train.data: the top level has no key 'sise'"),
+    ):
+        assert run_command_line([*command, "--set", option]) == 2
+        assert said in capsys.readouterr().err

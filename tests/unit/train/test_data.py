@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from structadmm.errors import UserError
@@ -91,6 +91,8 @@ def test_going_on_within_an_epoch_gives_the_batches_that_were_left() -> None:
 def test_processes_share_the_samples_of_one_and_none_is_lost(
     count: int, batch: int, processes: int, mix: float | None
 ) -> None:
+    """But those of a last batch that is too small for all of them."""
+    assume(batch >= processes)
     data = random_dataset(count, Augmentation(shift=1, flip=True))
     whole = EpochBatches(data, batch, 0, 0, augment=True, mix=mix)
     parts = [
@@ -98,12 +100,20 @@ def test_processes_share_the_samples_of_one_and_none_is_lost(
         for r in range(processes)
     ]
     seen = 0
+    rest = count % batch
+    lost = rest if rest < processes else 0
+    steps = {len(part) for part in parts}
+    assert steps == {whole.steps - (1 if 2 <= lost else 0)}
     for step, (images, labels) in enumerate(whole.batches()):
+        if step == len(parts[0]):
+            assert len(labels) == lost < processes
+            continue
+        assert all(len(part[step][1]) > 0 for part in parts)
         assert torch.equal(images, torch.cat([part[step][0] for part in parts]))
         assert torch.equal(labels, torch.cat([part[step][1] for part in parts]))
         assert len(labels) == whole.size(step) >= 2
         seen += len(labels)
-    assert seen == (count - 1 if count % batch == 1 else count)
+    assert seen == count - (1 if rest == 1 else lost)
 
 
 def test_blends_are_of_neighbours_in_the_batch_and_their_targets_say_how_much_of_each() -> None:

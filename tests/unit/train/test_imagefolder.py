@@ -129,3 +129,15 @@ def test_missing_folders_classes_and_options_are_refused(tmp_path: Path) -> None
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(root / "train" / "green" / "a.JPG")
     with pytest.raises(UserError, match="'green' is in only one of"):
         load_dataset(config(root))
+
+
+def test_images_of_sixteen_bits_keep_their_shades_and_others_are_refused(tmp_path: Path) -> None:
+    shades = np.array([[0, 300], [30_000, 65_535]], np.uint16)
+    Image.fromarray(shades).save(tmp_path / "16.png")
+    found = read_image(tmp_path / "16.png", 2)
+    assert found.shape == (3, 2, 2)
+    assert found[0].tolist() == [[0, 1], [117, 255]]
+    assert torch.equal(found[0], found[1])
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(UserError, match=r"f\.tiff is not an image that can be read \(its pixels are of mode F"):
+        read_image(tmp_path / "f.tiff", 2)

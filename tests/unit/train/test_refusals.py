@@ -155,6 +155,25 @@ def small_images_only() -> nn.Module:
     return Asserts(nn.Conv2d(1, 4, 3))
 
 
+def two_results_while_training() -> nn.Module:
+    """As GoogLeNet's auxiliary heads are written."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny.resnet()
+
+        def forward(self, x: Tensor) -> Any:
+            out = self.net(x)
+            return (out, out) if self.training else out
+
+    return Auxiliary()
+
+
+def one_convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -165,6 +184,37 @@ def small_images_only() -> nn.Module:
         ({"data": {"name": "tests.unit.train.test_refusals:raises"}}, "does not load: ('no such split'"),
         ({"model": {"entry": "tests.unit.train.test_refusals:raises"}}, "cannot be built with {}: ('no such split'"),
         ({"model": {"entry": "tests.unit.train.test_refusals:small_images_only"}}, "does not take images (2, 1, 8, 8)"),
+        (
+            {"model": {"entry": "tests.unit.train.test_refusals:two_results_while_training"}},
+            "to a tuple while training, expected logits (2, 10): return the logits alone",
+        ),
+        (
+            {"data": {"name": "tests.unit.train.tiny:few_digits", "held_out": 0.99}},
+            "1 training images are left, expected at least 2: lower train.data.held_out",
+        ),
+        (
+            {"rounds": [{"structure": "filter", "sparsity": {"fc": 0.5}}]},
+            "round 1 (filter) has nothing to prune (fc: ",
+        ),
+        (
+            {
+                "model": {"entry": "tests.unit.train.test_refusals:one_convolution"},
+                "rounds": [{"structure": "filter", "sparsity": 0.5}],
+            },
+            "has nothing to prune (0: shares its filters with the first layer (first_layer = true prunes them)",
+        ),
+        (
+            {"rounds": {"structure": "filter", "sparsity": 0.5}},
+            "one table, expected a list of tables: write [[train",
+        ),
+        (
+            {"rounds": [{"structure": "filter", "target": {"measure": "latency", "limit": 1.0}}]},
+            "a latency target needs costs",
+        ),
+        (
+            {"rounds": [{"structure": "filter", "target": {"measure": "macs", "limit": 1.0, "costs": "c.json"}}]},
+            "costs is the table of a latency target, the measure is 'macs': leave it out",
+        ),
         ({"rounds": [{"structure": "filter", "sparsity": 0.5, "rho_max": float("inf")}]}, "finite number"),
         ({"dense": {"lr": float("nan")}}, "[train.dense] lr = nan: expected it to be a finite number"),
     ],
@@ -182,3 +232,16 @@ def test_a_module_that_does_not_compile(
     monkeypatch.syspath_prepend(str(tmp_path))
     line = refused(capsys, write(tmp_path / "x.toml", model={"entry": "half_written_module:net"}), tmp_path / "run")
     assert "half_written_module does not import (SyntaxError: " in line
+
+
+def test_a_layer_that_a_pattern_names_in_vain_is_told_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rounds = [{"structure": "filter", "sparsity": {"fc": 0.5, "layer1.0.conv1": 0.5}, "admm_epochs": 1}]
+    config = write(tmp_path / "x.toml", rounds=rounds)
+    assert run_command_line(["train", str(tmp_path / "run"), "--config", str(config)]) == 0
+    assert "round 1: fc stays whole: " in capsys.readouterr().err
+
+
+def test_a_round_that_removes_nothing_may_have_epochs_of_admm(tmp_path: Path) -> None:
+    rounds = [{"structure": "column", "sparsity": 0.0, "admm_epochs": 1, "retrain_epochs": 1}]
+    config = write(tmp_path / "x.toml", rounds=rounds)
+    assert run_command_line(["train", str(tmp_path / "run"), "--config", str(config)]) == 0
