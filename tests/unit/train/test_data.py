@@ -103,7 +103,7 @@ def test_processes_share_the_samples_of_one_and_none_is_lost(
     rest = count % batch
     lost = rest if rest < processes else 0
     steps = {len(part) for part in parts}
-    assert steps == {whole.steps - (1 if 2 <= lost else 0)}
+    assert steps == {whole.steps - (1 if lost >= 2 else 0)}
     for step, (images, labels) in enumerate(whole.batches()):
         if step == len(parts[0]):
             assert len(labels) == lost < processes
