@@ -3,7 +3,7 @@
     python -m pipeline.tuned_speed NAME... [--trials N]
 
 First both networks are tuned, into the database that comes with the project for this device: N trials for each of them,
-those that it has already among them.
+those that it has already among them. With 0, the default, each takes what schedules the database has for it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     for name in options.names:
         latency = measure_tuned(find_network(name), database, options.trials).latency_ms
         low, high = latency.speedup.ci95
-        print(f"{name}: {latency.speedup.median:.2f}x ({low:.2f} to {high:.2f}), both tuned")
+        print(f"{name}: {latency.speedup.median:.2f}x ({low:.2f} to {high:.2f}) with tuned schedules")
 
 
 if __name__ == "__main__":
