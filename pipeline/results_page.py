@@ -204,6 +204,11 @@ def speed_points(entries: Sequence[Entry]) -> list[Point]:
         name, ratio, latency = entry.folder.name, entry.result.conv_params.ratio, entry.result.latency_ms
         low, high = latency.speedup.ci95
         points.append(Point(f"ours, {KIND_LABEL[latency.kind]}", name, ratio, latency.speedup.median, low, high))
+        if entry.tuned is not None:
+            tuned = entry.tuned.latency_ms
+            low, high = tuned.speedup.ci95
+            of = f"ours, tuned, {KIND_LABEL[tuned.kind]}"
+            points.append(Point(of, name, ratio, tuned.speedup.median, low, high))
         predicted = entry.prediction
         points.append(
             Point(f"ours, predicted for {predicted.target}, {predicted.dtype}", name, ratio, predicted.speed_up)
