@@ -136,7 +136,7 @@ def test_a_newer_format_is_refused_before_anything_else_is_read(blind_runner: Ru
         ("relu 1 64 0", "relu 2 64 64 0 8", "not a multiple"),
         ("layer/one 5", "layer/one 6", "ends where"),
         ("layer/one 5", "layer/one 4", "after its last field"),
-        ("layer/one 5", "layer/one 65", "kernel arguments"),
+        ("layer/one 5", "layer/one 129", "kernel arguments"),
         ("m0 m1 m2", "m0 m1 m4", "m4 does not exist"),
         ("m0 m1 m2", "m0 m1 x2", "mID, iVALUE or fVALUE"),
         ("i-3", "i2147483648", "mID, iVALUE or fVALUE"),
