@@ -149,8 +149,11 @@ def test_rows_of_the_published_have_what_their_plots_need() -> None:
     entries = read_entries()
     assert {point.label for point in accuracy_points(entries)} >= {entry.folder.name for entry in entries}
     for entry in entries:
-        measured, predicted = (point for point in speed_points(entries) if point.label == entry.folder.name)
+        points = [point for point in speed_points(entries) if point.label == entry.folder.name]
+        measured, *tuned, predicted = points
         assert (measured.low, measured.high) == entry.result.latency_ms.speedup.ci95
+        found = [entry.tuned.latency_ms.speedup.ci95] if entry.tuned is not None else []
+        assert [(point.low, point.high) for point in tuned] == found
         assert predicted.value == entry.prediction.dense_ms / entry.prediction.pruned_ms
     for row in PUBLISHED:
         assert (row.conv_reduction or row.macs_reduction or 0) > 1
