@@ -27,8 +27,8 @@ _HEADS = (
 
 
 _TUNED = (
-    "Tuned: both networks with the fastest schedules that a search on the device has found for them, which the dense "
-    "ResNet-18 gains more from ([results](docs/reference-results.md#how-fast-they-are))."
+    "Tuned: with the fastest schedules that a search on the device has found, of both networks or of the dense one "
+    "alone ([results](docs/reference-results.md#how-fast-they-are))."
 )
 
 
@@ -36,23 +36,25 @@ def headline(folders: Sequence[Folder]) -> str:
     """A row for each network, the most compressed first, and a line for each device that they were timed on."""
     baselines = [found.baseline for found in list_baselines()]
     rows = []
+    searched = False
     timed: dict[str, list[str]] = {}
     for folder in sorted(folders, key=lambda folder: -folder.network.conv_params.ratio):
         result = read_result(folder.path / "result.json")
-        rows.append(_cells(folder, result, best_dense_percent(folder.network, baselines)))
+        tuned = read_tuned(folder)
+        searched = searched or tuned is not None
+        rows.append(_cells(folder, result, tuned, best_dense_percent(folder.network, baselines)))
         timed.setdefault(_conditions(result), []).append(folder.name)
     lines = [markdown_table(_HEADS, rows)]
-    if any(read_tuned(folder) is not None for folder in folders):
+    if searched:
         lines += ["", _TUNED]
     for conditions, names in timed.items():
         lines += ["", f"{', '.join(names)}: {conditions}"]
     return "\n".join(lines) + "\n"
 
 
-def _cells(folder: Folder, result: Result, dense: float) -> list[str]:
+def _cells(folder: Folder, result: Result, tuned: Result | None, dense: float) -> list[str]:
     network, latency = folder.network, result.latency_ms
     low, high = latency.speedup.ci95
-    tuned = read_tuned(folder)
     return [
         network.title,
         f"{dense:.2f} -> {network.accuracy.pruned:.2f}",
@@ -62,9 +64,14 @@ def _cells(folder: Folder, result: Result, dense: float) -> list[str]:
         ),
         f"{_spread(latency.baseline)} -> {_spread(latency.pruned)}",
         f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
-        "" if tuned is None else times(tuned.latency_ms.speedup.median),
+        "" if tuned is None else _tuned(tuned),
         f"`structadmm deploy {folder.name}`",
     ]
+
+
+def _tuned(result: Result) -> str:
+    both = bool(result.environment["tuned"]["pruned"]["tuned"])
+    return times(result.latency_ms.speedup.median) + ("" if both else " (dense alone)")
 
 
 def _spread(latency: Latency) -> str:

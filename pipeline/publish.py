@@ -85,7 +85,7 @@ def publish(
         tolerances=result.tolerances,
         onnx_sha256=sha256_file(out / ONNX),
         weights_sha256={path.name: sha256_file(path) for path in beside},
-        commit=str(result.environment["training"].get("commit", result.environment["commit"])),
+        commit=str(result.environment.get("training", {}).get("commit", result.environment["commit"])),
     )
     small = (run / "export" / "shrunk.safetensors").stat().st_size < MAX_BYTES
     for source, name in (FILES | TO_TRAIN_ON if small else FILES).items():

@@ -99,14 +99,24 @@ def _build(context: StageContext, out: Path) -> None:
 
 def _tuning_database(context: StageContext) -> Path | None:
     """The file that `build.tuned` means for this device, None if there is none."""
+    refuse_missing_database(context.config)
     tuned = context.config.build.tuned
     if tuned != "auto":
-        if tuned is not None and not tuned.is_file():
-            raise UserError(f"build.tuned: there is no tuning database {tuned}: make it with `structadmm tune`")
         return tuned
     from pipeline.shipped_tuning import shipped_database
 
     return shipped_database(context.device, context.config.build.resolved_target)
+
+
+def refuse_missing_database(config: RunConfig) -> None:
+    """Look for the file that `build.tuned` names: training need not come first to find that it is not there.
+
+    Raises:
+        UserError: it is not.
+    """
+    tuned = config.build.tuned
+    if isinstance(tuned, Path) and not tuned.is_file():
+        raise UserError(f"build.tuned: there is no tuning database {tuned}: make it with `structadmm tune`")
 
 
 def _measure(context: StageContext, out: Path) -> None:

@@ -273,7 +273,3 @@ def _left_whole(number: int, config: RoundConfig, plan: RoundPlan) -> list[str]:
 def as_toml(rates: Mapping[str, float]) -> str:
     """Rates as a line that takes the place of `target` in a configuration."""
     return f"sparsity = {{ {', '.join(f'{json.dumps(name)} = {rate}' for name, rate in rates.items())} }}"
-
-
-def _tried(damage: Damage) -> tuple[int, ...]:
-    return trial_counts(damage.alive) if len(damage.halvings) > 1 else ()

@@ -96,6 +96,9 @@ class _Trials:
         self._schedules: dict[str, list[tuple[dict[str, Any], float]]] = {}
         self._times_ms: dict[tuple[str, str], float] = {}
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._schedules
+
     def add(self, key: str, record: TrialRecord) -> None:
         self._schedules.setdefault(key, []).append((record.schedule, _cost_ms(record)))
         self._times_ms.setdefault((key, schedule_line(record.schedule)), _cost_ms(record))
@@ -163,6 +166,8 @@ class TunedSchedules:
         known and the schedule is one for here, too.
         """
         for trials, key in ((self._placed, operator_key(op)), (self._anywhere, _key_without_places(op))):
+            if key not in trials:
+                continue
             best = trials.fastest(key, self._fitting(op, trials))
             if best is None:
                 continue
