@@ -120,6 +120,7 @@ class Runner:
         self._executable = executable
         self._without = tuple(without)
         self._pushed: str | None = None
+        self._bundles: dict[Path, str] = {}
 
     def info(self) -> list[DeviceInfo]:
         """The OpenCL devices that the runner sees on the target.
@@ -274,6 +275,11 @@ class Runner:
             if reached and not self._keep_bundles:
                 self._discard(path)
 
+    def discard_bundles(self) -> None:
+        """Remove the bundles that it has brought to the target: they will not be asked for again."""
+        for bundle in list(self._bundles):
+            self._discard(self._bundles.pop(bundle))
+
     def _discard(self, path: str) -> None:
         """Remove a bundle from the target. Where that fails, whatever comes next fails, too, and is what counts."""
         with suppress(DeviceError):
@@ -285,7 +291,8 @@ class Runner:
         # Named by content, so that a target can keep it for the next time. What is damaged is the runner's to say.
         sums = bundle / "SHA256SUMS"
         digest = hashlib.sha256(sums.read_bytes() if sums.is_file() else b"").hexdigest()
-        return self.target.push(bundle, f"bundle-{digest[:16]}")
+        self._bundles[bundle] = self.target.push(bundle, f"bundle-{digest[:16]}")
+        return self._bundles[bundle]
 
     def _options(self) -> list[str]:
         cache = ["--cache", self._program_cache or self.target.program_cache] if self._use_program_cache else []

@@ -14,7 +14,10 @@ import typer
 from structadmm.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.settle import Settled
     from structadmm.progress import Reporter
+    from tvm_build.gpu import Gpu
+    from tvm_build.precision import Precision
     from tvm_build.tuning.measurer import DeviceFacts, Measurer
     from tvm_build.tuning.session import SessionResult
 
@@ -35,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("layer-costs")(layer_costs)
     tuned = typer.Typer(no_args_is_help=True)
     tuned.callback(help="Look into tuning databases, and join them.")(lambda: None)
+    tuned.command("settle")(settle_command)
     tuned.command()(show)
     tuned.command()(merge)
     app.add_typer(tuned, name="tuned")
@@ -58,6 +62,9 @@ def tune(
     runs: Annotated[int, typer.Option("--runs", min=1, max=1000, help="Timed runs of each candidate.")] = 40,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="After which a candidate is killed.")] = 60.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the search's chances.")] = 0,
+    settle: Annotated[
+        bool, typer.Option("--settle/--no-settle", help="At the end, compare what was found within the network.")
+    ] = True,
     as_json: JsonOutput = False,
 ) -> None:
     """Find fast schedules for a network's layers by measuring candidates. Ctrl-C keeps everything."""
@@ -96,10 +103,47 @@ def tune(
             network_bytes=max(weight_bytes(network, precision) for network in fused),
             repeats=REPEATS,
         )
+        settled = _settle_after(measurer, networks, out, gpu, precision, reporter) if settle else []
     if as_json:
-        typer.echo(json.dumps(_session_json(result), indent=2))
+        whole = [_settled_json(each) for each in settled]
+        typer.echo(json.dumps(_session_json(result) | {"networks": whole}, indent=2))
     else:
         _print_session(result, out)
+        for each in settled:
+            typer.echo(str(each))
+
+
+def settle_command(
+    model: Network,
+    *,
+    database: Annotated[Path, typer.Option("--db", metavar="DB", help="A tuning database with trials on the device.")],
+    device: Device = "local",
+    target: Target = None,
+    dtype: DType = "float32",
+    as_json: JsonOutput = False,
+) -> None:
+    """Compare what a database has for a network's layers within the network, and keep in it what came out."""
+    from device.candidates import LocalMeasurer
+    from device.target import open_target
+    from pipeline.progress import console_reporter
+    from pipeline.settle import settle
+    from structadmm.progress import SilentReporter
+    from tvm_build.precision import precision_by_name
+
+    reporter: Reporter = SilentReporter() if as_json else console_reporter()
+    precision = precision_by_name(dtype)
+    networks = _networks(model)
+    measurer = LocalMeasurer(open_target(device, reporter))
+    try:
+        gpu = _gpu(measurer.device_facts(), target)
+        found = settle(networks, database, measurer.target, gpu=gpu, precision=precision, reporter=reporter)
+    finally:
+        measurer.close()
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "networks": [_settled_json(each) for each in found]}, indent=2))
+    else:
+        for each in found:
+            typer.echo(str(each))
 
 
 def show(
@@ -223,6 +267,31 @@ def _measurer(device: str, tracker: str | None, key: str | None, trial: Any, rep
         measurer.close()
 
 
+def _settle_after(
+    measurer: Measurer, networks: list[Path], database: Path, gpu: Gpu, precision: Precision, reporter: Reporter
+) -> list[Settled]:
+    """What `tuned settle` does, where one device has all trials; several phones would be held against each other."""
+    from device.candidates import LocalMeasurer
+    from pipeline.settle import settle
+
+    if not isinstance(measurer, LocalMeasurer):
+        reporter.say("to compare the best of each layer within the network, on one of the devices: `tuned settle`")
+        return []
+    return settle(networks, database, measurer.target, gpu=gpu, precision=precision, reporter=reporter)
+
+
+def _settled_json(settled: Settled) -> dict[str, Any]:
+    speed_up = settled.speed_up
+    return {
+        "network": settled.network.name,
+        "compared": settled.compared,
+        "untuned_ms": settled.untuned_ms,
+        "tuned_ms": settled.tuned_ms,
+        "speed_up": None if speed_up is None else {"median": speed_up.median, "ci95": list(speed_up.ci95)},
+        "kind": settled.kind,
+    }
+
+
 def _networks(model: Path) -> list[Path]:
     """The ONNX files that a user means."""
     if model.is_dir():
@@ -233,7 +302,7 @@ def _networks(model: Path) -> list[Path]:
     return [model]
 
 
-def _gpu(facts: DeviceFacts, target: str | None) -> Any:
+def _gpu(facts: DeviceFacts, target: str | None) -> Gpu:
     from tvm_build.gpu import gpu_by_name
 
     name = target or facts.target

@@ -21,7 +21,7 @@ from tvm_build.bundle import check_destination, write_bundle
 from tvm_build.explain import Explanation, explain
 from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
-from tvm_build.lowered import LoweredNetwork
+from tvm_build.lowered import KernelLaunch, LoweredNetwork
 from tvm_build.precision import FLOAT32, Precision, precision_by_name
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
 from tvm_build.tuning.tuned import TunedSchedules, TunedUse, load_tuned
@@ -45,6 +45,7 @@ class CompileSummary:
         predicted_ms: by the cost model for the target; a prediction.
         compile_s: seconds from file to bundle.
         explanation: the prediction launch by launch.
+        lowered: those launches, in their order.
         tuned: which layers have schedules from a tuning database; None if none was given.
     """
 
@@ -59,6 +60,7 @@ class CompileSummary:
     predicted_ms: float
     compile_s: float
     explanation: Explanation
+    lowered: tuple[KernelLaunch, ...]
     tuned: TunedUse | None = None
 
 
@@ -71,7 +73,7 @@ def compile_onnx(
     schedules: Schedules = "structadmm",
     memory: str = "auto",
     sample: Mapping[str, NDArray[Any]] | None = None,
-    tuned: Path | None = None,
+    tuned: Path | TunedSchedules | None = None,
     tuned_device: str | None = None,
     reporter: Reporter | None = None,
 ) -> CompileSummary:
@@ -86,7 +88,7 @@ def compile_onnx(
         schedules: our kernels, or TVM's own Adreno pipeline for comparison, on textures with memory "image".
         memory: where C4 tensors and weights of our kernels may lie, one of `tvm_build.gpu.Memory`.
         sample: an input by name to ship with the bundle; seeded noise if None.
-        tuned: a tuning database; layers that it does not have get the cost model's choice.
+        tuned: a tuning database, or what was read of one; layers that it does not have get the cost model's choice.
         tuned_device: part of the name of the device whose trials count, if the database has several.
         reporter: where progress is shown.
 
@@ -103,7 +105,11 @@ def compile_onnx(
     if tuned is not None:
         if schedules != "structadmm":
             raise UserError(f"a tuning database has schedules of our kernels, got schedules {schedules}: leave one out")
-        chosen = load_tuned(tuned, target=target, dtype=dtype, device=tuned_device, memory=memory)
+        chosen = (
+            load_tuned(tuned, target=target, dtype=dtype, device=tuned_device, memory=memory)
+            if isinstance(tuned, Path)
+            else tuned
+        )
     imported = import_onnx(path)
     shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
     inputs = sample_inputs(shapes, sample)
@@ -140,6 +146,7 @@ def compile_onnx(
         predicted_ms=_predicted_ms(lowered),
         compile_s=time.perf_counter() - started,
         explanation=explain(lowered.launches, gpu),
+        lowered=lowered.launches,
         tuned=use,
     )
 

@@ -63,6 +63,10 @@ class Gpu:
     source: str
     memory: Memory = "auto"
 
+    def between_us(self, launches: int) -> float:
+        """What lies between the launches of one layer, which measurements of single kernels leave out."""
+        return (launches - 1) * self.launch_us
+
 
 def _adreno(
     model: int, *, fp32: float, fp16: float, dram: float, cores: int, l2_kb: int, clock_mhz: int, source: str

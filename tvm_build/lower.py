@@ -146,6 +146,7 @@ class _Lowering:
                 form=form_of_launch(op),
                 fallbacks=self._fallbacks(node, built.schedule),
                 views=views,
+                op=op,
             )
         )
 

@@ -13,6 +13,7 @@ from tvm_build.emit import OpenClKernel
 from tvm_build.launch_plan import ImageFormat
 from tvm_build.memory_plan import ImageRow
 from tvm_build.network import Array
+from tvm_build.ops import Operator
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class KernelLaunch:
         memory: what of it lies elsewhere than in buffers, in words.
         form: of a layer that takes several launches, such as Winograd's, in words.
         fallbacks: what would lie in an image if it were smaller, each with its reason.
+        op: what one of our kernels computes; None for TVM's.
     """
 
     kernel: OpenClKernel
@@ -50,6 +52,7 @@ class KernelLaunch:
     form: str = ""
     fallbacks: tuple[str, ...] = ()
     views: Mapping[str, ImageFormat] = field(default_factory=dict)
+    op: Operator | None = None
 
 
 @dataclass(frozen=True)

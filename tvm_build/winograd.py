@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isqrt
+from math import inf, isqrt
 from typing import TypeVar
 
 from tvm_build.cost import predict_us
@@ -59,26 +59,23 @@ def use_winograd(
 
 
 def _chosen_tile(op: Conv2d, gpu: Gpu, precision: Precision, tuned: TunedSchedules | None) -> int | None:
-    direct_us = None if tuned is None else tuned.measured_us([op])
-    if tuned is None or direct_us is None:
+    if tuned is None or tuned.measured_us([op]) is None:
         return best_tile(op, gpu, precision)
-    return fastest_tile(direct_us[op], measured_tiles_us(op, gpu, precision, tuned))
+    return fastest_form(measured_forms_us(op, precision, tuned))
 
 
-def measured_tiles_us(op: Conv2d, gpu: Gpu, precision: Precision, tuned: TunedSchedules) -> dict[int, float]:
-    """Microseconds of each F(m, 3) all of whose launches were measured, by m."""
-    times_us: dict[int, float] = {}
-    for tile in tiles_to_try(op, precision):
-        parts_us = tuned.measured_us(parts(op, tile).launches)
-        if parts_us is not None:
-            times_us[tile] = sum(parts_us.values()) + extra_launches_us(len(parts_us), gpu)
-    return times_us
+def measured_forms_us(op: Conv2d, precision: Precision, tuned: TunedSchedules) -> dict[int | None, float]:
+    """Microseconds of each form that was measured to its end: m of an F(m, 3), None for the direct one."""
+    forms: dict[int | None, tuple[Operator, ...]] = {None: (op,)}
+    forms |= {tile: parts(op, tile).launches for tile in tiles_to_try(op, precision)}
+    return tuned.forms_us(forms)
 
 
-def fastest_tile(direct_us: float, tiles_us: Mapping[int, float]) -> int | None:
+def fastest_form(times_us: Mapping[int | None, float]) -> int | None:
     """M of the F(m, 3) that compilation takes; None for the direct form, unless that is clearly slower."""
-    fast = [tile for tile, us in tiles_us.items() if us < (1 - MIN_GAIN) * direct_us]
-    return min(fast, key=lambda tile: tiles_us[tile], default=None)
+    bound = (1 - MIN_GAIN) * times_us.get(None, inf)
+    fast = {tile: us for tile, us in times_us.items() if tile is not None and us < bound}
+    return min(fast, key=fast.__getitem__, default=None)
 
 
 def form_name(tile: int | None) -> str:
@@ -95,11 +92,6 @@ def form_of_launch(op: Operator) -> str:
             return form_name(isqrt(op.filter_sets) - 2)
         case _:
             return ""
-
-
-def extra_launches_us(launches: int, gpu: Gpu) -> float:
-    """What lies between the launches of one layer, which measurements of single kernels leave out."""
-    return (launches - 1) * gpu.launch_us
 
 
 def best_tile(op: Conv2d, gpu: Gpu, precision: Precision) -> int | None:

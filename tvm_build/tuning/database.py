@@ -38,6 +38,8 @@ class TrialRecord(BaseModel):
         status: what became of it.
         times: of an "ok" one.
         message: of any other.
+        contest: the comparison within a network that the times are from, its time and the network's digest; empty for a
+            candidate that was measured by itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
@@ -51,6 +53,7 @@ class TrialRecord(BaseModel):
     status: Literal["ok", "wrong", "build_failed", "crashed", "timed_out"]
     times: CandidateTimes | None = None
     message: str = ""
+    contest: str = ""
 
     @property
     def task_key(self) -> str:
@@ -58,14 +61,20 @@ class TrialRecord(BaseModel):
         return task_line(self.task)
 
     @property
-    def identity(self) -> tuple[str, str, str, str, str]:
-        """What is tried once: device, target, dtype, task and schedule."""
-        return self.device.key, self.target, self.dtype, self.task_key, schedule_line(self.schedule)
+    def identity(self) -> tuple[str, str, str, str, str, str]:
+        """What is tried once: device, target, dtype, task and schedule, in which contest if any."""
+        return self.device.key, self.target, self.dtype, self.task_key, schedule_line(self.schedule), self.contest
 
     @property
     def cost_ms(self) -> float | None:
-        """What candidates are compared by: the fastest run, since everything that disturbs makes one slower."""
-        return self.times.min_ms if self.status == "ok" and self.times is not None else None
+        """What candidates are compared by.
+
+        Alone it is the fastest run, since everything that disturbs makes one slower; those of a contest took turns, and
+        what a network takes is the median.
+        """
+        if self.status != "ok" or self.times is None:
+            return None
+        return self.times.median_ms if self.contest else self.times.min_ms
 
     def line(self) -> bytes:
         """The record as it is written."""

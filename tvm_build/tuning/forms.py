@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm_build.gpu import Gpu
 from tvm_build.ops import Conv2d
-from tvm_build.winograd import DIRECT, extra_launches_us
+from tvm_build.winograd import DIRECT
 
 if TYPE_CHECKING:
     from tvm_build.tuning.tasks import Task
@@ -57,7 +57,7 @@ class Forms:
     def times_ms(self, group: str, task_ms: Mapping[str, float]) -> dict[str, float]:
         """Milliseconds of one layer of the group in each form; infinity where a task has no time."""
         return {
-            form: sum(task_ms.get(key, NEVER) for key in keys) + extra_launches_us(len(keys), self._gpu) / 1e3
+            form: sum(task_ms.get(key, NEVER) for key in keys) + self._gpu.between_us(len(keys)) / 1e3
             for form, keys in self._parts[group].items()
         }
 

@@ -202,7 +202,7 @@ class _Session:
         by_key = {search.task.key: search for search in self.searches}
         context = (self.device.key, self.gpu.name, self.precision.name)
         for record in records:
-            if record.task_key in by_key and record.identity[:3] == context:
+            if record.task_key in by_key and record.identity[:3] == context and not record.contest:
                 self._take(record)
         for record in self.trials.values():
             self._learn(by_key[record.task_key], read_schedule(record.schedule), record.cost_ms)

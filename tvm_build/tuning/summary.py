@@ -12,7 +12,7 @@ from tvm_build.tuning.database import TrialRecord, distinct_trials, read_databas
 from tvm_build.tuning.schedules import read_schedule
 from tvm_build.tuning.task_key import read_convolution
 from tvm_build.tuning.tuned import TunedSchedules
-from tvm_build.winograd import fastest_tile, form_name, measured_tiles_us
+from tvm_build.winograd import fastest_form, form_name, measured_forms_us
 
 
 def summarize(path: Path) -> list[dict[str, Any]]:
@@ -27,7 +27,8 @@ def summarize(path: Path) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[TrialRecord]] = {}
     by_device: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in distinct_trials(read_database(path)):
-        groups.setdefault(record.identity[:4], []).append(record)
+        if not record.contest:
+            groups.setdefault(record.identity[:4], []).append(record)
         by_device.setdefault(record.identity[:3], []).append(record)
     measured = {
         key: TunedSchedules(records, path.name, gpu_by_name(key[1]), precision_by_name(key[2]))
@@ -37,7 +38,7 @@ def summarize(path: Path) -> list[dict[str, Any]]:
     for (device, target, dtype, _), records in groups.items():
         successes = [(record.cost_ms, record) for record in records if record.cost_ms is not None]
         best_ms, best = min(successes, key=lambda item: item[0], default=(None, None))
-        forms_ms = _forms_ms(records[0].task, best_ms, target, dtype, measured[device, target, dtype])
+        forms_ms = _forms_ms(records[0].task, dtype, measured[device, target, dtype])
         rows.append(
             {
                 "device": device,
@@ -48,28 +49,18 @@ def summarize(path: Path) -> list[dict[str, Any]]:
                 "failed": len(records) - len(successes),
                 "best_ms": best_ms,
                 "schedule": "" if best is None else describe(read_schedule(best.schedule)),
-                "form": _chosen_form(forms_ms),
+                "form": form_name(fastest_form(forms_ms)) if forms_ms else None,
                 "forms_ms": {form_name(tile): ms for tile, ms in forms_ms.items()},
             }
         )
     return rows
 
 
-def _forms_ms(
-    task: dict[str, Any], best_ms: float | None, target: str, dtype: str, tuned: TunedSchedules
-) -> dict[int | None, float]:
+def _forms_ms(task: dict[str, Any], dtype: str, tuned: TunedSchedules) -> dict[int | None, float]:
     """Milliseconds by m of F(m, 3), None for the direct form; empty where there is no choice."""
     op = read_convolution(task)
-    if op is None or best_ms is None:
-        return {}
-    tiles_us = measured_tiles_us(op, gpu_by_name(target), precision_by_name(dtype), tuned)
-    return {None: best_ms, **{tile: us / 1e3 for tile, us in tiles_us.items()}} if tiles_us else {}
-
-
-def _chosen_form(forms_ms: dict[int | None, float]) -> str | None:
-    if not forms_ms:
-        return None
-    return form_name(fastest_tile(forms_ms[None], {tile: ms for tile, ms in forms_ms.items() if tile is not None}))
+    times_us = {} if op is None else measured_forms_us(op, precision_by_name(dtype), tuned)
+    return {form: us / 1e3 for form, us in times_us.items()} if len(times_us) > 1 else {}
 
 
 def layer_words(task: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tvm_build.lowered import KernelLaunch
 
 AnyOperator = TypeVar("AnyOperator", bound=Operator)
+Form = TypeVar("Form")
 
 
 MIN_GAIN = 0.03
@@ -103,13 +104,16 @@ class _Trials:
         self._schedules.setdefault(key, []).append((record.schedule, _cost_ms(record)))
         self._times_ms.setdefault((key, schedule_line(record.schedule)), _cost_ms(record))
 
-    def fastest(self, key: str, fits: Callable[[Schedule], bool]) -> tuple[Schedule, float] | None:
-        """The fastest schedule that `fits`, and its milliseconds."""
+    def ranking(self, key: str, fits: Callable[[Schedule], bool]) -> Iterator[tuple[Schedule, float]]:
+        """The schedules that `fits`, the fastest first, each with its milliseconds."""
         for described, cost_ms in self._schedules.get(key, ()):
             schedule = read_schedule(described)
             if fits(schedule):
-                return schedule, cost_ms
-        return None
+                yield schedule, cost_ms
+
+    def fastest_ms(self, key: str) -> float | None:
+        """Milliseconds of the fastest schedule."""
+        return self._schedules[key][0][1] if key in self._schedules else None
 
     def time_ms(self, key: str, schedule: Schedule) -> float | None:
         return self._times_ms.get((key, schedule_line(describe_schedule(schedule))))
@@ -136,8 +140,28 @@ def _key_without_places(op: Operator) -> str:
     return _line_without_places(describe_operator(op))
 
 
+class _Measured:
+    """Trials that can be held against each other, by operator with its tensors' places and without."""
+
+    def __init__(self, records: Iterable[TrialRecord]) -> None:
+        self.placed = _Trials()
+        self.anywhere = _Trials()
+        for record in sorted((each for each in records if each.cost_ms is not None), key=_cost_ms):
+            self.placed.add(record.task_key, record)
+            self.anywhere.add(_line_without_places(record.task), record)
+
+    def times_us(self, ops: Iterable[Operator]) -> list[float] | None:
+        """Microseconds of each operator, wherever its tensors lay; None unless all were measured."""
+        times = [self.anywhere.fastest_ms(_key_without_places(op)) for op in ops]
+        known = [ms * 1e3 for ms in times if ms is not None]
+        return known if len(known) == len(times) else None
+
+
 class TunedSchedules:
     """The schedules of one device and number type.
+
+    What was compared within a network (`tvm_build.tuning.contest`) goes before what was measured alone, and the newest
+    comparison before older ones. Times are held against each other within one of these only.
 
     Args:
         records: of one device, target and dtype, each trial once (`distinct_trials`).
@@ -149,14 +173,14 @@ class TunedSchedules:
     def __init__(self, records: Iterable[TrialRecord], source: str, gpu: Gpu, precision: Precision) -> None:
         self._gpu = gpu
         self._precision = precision
-        self._placed = _Trials()
-        self._anywhere = _Trials()
         self._source = source
-        self._device = "no device"
-        for record in sorted((each for each in records if each.cost_ms is not None), key=_cost_ms):
-            self._placed.add(record.task_key, record)
-            self._anywhere.add(_line_without_places(record.task), record)
-            self._device = record.device.key
+        known = list(records)
+        self._device = known[-1].device.key if known else "no device"
+        contests: dict[str, list[TrialRecord]] = {}
+        for record in known:
+            contests.setdefault(record.contest, []).append(record)
+        self._alone = _Measured(contests.pop("", ()))
+        self._contests = [_Measured(contests[name]) for name in sorted(contests, reverse=True)]
 
     def find(self, op: Operator) -> TunedSchedule | None:
         """The best schedule of `op`, None if it was not tuned.
@@ -165,13 +189,8 @@ class TunedSchedules:
         lie depends on the whole network: what was measured with its tensors elsewhere is taken where nothing else is
         known and the schedule is one for here, too.
         """
-        for trials, key in ((self._placed, operator_key(op)), (self._anywhere, _key_without_places(op))):
-            if key not in trials:
-                continue
-            best = trials.fastest(key, self._fitting(op, trials))
-            if best is None:
-                continue
-            schedule, best_ms = best
+        for trials, key, ranking in self._rankings(op):
+            schedule, best_ms = ranking[0]
             default = default_schedule(op, self._gpu, self._precision)
             default_ms = trials.time_ms(key, default)
             if default_ms is not None and best_ms > (1 - MIN_GAIN) * default_ms:
@@ -179,9 +198,17 @@ class TunedSchedules:
             return TunedSchedule(schedule, best_ms * 1e3)
         return None
 
-    def _fitting(self, op: Operator, trials: _Trials) -> Callable[[Schedule], bool]:
+    def _rankings(self, op: Operator) -> Iterator[tuple[_Trials, str, list[tuple[Schedule, float]]]]:
+        """What may be taken for `op`, the fastest first, from wherever something is known, what counts most first."""
+        here = [measured.placed for measured in (*self._contests, self._alone)]
+        elsewhere = self._alone.anywhere
+        for trials, key in (*((each, operator_key(op)) for each in here), (elsewhere, _key_without_places(op))):
+            if key in trials and (ranking := list(trials.ranking(key, self._fitting(op, trials is not elsewhere)))):
+                yield trials, key, ranking
+
+    def _fitting(self, op: Operator, placed: bool) -> Callable[[Schedule], bool]:
         """Which schedules may be taken for `op`: those of the GPU's choice of memory, for tensors that lie like its."""
-        if trials is self._placed and self._gpu.memory == "auto":
+        if placed and self._gpu.memory == "auto":
             return lambda _: True  # that is what was searched
         possible = space(op, self._gpu)
         memories = {name: {getattr(each, name, None) for each in possible.listed} for name in _MEMORIES}
@@ -197,9 +224,27 @@ class TunedSchedules:
 
         Where their tensors lie is chosen later: the fastest of what was measured counts.
         """
-        found = {option: self._anywhere.fastest(_key_without_places(option), lambda _: True) for option in options}
-        times = {option: best[1] * 1e3 for option, best in found.items() if best is not None}
-        return times if len(times) == len(found) else None
+        for measured in (*self._contests, self._alone):
+            if (times := measured.times_us(options)) is not None:
+                return dict(zip(options, times, strict=True))
+        return None
+
+    def forms_us(self, forms: Mapping[Form, Sequence[Operator]]) -> dict[Form, float]:
+        """Measured microseconds of each form of one layer all of whose launches were measured, the gaps included.
+
+        They are from the newest comparison within a network that had two forms of the layer at least, or else from
+        launches that were measured alone.
+
+        Args:
+            forms: the launches of each form.
+        """
+
+        def complete(measured: _Measured) -> dict[Form, float]:
+            times = {form: measured.times_us(ops) for form, ops in forms.items()}
+            return {form: sum(us) + self._gpu.between_us(len(us)) for form, us in times.items() if us is not None}
+
+        contested = (found for found in map(complete, self._contests) if len(found) > 1)
+        return next(contested, None) or complete(self._alone)
 
     def use_by(self, launches: Iterable[KernelLaunch]) -> TunedUse:
         """What a lowered network took from here."""
