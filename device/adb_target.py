@@ -34,6 +34,7 @@ from device.adb_connection import (
 )
 from device.adb_keys import load_signer
 from device.adb_sync import SyncError, sync_session
+from device.android.audit import MINIMUM_API_LEVEL
 from device.errors import DeviceError, TargetOfflineError, TargetRefusedError, TargetTimeoutError
 from device.phone_facts import (
     IDENTITY_COMMAND,
@@ -57,8 +58,14 @@ LIBRARY_PATH_VARIABLE = "STRUCTADMM_LD_LIBRARY_PATH"
 _ATTEMPTS = 3
 _STORE = f"{WORK_DIRECTORY}/store"
 _SESSIONS = f"{WORK_DIRECTORY}/sessions"
-# What no session has used for a week. `push` marks what it finds or brings as used.
-_FORGET_OLD = f"find {_STORE} {_SESSIONS} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf '{{}}' ';' 2>/dev/null; true"
+_PROGRAMS = f"{WORK_DIRECTORY}/programs"
+# What no session has used for a week; `push` marks what it finds or brings as used. Binaries that the driver built are
+# not marked: they live a month, and are built again if need be. Old phones' find knows whole days only.
+_FORGET_OLD = (
+    f"find {_STORE} {_SESSIONS} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf '{{}}' ';' 2>/dev/null; "
+    f"find {_PROGRAMS} -type f -mtime +30 -exec rm -f '{{}}' ';' 2>/dev/null; "
+    f"find {WORK_DIRECTORY} -maxdepth 1 -name '.stderr-*' -mtime +7 -exec rm -f '{{}}' ';' 2>/dev/null; true"
+)
 _SPACE_MARGIN_BYTES = 16 << 20
 _OUTPUT_MAX_BYTES = 64 << 20
 _PULL_MAX_BYTES = 4 << 30
@@ -139,6 +146,11 @@ class AdbTarget:
         identity = self.identity()
         if identity.emulated:
             return "host"
+        if identity.sdk is not None and identity.sdk < MINIMUM_API_LEVEL:
+            raise DeviceError(
+                f"{self.name} runs Android {identity.android or '?'} (API level {identity.sdk}), expected 8.0 "
+                f"({MINIMUM_API_LEVEL}) or later: take a newer phone"
+            )
         if identity.abi is None:
             raise DeviceError(f"{self.name} does not say what its processor is (ro.product.cpu.abi): is this Android?")
         return identity.abi
@@ -156,7 +168,7 @@ class AdbTarget:
     @property
     def program_cache(self) -> str:
         """Where the runner keeps program binaries; they stay from session to session."""
-        return f"{WORK_DIRECTORY}/programs"
+        return _PROGRAMS
 
     def workdir(self) -> str:
         """A directory for what this session writes on the phone; `close` removes it."""
@@ -180,7 +192,8 @@ class AdbTarget:
             directory, self._session_directory = self._session_directory, None
             if directory:
                 self._left_files.append(directory)
-            if self._connection and self._left_files:
+            # A command that was interrupted runs on: its connection is gone, and adbd does not end it.
+            if (self._connection and self._left_files) or (self._seen and self._left_commands):
                 try:
                     self._clean(self._connected())
                 except (LinkError, RefusedError, DeviceError) as error:
@@ -388,7 +401,7 @@ class AdbTarget:
         folder, file = shlex.quote(directory), shlex.quote(remote)
         command = (
             f"mkdir -p {folder} || exit 1; [ ! -d {file} ] || exit 3; "
-            f"find {folder} -maxdepth 1 -name '.*.part' -mmin +60 -exec rm -f '{{}}' ';' 2>/dev/null; "
+            f"find {folder} -maxdepth 1 -name '.*.part' -mtime +0 -exec rm -f '{{}}' ';' 2>/dev/null; "
             f"printf 'free=%s\\n' \"$(df -k {folder} | tail -n 1)\"; "
             f'if [ -f {file} ] && [ "$(wc -c <{file})" -eq {size} ]; then '
             f"chmod {mode:o} {file}; printf 'sum=%s\\n' \"$(sha256sum <{file})\"; fi"
@@ -470,10 +483,10 @@ class AdbTarget:
             raise UserError(f"{path} is not below {_STORE}: remove it by hand if you want to")
         self.remove(f"{store}/{place}")
 
-    def prune(self, *, unused_for_minutes: int) -> None:
-        """Remove pushed files that no session has used for a while."""
+    def prune(self, *, unused_for_days: int) -> None:
+        """Remove pushed files that no session has used for more than so many days."""
         self._must_succeed(
-            f"[ ! -d {_STORE} ] || find {_STORE} -mindepth 1 -maxdepth 1 -mmin +{unused_for_minutes} "
+            f"[ ! -d {_STORE} ] || find {_STORE} -mindepth 1 -maxdepth 1 -mtime +{unused_for_days} "
             "-exec rm -rf '{}' ';'",
             "cannot remove old files",
         )

@@ -118,10 +118,28 @@ def _usb_transport_class() -> Any:
 
 
 def _guarded(base: Any) -> Any:
-    """The library's transport with libusb's errors in words."""
+    """The library's transport with libusb's errors in words, and what adbd expects of a host's transfers."""
     import usb1
 
     class GuardedUsbTransport(base):  # type: ignore[misc]
+        def bulk_write(self, data: bytes | bytearray | memoryview, transport_timeout_s: float | None = None) -> int:
+            """All of `data`; where it ends with a full packet of the bus, an empty one says that it has ended.
+
+            adbd reads in blocks larger than a packet and would wait for more (AOSP, docs/dev/internals.md of adb).
+            """
+            sent: int = super().bulk_write(data, transport_timeout_s)
+            if len(data) and len(data) % self._packet_bytes() == 0:
+                super().bulk_write(b"", transport_timeout_s)
+            return sent
+
+        def _packet_bytes(self) -> int:
+            sizes = {end.getAddress(): end.getMaxPacketSize() for end in self._setting.iterEndpoints()}
+            return int(sizes[self._write_endpoint])
+
+        def _timeout_ms(self, transport_timeout_s: float | None) -> int:
+            """At least one: libusb takes zero for no time-out at all."""
+            return max(1, int(super()._timeout_ms(transport_timeout_s)))
+
         def connect(self, transport_timeout_s: float | None = None) -> None:
             try:
                 super().connect(transport_timeout_s)

@@ -85,7 +85,7 @@ STATE_COMMAND = "; ".join(
         "for z in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31; do "
         "d=/sys/class/thermal/thermal_zone$z; [ -r $d/temp ] && "
         'printf "zone:%s=%s\\n" "$(cat $d/type 2>/dev/null)" "$(cat $d/temp 2>/dev/null)"; done',
-        "dumpsys battery 2>/dev/null | sed -n 's/^ *\\(level\\|status\\|temperature\\): */battery_\\1=/p'",
+        "dumpsys battery 2>/dev/null | sed -nE 's/^ *(level|status|temperature): */battery_\\1=/p'",
     ]
 )
 

@@ -67,7 +67,7 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
     reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
     steadiness = _judge(bench, environment)
     for warning in steadiness.warnings:
-        reporter.say(f"{target.name}: {warning}; absolute times are doubtful, their ratio within each round holds")
+        reporter.say(f"{target.name}: {warning}; let it cool and measure again before you publish these figures")
     return {
         "schema": SCHEMA,
         "device": target.name,

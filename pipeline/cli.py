@@ -1,13 +1,15 @@
 """The command `structadmm`.
 
 Exit status: 0 when everything asked for was done and verified, 2 for a mistake of the user's (one line says what to
-do), 1 for anything else, 130 after Ctrl-C. Results go to standard output, progress and errors to standard error.
+do), 1 for anything else, 130 after Ctrl-C, 143 after a SIGTERM. Results go to standard output, progress and errors to
+standard error.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ import structadmm
 from structadmm.errors import StructadmmError
 
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="structadmm",
@@ -62,8 +65,16 @@ pipeline.tune_commands.register(app)
 
 
 def main() -> None:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its status. A SIGTERM unwinds it: phones and half-written files are tidied."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run_command_line(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: object) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what unwinds is not to be interrupted
+    _fail("ended by SIGTERM", TERMINATED, debug=False)
+    sys.exit(TERMINATED)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ BEGIN = "<!-- headline: made by `python -m pipeline.headline` -->\n"
 END = "<!-- headline ends -->\n"
 _HEADS = (
     "Model", "Top-1 % best dense -> pruned", "CONV params", "MACs",
-    "Median ms (p10-p90)", "Speed-up (95 % of the rounds)", "Tuned", "Again with",
+    "Median ms (p10-p90)", "Speed-up (95 % interval of the median)", "Tuned", "Again with",
 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class Latencies(Record):
     """The two networks' latencies on one device, timed in turn.
 
     Attributes:
-        warnings: why the absolute times are doubtful, such as a clock that fell; the speed-up allows for it.
+        warnings: why the times are doubtful, such as a clock that fell; what both networks share of it cancels.
     """
 
     device: str

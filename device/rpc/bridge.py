@@ -245,7 +245,7 @@ class Bridge:
         """A runner that is on the device for sure, beside candidates of the last day and no older ones."""
         try:
             if isinstance(device.target, AdbTarget):
-                device.target.prune(unused_for_minutes=24 * 60)
+                device.target.prune(unused_for_days=1)
             return candidate_runner(device.target)
         except DeviceError as error:
             raise DeviceLostError(str(error)) from None

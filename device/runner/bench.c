@@ -69,17 +69,30 @@ static int run_first(struct bench *bench) {
     return status;
 }
 
-static int warm_up(struct bench *bench) {
+static int run_untimed(const struct bench *bench) {
+    int status = STATUS_OK;
+    for (uint32_t i = 0; status == STATUS_OK && i < bench->count; i++) status = network_run(&bench->series[i].network, bench->queue);
+    return status;
+}
+
+static int warm_up(const struct bench *bench) {
     int64_t start = platform_now_ns();
     int status = STATUS_OK;
-    double ignored;
     for (uint64_t run = 0; run < bench->options->warmup_runs || ms_since(start) < (double)bench->options->warmup_ms; run++) {
-        for (uint32_t i = 0; i < bench->count; i++) {
-            status = time_run(bench, &bench->series[i].network, &ignored);
-            if (status != STATUS_OK) return status;
-        }
+        status = run_untimed(bench);
+        if (status != STATUS_OK) return status;
     }
     return status;
+}
+
+/* Looks at the device while it is still warm from work, and lets it rest. Whoever came first after a rest would pay for
+ * waking it up: then all run once untimed. */
+static int between_rounds(struct bench *bench, uint64_t round) {
+    watch_sample(&bench->watch, false);
+    bool rested = round > 0 && bench->options->rest_ms > 0;
+    if (rested) platform_sleep_ms(bench->options->rest_ms);
+    rested |= watch_cool_down(&bench->watch);
+    return rested ? run_untimed(bench) : STATUS_OK;
 }
 
 static int run_rounds(struct bench *bench) {
@@ -88,13 +101,12 @@ static int run_rounds(struct bench *bench) {
     for (uint64_t round = 0; round < bench->options->runs; round++) {
         uint8_t *order = bench->orders + round * bench->count;
         shuffle(&bench->random, order, bench->count);
-        if (round > 0 && bench->options->rest_ms > 0) platform_sleep_ms(bench->options->rest_ms);
-        watch_sample(&bench->watch, false);
-        watch_cool_down(&bench->watch);
+        int status = between_rounds(bench, round);
+        if (status != STATUS_OK) return status;
         for (uint32_t i = 0; i < bench->count; i++) {
             struct series *series = &bench->series[order[i]];
             series->start_ms[round] = ms_since(bench->start_ns);
-            int status = time_run(bench, &series->network, &series->total_ms[round]);
+            status = time_run(bench, &series->network, &series->total_ms[round]);
             if (status != STATUS_OK) return status;
         }
     }

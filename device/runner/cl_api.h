@@ -84,6 +84,7 @@ enum {
 
     CL_QUEUE_PROFILING_ENABLE = 1 << 1,
     CL_QUEUE_RECORDABLE_QCOM = 1 << 30, /* cl_qcom_recordable_queues */
+    CL_DEVICE_RECORDABLE_QUEUE_MAX_SIZE_QCOM = 0x41DE,
 
     CL_MEM_READ_WRITE = 1 << 0,
     CL_MEM_READ_ONLY = 1 << 2,

@@ -17,6 +17,13 @@ static bool record_part(struct recording *recording, const struct plan *plan, co
     return code == CL_SUCCESS && ended == CL_SUCCESS;
 }
 
+/* How many launches to record together; a driver that does not say how many it takes gets as many as others give it. */
+static uint32_t part_size(const struct session *session) {
+    cl_uint most = 0;
+    cl_int code = clGetDeviceInfo(session->device.id, CL_DEVICE_RECORDABLE_QUEUE_MAX_SIZE_QCOM, sizeof most, &most, NULL);
+    return code == CL_SUCCESS && most > 0 && most < RECORDED_TOGETHER ? most : RECORDED_TOGETHER;
+}
+
 void recording_make(struct recording *recording, const struct session *session, const struct plan *plan, const cl_kernel *kernels) {
     memset(recording, 0, sizeof *recording);
     if (!session->recording || plan->launch_count == 0) return;
@@ -24,11 +31,12 @@ void recording_make(struct recording *recording, const struct session *session, 
     /* Drivers take this property by itself only, not beside profiling. */
     recording->queue = clCreateCommandQueue(session->context, session->device.id, CL_QUEUE_RECORDABLE_QCOM, &code);
     if (code != CL_SUCCESS) recording->queue = NULL;
-    recording->parts = calloc((plan->launch_count - 1) / RECORDED_TOGETHER + 1, sizeof *recording->parts);
+    uint32_t size = recording->launches = part_size(session);
+    recording->parts = calloc((plan->launch_count - 1) / size + 1, sizeof *recording->parts);
     bool recorded = recording->queue != NULL && recording->parts != NULL;
-    for (uint32_t first = 0; recorded && first < plan->launch_count; first += RECORDED_TOGETHER) {
+    for (uint32_t first = 0; recorded && first < plan->launch_count; first += size) {
         uint32_t left = plan->launch_count - first;
-        recorded = record_part(recording, plan, kernels, first, first + (left < RECORDED_TOGETHER ? left : RECORDED_TOGETHER));
+        recorded = record_part(recording, plan, kernels, first, first + (left < size ? left : size));
     }
     if (!recorded) recording_free(recording);
 }

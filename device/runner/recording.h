@@ -5,13 +5,13 @@
 #include "plan.h"
 #include "session.h"
 
-/* No public document says how many launches one recording may hold; other engines stay with ten. */
+/* Launches in one recording, where the driver takes so many: other engines stay with ten. */
 enum { RECORDED_TOGETHER = 10 };
 
 struct recording {
     cl_command_queue queue; /* that was recorded on; nothing runs on it */
     cl_recording_qcom *parts;
-    uint32_t part_count;
+    uint32_t part_count, launches; /* of each part but the last */
 };
 
 /* Records all launches, or none: what the driver refuses is launched one by one, as on any other device. */

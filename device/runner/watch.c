@@ -31,19 +31,23 @@ void watch_sample(struct watch *watch, bool demanded) {
     for (uint32_t k = 0; k < options->watched_count; k++) watch->values[k][at] = platform_read_number(options->watched[k]);
 }
 
-void watch_cool_down(struct watch *watch) {
+bool watch_cool_down(struct watch *watch) {
     const struct options *options = watch->options;
-    if (options->hot_above == 0 || watch->count == 0) return;
+    if (options->hot_above == 0 || watch->count == 0) return false;
     /* A value that cannot be read is NaN, and NaN is neither hot nor a reason to go on resting. */
-    if (!(watch->values[0][watch->count - 1] > (double)options->hot_above)) return;
+    double heat = watch->values[0][watch->count - 1];
+    if (!(heat > (double)options->hot_above)) return false;
     int64_t start = platform_now_ns();
     double before_ms = watch->cooling_ms;
-    while (watch->cooling_ms < (double)options->hot_rest_ms && watch->values[0][watch->count - 1] > (double)options->hot_until) {
+    /* What is read now says nothing about the rounds: a device at rest lowers its clock. */
+    while (watch->cooling_ms < (double)options->hot_rest_ms && heat > (double)options->hot_until) {
         platform_sleep_ms(WATCH_INTERVAL_MS);
         watch->cooling_ms = before_ms + (double)(platform_now_ns() - start) / 1e6;
-        watch_sample(watch, true);
+        heat = platform_read_number(options->watched[0]);
     }
-    watch->rests += watch->cooling_ms > before_ms;
+    bool rested = watch->cooling_ms > before_ms;
+    watch->rests += rested;
+    return rested;
 }
 
 int watch_print(const struct watch *watch) {

@@ -31,7 +31,7 @@ void watch_sample(struct watch *watch, bool demanded);
 
 /* Rests while the first file holds more than --hot-above, until it holds no more than --hot-until or the time for
  * rests is used up. */
-void watch_cool_down(struct watch *watch);
+bool watch_cool_down(struct watch *watch);
 
 /* Prints the "watch" line; nothing where nothing is watched. */
 int watch_print(const struct watch *watch);

@@ -123,6 +123,12 @@ struct recording {
 
 static struct recording *open_recording;
 
+/* What the driver says that a recording holds; 0: it does not say. */
+static cl_uint most_recorded(void) {
+    const char *asked = getenv("DOUBLE_MOST_RECORDED");
+    return asked != NULL ? (cl_uint)strtoul(asked, NULL, 10) : 0;
+}
+
 static char the_platform, the_device, the_context, the_queues[3]; /* plain, profiling, recordable */
 
 CL cl_int clGetPlatformIDs(cl_uint room, void **platforms, cl_uint *count) {
@@ -148,6 +154,7 @@ CL cl_int clGetDeviceInfo(void *device, cl_uint what, size_t room, void *to, siz
     static const cl_uint one = 1;
     const char *asked = getenv("DOUBLE_ALIGNMENT_BITS");
     cl_uint align_bits = asked != NULL ? (cl_uint)strtoul(asked, NULL, 10) : 1024;
+    cl_uint recorded = most_recorded();
     static const cl_ulong type = 1 << 2, bytes = 1 << 26;
     if (device != &the_device) return INVALID_VALUE;
     switch (what) {
@@ -168,6 +175,7 @@ CL cl_int clGetDeviceInfo(void *device, cl_uint what, size_t room, void *to, siz
         case 0x102B: return give_text("host-memory test double", room, to, needed);
         case 0x102C: return give_text("structadmm tests", room, to, needed);
         case 0x1030: return give_text("cl_qcom_perf_hint cl_qcom_priority_hint cl_qcom_recordable_queues", room, to, needed);
+        case 0x41DE: return recorded > 0 ? give(&recorded, sizeof recorded, room, to, needed) : INVALID_VALUE;
         default: return give_text("1.2 test double", room, to, needed);
     }
 }
@@ -367,7 +375,8 @@ CL cl_int clEnqueueNDRangeKernel(void *queue, void *object, cl_uint dims, const 
         if (kernel->arguments[i].size == 0) return INVALID_KERNEL_ARGS;
     }
     if (queue == &the_queues[2]) {
-        if (open_recording == NULL || event != NULL || open_recording->count == MAX_RECORDED) return INVALID_OPERATION;
+        size_t most = most_recorded() > 0 && most_recorded() < MAX_RECORDED ? most_recorded() : MAX_RECORDED;
+        if (open_recording == NULL || event != NULL || open_recording->count == most) return INVALID_OPERATION;
         open_recording->launches[open_recording->count].kernel = *kernel;
         open_recording->launches[open_recording->count++].items = global[0];
         return SUCCESS;

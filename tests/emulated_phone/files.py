@@ -20,10 +20,11 @@ from tests.emulated_phone.faults import Faults
 MAPPED = ("data", "sdcard", "storage", "sys", "system", "vendor", "odm", "product")
 """Top-level directories of the phone. `/dev`, `/proc` and `/` stay this computer's."""
 
-# What toybox offers on Android 10 and later, as far as this computer has it; GNU's behaviour stands in for toybox's.
+# What toybox offers on Android 10 and later, as far as this computer has it; GNU's behaviour stands in for toybox's,
+# but where `_TOOLS` has one that knows less.
 _TOYBOX = (
-    "[ base64 basename cat chmod cksum cmp cp cut date dd dirname du echo env expr false find grep head id kill ln ls "
-    "md5sum mkdir mkfifo mktemp mv nice nohup nproc od paste printf ps pwd readlink realpath rm rmdir sed seq setsid "
+    "[ base64 basename cat chmod cksum cmp cp cut date dd dirname du echo env expr false grep head id kill ln ls "
+    "md5sum mkdir mkfifo mktemp mv nice nohup nproc od paste printf ps pwd readlink realpath rm rmdir seq setsid "
     "sh sha1sum sha256sum sleep sort split stat sync tail tee test time timeout touch tr true tty uniq uptime wc "
     "which xargs yes"
 )
@@ -86,6 +87,16 @@ if [ "$1" = -m ]; then PATH=/usr/bin:/bin exec uname -m; fi
 if [ "$1" = -r ]; then echo 4.14.180-emulated; exit 0; fi
 if [ $# -eq 0 ]; then echo Linux; exit 0; fi
 echo "Linux localhost 4.14.180-emulated #1 SMP PREEMPT $(PATH=/usr/bin:/bin uname -m)"
+""",
+    # bionic's regular expressions know none of GNU's `\|`, `\+`, `\?`, and toybox's find counted days only at first.
+    "sed": r"""#!/bin/sh
+PATH=/usr/bin:/bin exec sed --posix "$@"
+""",
+    "find": r"""#!/bin/sh
+for word; do
+    case "$word" in -mmin|-amin|-cmin|-empty|-delete) echo "find: bad arg '$word'" >&2; exit 1;; esac
+done
+PATH=/usr/bin:/bin exec find "$@"
 """,
     "reboot": r"""#!/bin/sh
 echo "reboot: permission denied" >&2

@@ -173,15 +173,15 @@ class EmulatedPhone:
                 return partial(_say, text="an interactive shell is not emulated: pass a command\n")
             return partial(self._shell, command=argument, v2=v2)
         if kind == "exec":
-            return partial(self._shell, command=argument, v2=False)
+            return partial(self._shell, command=argument, v2=False, terminal=False)
         if kind == "root":
             return partial(_say, text="adbd cannot run as root in production builds\n")
         if kind == "remount":
             return partial(_say, text='Not running as root. Try "adb root" first.\n')
         return None  # reboot:, tcpip:, usb:, framebuffer:, jdwp:, reverse: and the rest are refused
 
-    def _shell(self, stream: Stream, *, command: str, v2: bool) -> None:
-        ShellService(self, stream, command, v2=v2).serve()
+    def _shell(self, stream: Stream, *, command: str, v2: bool, terminal: bool = True) -> None:
+        ShellService(self, stream, command, v2=v2, terminal=terminal).serve()
 
     def note_packet(self, direction: str, packet: Packet) -> None:
         """Keep the last packets, for a test that failed."""

@@ -1,8 +1,8 @@
 """`shell:`, `shell,v2:` and `exec:`, AOSP `daemon/shell_service.cpp`.
 
 Android's sh is not here: commands go to this computer's `/bin/sh`, with the phone's paths rewritten (`PathRewriter`)
-and a PATH that holds only the phone's tools. Where a v1 stream ends, adbd's pseudo-terminal sends SIGHUP to the
-session; here the daemon does.
+and a PATH that holds only the phone's tools. Where a `shell:` stream ends, adbd's pseudo-terminal sends SIGHUP to the
+session; here the daemon does. Programs of an `exec:` stream have no terminal and are left alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN, _WINDOW_SIZE = range(6)
 class ShellService:
     """Runs one command for one stream."""
 
-    def __init__(self, phone: EmulatedPhone, stream: Stream, command: str, *, v2: bool) -> None:
+    def __init__(
+        self, phone: EmulatedPhone, stream: Stream, command: str, *, v2: bool = False, terminal: bool = True
+    ) -> None:
         self._phone = phone
         self._stream = stream
         self._v2 = v2
@@ -45,7 +47,8 @@ class ShellService:
             env=phone.environment(),
             start_new_session=True,
         )
-        stream.on_close = self._hang_up
+        if terminal:
+            stream.on_close = self._hang_up
 
     def serve(self) -> None:
         """Carry bytes until the command has ended and nobody holds its output any more."""

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device import adb_connection
 from device.adb_target import AdbTarget, TargetUnauthorisedError
 from device.errors import DeviceError, TargetOfflineError, TargetTimeoutError
 from device.target import open_target
@@ -252,9 +253,9 @@ def test_old_files_are_pruned_and_recent_ones_kept(target: AdbTarget, phone: Emu
     old = target.push(tmp_path / "x", "x")
     make_file(tmp_path / "x", 10)
     new = target.push(tmp_path / "x", "x")
-    two_hours_ago = time.time() - 7200
-    os.utime(phone.files.host_path(old).parent, (two_hours_ago, two_hours_ago))
-    target.prune(unused_for_minutes=60)
+    three_days_ago = time.time() - 3 * 86400
+    os.utime(phone.files.host_path(old).parent, (three_days_ago, three_days_ago))
+    target.prune(unused_for_days=1)
     assert not phone.files.host_path(old).exists()
     assert phone.files.host_path(new).exists()
 
@@ -310,6 +311,37 @@ def test_a_real_phones_runner_is_chosen_by_its_processor(target: AdbTarget, phon
     ]
     properties.write_text("\n".join([*lines, "ro.product.cpu.abi=arm64-v8a\n"]))
     assert (target.kind, target.abi) == ("phone", "arm64-v8a")
+
+
+def test_a_phone_of_an_android_that_is_too_old_is_refused(target: AdbTarget, phone: EmulatedPhone) -> None:
+    properties = phone.files.host_path("/system/build.prop")
+    text = properties.read_text().replace("ro.structadmm.emulated=1\n", "")
+    properties.write_text(
+        text.replace("version.sdk=33", "version.sdk=25").replace("version.release=13", "version.release=7.1.2")
+    )
+    with pytest.raises(DeviceError, match=r"runs Android 7\.1\.2 \(API level 25\), expected 8\.0 \(26\) or later"):
+        _ = target.abi
+
+
+def test_what_was_interrupted_does_not_run_on_when_the_target_is_closed(
+    target: AdbTarget, phone: EmulatedPhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """adbd leaves programs of an `exec:` stream alone when the stream ends."""
+    assert target.shell(["true"], timeout_s=10).status == 0
+    read = adb_connection.AdbStream.read
+
+    def interrupted(stream: adb_connection.AdbStream, deadline: float) -> bytes:
+        if b"started" in (data := read(stream, deadline)):
+            raise KeyboardInterrupt
+        return data
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(adb_connection.AdbStream, "read", interrupted)
+        target.shell(["sh", "-c", "echo started; sleep 41.25"], timeout_s=60)
+    assert running("sleep 41.25")
+    target.close()
+    assert not running("sleep 41.25")
+    assert not list(phone.files.host_path(f"{TMP}/structadmm").glob(".stderr-*"))
 
 
 def test_the_performance_mode_is_set_and_put_back(target: AdbTarget, phone: EmulatedPhone) -> None:

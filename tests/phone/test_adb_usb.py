@@ -103,3 +103,48 @@ def test_the_packaged_libusb_serves_where_the_system_has_none() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "libusb_package" in done.stdout
+
+
+class FakeEndpoint:
+    def __init__(self, address: int, packet_bytes: int) -> None:
+        self.address, self.packet_bytes = address, packet_bytes
+
+    def getAddress(self) -> int:  # noqa: N802 -- libusb's name
+        return self.address
+
+    def getMaxPacketSize(self) -> int:  # noqa: N802 -- libusb's name
+        return self.packet_bytes
+
+
+class FakeSetting:
+    def iterEndpoints(self) -> list[FakeEndpoint]:  # noqa: N802 -- libusb's name
+        return [FakeEndpoint(0x81, 64), FakeEndpoint(0x02, 512)]
+
+
+class FakeHandle:
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, int]] = []
+
+    def bulkWrite(self, endpoint: int, data: bytes, timeout: int) -> int:  # noqa: N802 -- libusb's name
+        assert endpoint == 0x02
+        self.writes.append((len(data), timeout))
+        return len(data)
+
+
+def test_a_transfer_that_fills_its_last_packet_is_ended_by_an_empty_one() -> None:
+    """adbd reads larger blocks than a packet: without it the phone would wait for more."""
+    from adb_shell.transport.usb_transport import UsbTransport
+
+    transport = adb_usb._guarded(UsbTransport)(object(), FakeSetting(), usb_info="ABC")
+    handle = transport._transport = FakeHandle()
+    transport._write_endpoint = 0x02
+    for size in (24, 511, 512, 1024, 0, 1025):
+        assert transport.bulk_write(bytes(size), 1.0) == size
+    assert [size for size, _ in handle.writes] == [24, 511, 512, 0, 1024, 0, 0, 1025]
+
+
+def test_a_deadline_that_is_nearly_over_is_not_taken_for_none() -> None:
+    from adb_shell.transport.usb_transport import UsbTransport
+
+    transport = adb_usb._guarded(UsbTransport)(object(), FakeSetting(), usb_info="ABC")
+    assert [transport._timeout_ms(seconds) for seconds in (0.0, 0.0004, 0.25, 2.0)] == [1, 1, 250, 2000]

@@ -55,6 +55,15 @@ def test_launches_are_replayed_from_recordings_in_their_order(runner: RunnerProc
     assert [event["recordings"] for event in bench.events if event["event"] == "bench"] == [3, 3]
 
 
+@pytest.mark.parametrize(("most", "recordings"), [("4", 6), ("23", 3), ("1", 23)])
+def test_a_recording_holds_no_more_launches_than_the_driver_says(
+    runner: RunnerProcess, bundle: Path, most: str, recordings: int
+) -> None:
+    checked = runner("check", bundle, DOUBLE_MOST_RECORDED=most)
+    assert checked.status == 0, checked
+    assert checked.one("check")["recordings"] == recordings
+
+
 def test_recorded_and_live_launches_give_the_same_bytes(runner: RunnerProcess, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(npy_bytes(np.random.default_rng(0).standard_normal((48), dtype=np.float32)))
     for switch in ("on", "off"):

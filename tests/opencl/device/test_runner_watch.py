@@ -63,6 +63,23 @@ def test_a_long_measurement_keeps_readings_from_all_of_it(
     assert any(end / 8 < at < end * 7 / 8 for at in watch["at_ms"])
 
 
+def test_what_is_read_while_the_device_rests_is_no_reading_of_the_rounds(
+    runner: RunnerProcess, bundle: Path, tmp_path: Path
+) -> None:
+    """A device at rest lowers its clock: kept, such readings would look like throttling."""
+    (tmp_path / "heat").write_text("80")
+    hot = ("--hot-above", 75, "--hot-until", 70, "--hot-rest-ms", 1500)
+    outcome = runner("bench", bundle, *QUICK, "--runs", 3, "--watch", tmp_path / "heat", *hot)
+    assert outcome.status == 0, outcome
+    watch, [times] = outcome.one("watch"), [line for line in outcome.events if line["event"] == "bench"]
+    assert watch["cooling_ms"] >= 1500
+    starts = times["start_samples_ms"]
+    ends = [start + total for start, total in zip(starts, times["total_samples_ms"], strict=True)]
+    assert starts[0] >= 1500  # the rest lies before the first round
+    assert not [at for at in watch["at_ms"] if 100 < at < starts[0] - 100], watch
+    assert watch["at_ms"][-1] >= ends[-1]
+
+
 def test_a_temperature_that_cannot_be_read_is_no_reason_to_rest(forgetful: RunnerProcess, bundle: Path) -> None:
     hot = ("--watch", "/nonexistent", "--hot-above", 1, "--hot-until", 0, "--hot-rest-ms", 60000)
     outcome = forgetful("bench", bundle, *QUICK, "--runs", 2, *hot)
