@@ -115,6 +115,8 @@ def compile_onnx(
     inputs = sample_inputs(shapes, sample)
     lowered, macs = _lower(imported, gpu, precision, schedules, reporter, chosen)
     use = None if chosen is None else chosen.use_by(lowered.launches)
+    if not lowered.launches:
+        raise UserError(f"{path}: nothing is computed, its outputs are its inputs: give a network with a layer")
     for external in lowered.outputs:
         if external.dtype != "float32":
             raise UserError(
@@ -122,6 +124,12 @@ def compile_onnx(
             )
     assembly = assemble(lowered, gpu.name, dtype)
     outputs = expected_outputs(path, inputs)
+    for value, end in zip(outputs, assembly.plan.outputs, strict=True):
+        if (tuple(value.shape) or (1,)) != (tuple(end.shape) or (1,)):  # a plan has no tensor without dimensions
+            raise UserError(
+                f"{path}: output {end.name!r} has the shape {list(value.shape)} and was compiled as {list(end.shape)}: "
+                "simplify the part of the network that computes it"
+            )
     outputs = [value.reshape(end.shape) for value, end in zip(outputs, assembly.plan.outputs, strict=True)]
     plan = with_samples(assembly.plan, tuple(tolerance(value, dtype) for value in outputs))
     manifest = _manifest(path, out, lowered, assembly, imported, gpu, dtype, schedules, macs, use)

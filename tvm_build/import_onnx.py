@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from structadmm.errors import UserError
+from tvm_build.misread import attributes_of, inferred_shapes, mend_misread, refuse_converted, refuse_misread
 
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence", "Optional"}
@@ -30,6 +31,7 @@ class Step:
         layer: the module that owns the node's weight (`layer1.0.conv1`), else the ONNX node's name.
         onnx_op: the ONNX operator, such as "HardSwish".
         pads: for Pad with constant zeros, the ONNX `pads`; else None.
+        attributes: of the ONNX node.
         bindings: its Relax bindings, in order.
     """
 
@@ -37,6 +39,7 @@ class Step:
     onnx_op: str
     pads: tuple[int, ...] | None
     bindings: tuple[Any, ...]
+    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ImportedNetwork:
         inputs: (name, variable) of each network input.
         outputs: (name, Relax expression) of each network output.
         parameters: elements of all floating-point initializers.
+        path: the file.
     """
 
     module: Any
@@ -56,6 +60,7 @@ class ImportedNetwork:
     inputs: tuple[tuple[str, Any], ...]
     outputs: tuple[tuple[str, Any], ...]
     parameters: int
+    path: Path
 
 
 def import_onnx(path: Path) -> ImportedNetwork:
@@ -90,6 +95,8 @@ def load_onnx(path: Path) -> Any:
     _refuse_unknown_operators(model, path)
     _make_initializers_dense(model, path)
     _write_columns_out(model, path)
+    mend_misread(model)
+    refuse_misread(model, path)
     return model
 
 
@@ -235,6 +242,7 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
     nodes = list(graph.node)
     constants = {tensor.name for tensor in graph.initializer}
     pads: dict[int, tuple[int, ...]] = {}
+    shapes = inferred_shapes(model)
 
     class NamingImporter(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         """Binds the result of ONNX node k to a variable called `onnx<k>_`; the node's other bindings come before it."""
@@ -258,7 +266,14 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
                 pads[self.position] = tuple(int(pad) for pad in inputs[1].value.numpy())
             if op_name not in _SEQUENCES:
                 result = self._marked(result)
+                self._compare_shape(node, result)
             return result
+
+        def _compare_shape(self, node: Any, result: Any) -> None:
+            """Hold a node's result against what ONNX says of it, where both are known."""
+            dims = getattr(getattr(getattr(result, "ty", None), "shape", None), "values", None)
+            if dims is not None and all(hasattr(dim, "value") for dim in dims):
+                refuse_converted(node, tuple(int(dim.value) for dim in dims), shapes.get(node.output[0]), path)
 
         def _marked(self, result: Any) -> Any:
             """Bind every tensor of a node's result to a variable that carries the node's number."""
@@ -283,7 +298,7 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
             ):
                 return None
             low, high = (float(bound.value.numpy()) for bound in inputs[1:3])
-            return self.bb.normalize(relax.op.clip(inputs[0], low, high))
+            return self.bb.normalize(relax.op.clip(inputs[0], min(low, high), high))  # ONNX: the upper bound comes last
 
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     importer = NamingImporter(None, "float32", sanitize=False)
@@ -304,6 +319,7 @@ def _convert(model: Any, path: Path) -> ImportedNetwork:
         inputs=tuple(zip(inputs, main.params, strict=True)),
         outputs=tuple(zip((str(value.name) for value in graph.output), _outputs(main), strict=True)),
         parameters=_count_parameters(graph),
+        path=path,
     )
 
 
@@ -342,10 +358,11 @@ def _group_by_node(
             mark = _MARK.fullmatch(str(binding.var.name))
             if mark is not None:
                 k = int(mark[1])
-                steps.append(Step(layers[k], str(nodes[k].op_type), pads.get(k), tuple(pending)))
+                attributes = attributes_of(nodes[k])
+                steps.append(Step(layers[k], str(nodes[k].op_type), pads.get(k), tuple(pending), attributes))
                 pending = []
     if pending:
-        steps.append(Step(layers[-1] if layers else "output", "", None, tuple(pending)))
+        steps.append(Step(layers[-1] if layers else "output", "", None, tuple(pending), {}))
     return tuple(steps)
 
 

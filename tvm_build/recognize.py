@@ -74,7 +74,9 @@ class _Recognizer:
     def _output(self, name: str, value: Any) -> str:
         tensor = self._resolve(value)
         if not isinstance(tensor, str):
-            raise UserError(f"output {name!r} does not depend on the inputs: cut the network before it")
+            raise UserError(
+                f"{self.imported.path}: output {name!r} does not depend on the inputs: cut the network before it"
+            )
         return tensor
 
     def _resolve(self, expression: Any) -> Any:
@@ -365,15 +367,8 @@ def _activation_of(step: Step) -> Activation | None:
 
 def _is_standard_hard_sigmoid(step: Step) -> bool:
     """Whether alpha is 1/6 and beta 0.5, as PyTorch writes it (ONNX's own default alpha is 0.2)."""
-    import tvm
-
-    numbers = [
-        float(argument.value.numpy())
-        for binding in step.bindings
-        for argument in getattr(binding.value, "args", ())
-        if isinstance(argument, tvm.ir.GenericConst) and argument.value.numpy().ndim == 0
-    ]
-    return len(numbers) == 2 and np.allclose(sorted(numbers), [1 / 6, 0.5], rtol=1e-6)
+    numbers = [step.attributes.get("alpha", 0.2), step.attributes.get("beta", 0.5)]
+    return np.allclose(numbers, [1 / 6, 0.5], rtol=1e-6)
 
 
 def _is_global_average(name: str, call: Any, shape: tuple[int, ...], out: tuple[int, ...]) -> bool:

@@ -142,3 +142,10 @@ def test_the_stage_names_a_missing_network(tmp_path: Path) -> None:
 def test_an_unknown_target_is_refused_where_the_configuration_is_read() -> None:
     with pytest.raises(ValidationError, match="expected auto or one of adreno-540"):
         BuildConfig(target="powervr")
+
+
+def test_a_network_that_computes_nothing_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.onnx", [helper.make_node("Flatten", ["x"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"])
+    with pytest.raises(UserError, match="nothing is computed"):
+        compile_onnx(path, tmp_path / "a.clbundle", target="opencl-cpu")
+    assert not (tmp_path / "a.clbundle").exists()

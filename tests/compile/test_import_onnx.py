@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,61 @@ def test_sparse_initializers_count_as_the_dense_arrays_that_they_stand_for(tmp_p
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
     (call,) = [b.value for step in import_onnx(path).steps for b in step.bindings if "conv2d" in str(b.value)]
     assert np.array_equal(call.args[1].value.numpy(), dense)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "reason"),
+    [
+        ("Resize", ["x", "", "scales"], {"mode": "linear"}, r"scales \[1, 4, 5, 7\] to 1 x 4 x 7.5 x 10.5"),
+        ("Resize", ["x", "", "", "sizes"], {"mode": "linear", "antialias": 1}, "without antialias"),
+        (
+            "Resize",
+            ["x", "", "", "pair"],
+            {"axes": [2, 3], "mode": "linear"},
+            "with the sizes of all axes",
+        ),
+        ("ConvTranspose", ["x", "weight"], {"output_shape": [10, 14], "strides": [2, 2]}, "has an output_shape"),
+        (
+            "MaxPool",
+            ["x"],
+            {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+            r"has the shape \[1, 4, 3, 4\] and was converted to \[1, 4, 2, 3\]",
+        ),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(
+    tmp_path: Path, operator: str, inputs: list[str], attributes: dict[str, object], reason: str
+) -> None:
+    constants = {
+        "scales": np.array([1, 1, 1.5, 1.5], np.float32),
+        "sizes": np.array([1, 4, 3, 3], np.int64),
+        "pair": np.array([3, 3], np.int64),
+        "weight": weights(4, 2, 3, 3),
+    }
+    used = {name: array for name, array in constants.items() if name in inputs}
+    nodes = [helper.make_node(operator, inputs, ["y"], name="odd_one", **attributes)]
+    message = refused(save(tmp_path / "a.onnx", nodes, {"x": [1, 4, 5, 7]}, ["y"], used))
+    assert "'odd_one'" in message
+    assert re.search(reason, message), message
+
+
+def test_a_batch_norm_of_training_is_refused(tmp_path: Path) -> None:
+    names = ["scale", "shift", "mean", "variance"]
+    nodes = [
+        helper.make_node(
+            "BatchNormalization", ["x", *names], ["y", "running_mean", "running_variance"], name="bn", training_mode=1
+        )
+    ]
+    path = save(tmp_path / "a.onnx", nodes, {"x": [2, 4, 5, 7]}, ["y"], {name: weights(4) + 2 for name in names})
+    assert "in evaluation mode" in refused(path)
+
+
+def test_stale_shapes_in_a_file_are_not_believed(tmp_path: Path) -> None:
+    """Tools that fix a batch leave what the file says about the tensors in between."""
+    nodes = [conv("c", "x", "t", pads=[1] * 4), helper.make_node("Relu", ["t"], ["y"])]
+    path = save(tmp_path / "a.onnx", nodes, {"x": [1, 3, 8, 8]}, ["y"], {"c.weight": weights(4, 3, 3, 3)})
+    model = onnx.load(str(path))
+    (between,) = model.graph.value_info
+    between.type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save(model, str(path))
+    assert import_onnx(path).parameters == 4 * 3 * 3 * 3

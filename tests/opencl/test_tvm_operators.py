@@ -135,3 +135,74 @@ def test_several_inputs_an_input_that_is_an_output_and_a_view_of_one(runner: Run
     path = save(tmp_path / "ports.onnx", nodes, inputs, ["product", "same", "flat", "reshaped", "soft"], constants)
     generator = np.random.default_rng(5)
     assert_agrees(runner, path, [generator.standard_normal((1, 6, 4, 5), dtype=np.float32) for _ in range(2)])
+
+
+def test_what_follows_a_reduction_over_one_element_is_computed_once(runner: Runner, tmp_path: Path) -> None:
+    """TVM drops such a loop; fused into it, a bias was added twice."""
+    constants = {
+        "line.weight": weights(5, 1, 1),
+        "line.bias": weights(5, seed=1),
+        "up.weight": weights(1, 4, 1, 1, seed=2),
+        "up.bias": weights(4, seed=3),
+        "outer": weights(1, 6, seed=4),
+        "offset": weights(6, seed=5),
+        "channel": np.array([1], np.int64),
+        "shape": np.array([1, 1, 30], np.int64),
+        "column": np.array([30, 1], np.int64),
+        "two": np.array(2.0, np.float32),
+    }
+    nodes = [
+        node("Reshape", ["x", "shape"], "flat"),
+        node("Conv", ["flat", "line.weight", "line.bias"], "line"),
+        node("Tanh", ["line"], "squashed"),
+        node("ConvTranspose", ["x", "up.weight", "up.bias"], "up"),
+        node("Reshape", ["x", "column"], "rows"),
+        node("MatMul", ["rows", "outer"], "product"),
+        node("Add", ["product", "offset"], "shifted"),
+        node("ReduceMean", ["x", "channel"], "mean"),
+        node("Add", ["mean", "two"], "raised"),
+    ]
+    path = save(tmp_path / "ones.onnx", nodes, {"x": [1, 1, 5, 6]}, ["squashed", "up", "shifted", "raised"], constants)
+    assert_agrees(runner, path, [np.random.default_rng(6).standard_normal((1, 1, 5, 6), dtype=np.float32)])
+
+
+def test_an_operator_may_read_one_tensor_twice(runner: Runner, tmp_path: Path) -> None:
+    nodes = [
+        node("Gemm", ["x", "fc.weight"], "features", transB=1),
+        node("Mul", ["features", "features"], "squares"),
+        node("Exp", ["features"], "powers"),
+        node("Div", ["powers", "powers"], "ones"),
+    ]
+    path = save(tmp_path / "twice.onnx", nodes, {"x": [2, 6]}, ["squares", "ones"], {"fc.weight": weights(5, 6)})
+    assert_agrees(runner, path, [np.random.default_rng(7).standard_normal((2, 6), dtype=np.float32)])
+
+
+def test_bounds_and_slopes_that_are_not_the_usual_ones(runner: Runner, tmp_path: Path) -> None:
+    constants = {"one": np.array(1.0, np.float32), "minus": np.array(-1.0, np.float32), "c.weight": weights(4, 4, 1, 1)}
+    nodes = [
+        conv("c", "x", "y"),
+        node("Clip", ["y", "one", "minus"], "upper_bound"),
+        node("HardSigmoid", ["y"], "swapped", alpha=0.5, beta=1 / 6),
+        node("HardSigmoid", ["y"], "default"),
+        node("HardSigmoid", ["y"], "pytorch", alpha=1 / 6, beta=0.5),
+    ]
+    path = save(tmp_path / "c.onnx", nodes, {"x": [1, 4, 5, 6]}, [n.output[0] for n in nodes[1:]], constants)
+    assert_agrees(runner, path, [3 * np.random.default_rng(8).standard_normal((1, 4, 5, 6), dtype=np.float32)])
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 1.5])
+def test_a_resize_by_scales_with_whole_results(runner: Runner, tmp_path: Path, scale: float) -> None:
+    constants = {"scales": np.array([1, 1, scale, scale], np.float32)}
+    nodes = [
+        node("Resize", ["x", "", "scales"], "linear", mode="linear"),
+        node("Resize", ["x", "", "scales"], "nearest", mode="nearest", coordinate_transformation_mode="asymmetric"),
+    ]
+    path = save(tmp_path / "r.onnx", nodes, {"x": [1, 3, 4, 6]}, ["linear", "nearest"], constants)
+    assert_agrees(runner, path, [np.random.default_rng(9).standard_normal((1, 3, 4, 6), dtype=np.float32)])
+
+
+def test_sizes_beside_scales_without_elements(runner: Runner, tmp_path: Path) -> None:
+    constants = {"none": np.zeros(0, np.float32), "sizes": np.array([1, 3, 9, 5], np.int64)}
+    nodes = [node("Resize", ["x", "none", "none", "sizes"], "y", mode="linear")]
+    path = save(tmp_path / "r.onnx", nodes, {"x": [1, 3, 4, 6]}, ["y"], constants, opset=11)
+    assert_agrees(runner, path, [np.random.default_rng(10).standard_normal((1, 3, 4, 6), dtype=np.float32)])
