@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from structadmm.files import read_json
 from tvm_build.cost import estimate, estimate_counted
 from tvm_build.gpu import gpu_by_name
 from tvm_build.kernels import default_schedule
+from tvm_build.kernels.conv_tiling import ConvSchedule
 from tvm_build.ops import Conv2d
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,47 @@ def test_loads_of_single_numbers_are_what_a_kernel_waits_for() -> None:
     assert few[1] == "arithmetic"
     assert many[1] == "loads"
     assert many[0] > 5 * few[0]
+
+
+@pytest.mark.parametrize("items", [1 << 20, 1 << 9])
+def test_a_prediction_is_the_launch_the_longest_part_and_a_quarter_of_the_others(items: int) -> None:
+    gpu = gpu_by_name("adreno-640")
+    flops, loads, texels, memory_bytes = items * 400, 20.0, 30.0, items * 40
+    cost = estimate_counted(
+        gpu,
+        global_size=(items,),
+        local_size=(gpu.wave,),
+        flops=flops,
+        buffer_loads=loads,
+        image_loads=texels,
+        memory_bytes=memory_bytes,
+    )
+    fill = min(1.0, items / gpu.wave / (gpu.cores * gpu.latency_waves))
+    assert (fill < 1) == (items == 1 << 9)
+    # Microseconds; memory alone does not wait for waves.
+    parts = [
+        flops / (gpu.gflops_fp32 * gpu.efficiency * 1e3) / fill,
+        loads * 16 * items / (gpu.l2_gb_s * 1e3) / fill,
+        texels * 16 * items / (gpu.texture_gb_s * 1e3) / fill,
+        memory_bytes / (gpu.dram_gb_s * 1e3),
+    ]
+    expected = gpu.launch_us + max(parts) + (sum(parts) - max(parts)) / 4
+    assert cost.predicted_us == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_residual_is_one_more_tensor_to_read() -> None:
+    gpu = gpu_by_name("adreno-640")
+    op = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1))
+    schedule = default_schedule(op, gpu)
+    alone, joined = (estimate(each, schedule, gpu) for each in (op, replace(op, has_residual=True)))
+    assert joined.memory_bytes - alone.memory_bytes == 4 * 64 * 32 * 32
+    assert joined.predicted_us > alone.predicted_us
+
+
+def test_loads_that_must_ask_whether_they_are_inside_cost_more() -> None:
+    gpu = gpu_by_name("adreno-640")
+    inner = Conv2d(1, 64, 34, 34, 64, (3, 3))
+    padded = replace(inner, in_height=32, in_width=32, padding=(1, 1, 1, 1))  # the same work on fewer bytes
+    inside, asking = (estimate(op, ConvSchedule(), gpu) for op in (inner, padded))
+    assert (inside.load_bytes, inside.work_items) == (asking.load_bytes, asking.work_items)
+    assert asking.predicted_us > inside.predicted_us

@@ -216,6 +216,32 @@ def test_a_phone_without_kgsl_is_watched_through_its_gpus_thermal_zone(make_phon
     assert file.path == "/sys/class/thermal/thermal_zone0/temp"
 
 
+@pytest.mark.parametrize("tells_temperature", [True, False])
+def test_a_rest_ends_five_degrees_below_where_it_begins_and_no_clock_is_taken_for_a_temperature(
+    make_phone: MakePhone,
+    connect: Connect,
+    tiny_bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tells_temperature: bool,
+) -> None:
+    phone = make_phone()
+    if not tells_temperature:
+        for name in (f"{GPU}/temp", "class/thermal/thermal_zone0/temp"):
+            (phone.files.root / "sys" / name).unlink()
+    asked: list[dict[str, Any]] = []
+
+    def watched(*_: object, **options: Any) -> BenchResult:
+        asked.append(options)
+        raise DeviceError("enough was seen")
+
+    monkeypatch.setattr(Runner, "bench", watched)
+    with pytest.raises(DeviceError, match="enough was seen"):
+        measure(QUICK, tiny_bundles, connect(phone), SilentReporter())
+    names = [file.name for file in asked[0]["watch"]]
+    assert names == (["gpu_temperature_c", "gpu_clock_mhz"] if tells_temperature else ["gpu_clock_mhz"])
+    assert asked[0]["heat_limit"] == (HeatLimit(75, 70, at_most_ms=120_000) if tells_temperature else None)
+
+
 def test_the_fixed_performance_mode_is_left_when_the_measurement_fails(
     make_phone: MakePhone, connect: Connect, tiny_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

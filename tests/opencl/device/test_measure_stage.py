@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from device.config import MeasureConfig
-from device.errors import CheckError, RunnerError, RunnerStatus
+from device.errors import CheckError, DeviceError, RunnerError, RunnerStatus
 from device.runner_client import Runner
 from device.stage import run_measure
-from device.target import Target, open_target
+from device.target import ShellResult, Target, open_target
 from structadmm.errors import UserError
 from structadmm.files import read_json
 from structadmm.progress import SilentReporter
@@ -110,6 +111,43 @@ def test_the_second_check_starts_from_binaries(
     assert runner.check(build_dir / "pruned.clbundle").binary_cache.misses == 2
     assert runner.check(build_dir / "pruned.clbundle").binary_cache.hits == 2
     assert not Runner(target, use_program_cache=False).check(build_dir / "pruned.clbundle").binary_cache.used
+
+
+@pytest.mark.parametrize(
+    ("event", "index", "key", "value"),
+    [
+        ("bench", 0, "total_samples_ms", [1.0]),
+        ("bench", 1, "start_samples_ms", [1.0, 2.0, 3.0]),
+        ("bench", 1, "index", 0),
+        ("rounds", None, "order", [[0, 1]]),
+        ("rounds", None, "order", [[0, 1], [0, 0]]),
+    ],
+)
+def test_a_bench_of_which_something_is_missing_gives_no_pairs(
+    target: Target,
+    build_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    event: str,
+    index: int | None,
+    key: str,
+    value: Any,
+) -> None:
+    shell = target.shell
+
+    def damaged(*arguments: Any, **options: Any) -> ShellResult:
+        result = shell(*arguments, **options)
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        for line in lines:
+            if (line["event"], line.get("index") if event == "bench" else None) == (event, index):
+                line[key] = value
+        return ShellResult(result.status, b"".join(json.dumps(line).encode() + b"\n" for line in lines), result.stderr)
+
+    bundle = build_dir / "pruned.clbundle"
+    runner = Runner(target)
+    assert len(runner.bench([bundle, bundle], runs=2, warmup_ms=0).bundles) == 2
+    monkeypatch.setattr(target, "shell", damaged)
+    with pytest.raises(DeviceError, match="no whole bench of 2 bundles in 2 rounds"):
+        runner.bench([bundle, bundle], runs=2, warmup_ms=0)
 
 
 @pytest.mark.parametrize("change", [{"runs": 1}, {"runs": 2.5}, {"rest_ms": -1}, {"run": 5}, {"timeout_s": 0}])

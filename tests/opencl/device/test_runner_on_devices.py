@@ -257,6 +257,41 @@ def test_a_wrong_result_fails_the_check_with_its_size(runner: RunnerProcess, wri
     assert outcome.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("tolerance", "passes"), [(0.99, False), (1.01, True)])
+def test_the_tolerance_is_where_a_check_begins_to_fail(
+    runner: RunnerProcess, write_bundle: WriteBundle, tolerance: float, passes: bool
+) -> None:
+    files = edited("i-3", "i-2")  # off by 1
+    files["plan.txt"] = files["plan.txt"].replace(b"output_0.npy 1e-06", f"output_0.npy {tolerance}".encode())
+    outcome = runner("check", write_bundle(files), "--device", "0.0")
+    assert outcome.status == (0 if passes else RunnerStatus.CHECK), outcome
+
+
+@pytest.mark.parametrize("wrong_run", ["first", "second"])
+def test_one_wrong_run_of_the_two_fails_the_check(
+    runner: RunnerProcess, write_bundle: WriteBundle, wrong_run: str
+) -> None:
+    # The first run finds its memory full of NaN, the second what the first has left.
+    branches = {"first": "x[i] + 1.0f : x[i]", "second": "x[i] : x[i] + 1.0f"}[wrong_run]
+    source = f"""
+__kernel void remember(__global const float *x, __global float *y) {{
+  int i = get_global_id(0);
+  y[i] = isnan(y[i]) ? {branches};
+}}
+"""
+    x = np.ones((1, 64), np.float32)
+    files = bundle_files(
+        ["buffer 0 256", "buffer 1 256", "input 0 float32 2 1 64 x", "output 1 float32 2 1 64 y"],
+        [Program(source)],
+        [x],
+        [x],
+        launches=["launch 0 remember 1 64 0 64 512 layer 2 m0 m1"],
+    )
+    outcome = runner("check", write_bundle(files), "--device", "0.0")
+    assert outcome.status == RunnerStatus.CHECK, outcome
+    assert outcome.one("check")["outputs"][0]["max_abs_error"] == 1
+
+
 def test_nan_fails_the_check_whatever_the_tolerance(runner: RunnerProcess, write_bundle: WriteBundle) -> None:
     files = with_kernel("fmax(x[i], 0.0f)", "nan((uint)0)*1.f")
     files["plan.txt"] = files["plan.txt"].replace(b"1e-06", b"1e300")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -78,6 +79,24 @@ def test_what_is_read_while_the_device_rests_is_no_reading_of_the_rounds(
     assert starts[0] >= 1500  # the rest lies before the first round
     assert not [at for at in watch["at_ms"] if 100 < at < starts[0] - 100], watch
     assert watch["at_ms"][-1] >= ends[-1]
+
+
+def test_a_rest_lasts_until_the_lower_limit_and_not_only_until_the_upper_one(
+    forgetful: RunnerProcess, bundle: Path, tmp_path: Path
+) -> None:
+    # A pipe gives each reading what the next 63 bytes say, however late on a busy machine.
+    readings = [80] + [72] * 8 + [68] * 50
+    os.mkfifo(tmp_path / "temp")
+    pipe = os.open(tmp_path / "temp", os.O_RDWR)
+    try:
+        os.write(pipe, b"".join(b"%-63d" % reading for reading in readings))
+        hot = ("--watch", tmp_path / "temp", "--hot-above", 75, "--hot-until", 70, "--hot-rest-ms", 60000)
+        outcome = forgetful("bench", bundle, *QUICK, "--runs", 1, *hot)
+    finally:
+        os.close(pipe)
+    assert outcome.status == 0, outcome
+    watch = outcome.one("watch")
+    assert (watch["rests"], watch["values"][0][-1]) == (1, 68)
 
 
 def test_a_temperature_that_cannot_be_read_is_no_reason_to_rest(forgetful: RunnerProcess, bundle: Path) -> None:

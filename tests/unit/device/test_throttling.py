@@ -115,6 +115,20 @@ def test_one_odd_reading_of_the_clock_is_no_throttling() -> None:
     assert judge([[9.0] * 40], clocks, 585.0).steady
 
 
+def test_a_gpu_that_was_off_between_two_rounds_was_not_throttled() -> None:
+    # Some drivers tell a clock of zero while nothing runs.
+    verdict = judge([[9.0] * 40], [585.0, 0.0] * 40, 585.0)
+    assert verdict.steady, verdict.warnings
+    assert judge([[9.0] * 40], [0.0] * 80, 585.0).clock_mhz is None
+
+
+def test_a_clock_that_fell_and_came_back_was_throttled() -> None:
+    verdict = judge([[9.0] * 40], [585.0] * 30 + [427.0] * 20 + [585.0] * 30, 585.0)
+    assert verdict.warnings == ("throttled: its clock fell from 585 to 427 MHz between timed rounds",)
+    assert verdict.clock_mhz is not None
+    assert (verdict.clock_mhz.first, verdict.clock_mhz.last) == (585.0, 585.0)
+
+
 def test_a_device_that_tells_no_clock_is_judged_by_its_latencies() -> None:
     falling = [10.0 * (1.0 + 0.5 * (i >= 40)) for i in range(80)]
     verdict = judge([falling, [x / 3 for x in falling]], [], None)

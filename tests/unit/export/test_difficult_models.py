@@ -55,6 +55,20 @@ def test_a_layer_shared_by_differently_pruned_ones_loses_only_what_both_lack() -
     assert reasons["a"] == ("1 stay: one channel with filters of b: shared reads it",)
 
 
+def test_constants_of_two_branches_are_not_folded_into_the_bias_that_both_add() -> None:
+    model = Shared().double().eval()
+    for layer, constant in ((model.a, 0.5), (model.b, 1.0)):
+        zero(layer, 0)
+        with torch.no_grad():
+            assert layer.bias is not None
+            layer.bias[0] = constant
+    removal, smaller = shrink_fully(*capture(model, (torch.zeros(SHAPE, dtype=torch.float64),)))
+    assert removal.removed == {}
+    assert removal.kept["a"][0] == "the bias of shared is shared, so nothing is folded"
+    inputs = torch.randn(2, *SHAPE[1:], dtype=torch.float64)
+    assert (GraphModule(smaller.graph, smaller.state).eval()(inputs) - model(inputs)).abs().max() < TOLERANCE
+
+
 class Reinterpreting(nn.Module):
     """Memory read with other sizes: no row of the result belongs to one channel."""
 

@@ -15,12 +15,12 @@ from export.config import ExportConfig, PurifyConfig
 from export.export_network import Samples, export_network
 from export.inference import fold_for_inference
 from export.onnx_export import OnnxNetwork, export_onnx, read_onnx
-from export.shrink import shrink
+from export.shrink import Shrunk, rounded, shrink
 from export.stage import read_samples, run_export
 from export.unused_paths import remove_unused_paths
-from export.verify import SHRUNK_VS_ONNX, difference, verify
+from export.verify import SHRUNK_VS_ONNX, compare, difference, random_inputs, verify
 from structadmm.errors import InvariantError, UserError
-from structadmm.graph import GraphModule, capture
+from structadmm.graph import Captured, GraphModule, capture
 from structadmm.graph.save import load_network
 from structadmm.progress import SilentReporter
 from tests.architectures import INPUT_SHAPE, build, captured, in_float64
@@ -192,6 +192,46 @@ def test_a_wrong_onnx_file_is_found_and_its_first_layer_named(one_column_zero: P
     shrunk = load_network(one_column_zero / "shrunk")
     with pytest.raises(InvariantError, match=r"Conv of 2\.conv2"):
         verify(shrunk, shrunk, file, [(torch.randn(INPUT_SHAPE),)])
+
+
+def test_differences_far_below_a_wrong_answer_are_found_in_every_comparison(one_column_zero: Path) -> None:
+    graph, state = captured("resnet18")
+    state = with_structured_zeros(graph, state, 0.5, seed=2)
+    whole = shrink(remove_unused_paths(*in_float64(Captured(graph, state))))
+    smaller = rounded(whole, torch.float32)
+    masked, batches = GraphModule(graph, state).eval(), [(torch.randn(INPUT_SHAPE),)]
+
+    def scaled(network: Shrunk, factor: float) -> GraphModule:
+        tensors = {**network.state, "2.conv1.weight": network.state["2.conv1.weight"] * factor}
+        return GraphModule(network.graph, tensors).eval()
+
+    verify(masked, scaled(smaller, 1.0), None, batches, smaller.keeps, scaled(whole, 1.0))
+    with pytest.raises(InvariantError, match=r"masked and shrunk network differ by \S+, first"):
+        verify(masked, scaled(smaller, 1.001), None, batches, smaller.keeps, scaled(whole, 1.0))
+    with pytest.raises(InvariantError, match=r"masked and shrunk network differ by \S+ in float64"):
+        verify(masked, scaled(smaller, 1.0), None, batches, smaller.keeps, scaled(whole, 1 + 1e-6))
+    file = onnx.load(one_column_zero / "pruned.onnx")
+    for tensor in file.graph.initializer:
+        if tensor.name == "2.conv2.weight":
+            values = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    shrunk = load_network(one_column_zero / "shrunk")
+    with pytest.raises(InvariantError, match="shrunk network and ONNX Runtime differ"):
+        verify(shrunk, shrunk, file, batches)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_number_that_is_not_finite_agrees_with_nothing(number: float) -> None:
+    one, bad = torch.ones(2), torch.tensor([1.0, number])
+    for a, b in ((one, bad), (bad, one), (bad, bad)):
+        assert not compare(a, b, 1e9).passed
+    assert not compare(torch.ones(2), torch.ones(2, 1), 1e9).passed
+
+
+def test_proofs_are_made_with_small_and_with_large_inputs() -> None:
+    graph, _ = captured("resnet18")
+    sizes = [float(image.std()) for (image,) in random_inputs(graph)]
+    assert sizes == pytest.approx([0.1, 1.0, 10.0], rel=0.1)
 
 
 def images() -> Dataset:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.run import measured_device
 from pipeline.run_config import load_run_config
 from pipeline.run_directory import open_run_directory
 from pipeline.stages import STAGE_NAMES, STAGES, StageContext
+from structadmm.errors import InvariantError
 from structadmm.progress import SilentReporter
 
 ROOT = Path(__file__).parents[3]
@@ -178,6 +180,26 @@ def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
     )
     assert run_command_line(["--debug", "doctor"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_broken_proof_ends_in_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(_phones: object) -> None:
+        raise InvariantError("two things differ")
+
+    monkeypatch.setattr("pipeline.doctor.examine", differs)
+    assert run_command_line(["doctor"]) == 1
+    assert capsys.readouterr().err == "structadmm: two things differ\n"
+
+
+def test_a_reader_that_went_away_is_no_success_and_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        command = [sys.executable, "-m", "structadmm", "--help"]
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_ctrl_c_outside_of_a_run_ends_with_130(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from pipeline.named_files import named_files
 from pipeline.run_config import RunConfig
 from pipeline.run_directory import RunDirectory, open_run_directory
@@ -79,3 +81,20 @@ def test_training_does_not_go_on_from_half_of_another_ones_weights(tmp_path: Pat
         assert directory.why_run("train", after) == f"{weights.as_posix()} has changed"
         weights.unlink()
         assert directory.why_run("train", stage.inputs(context)) is None
+
+
+def test_a_build_with_the_shipped_database_is_known_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "shipped.jsonl"
+    monkeypatch.setattr("pipeline.shipped_tuning.shipped_database", lambda *_: database)
+    config = RunConfig.model_validate({"name": "x", "train": {"rounds": [ROUND]}, "build": {"tuned": "auto"}})
+    with open_run_directory(tmp_path / "run", ("export",)) as directory:
+        directory.begin("export", {}, None)
+        directory.complete("export", {})
+        context = StageContext(config, directory, "local", SilentReporter())
+        known = []
+        for content in (b"one", b"two"):
+            database.write_bytes(content)
+            known.append(STAGE_BY_NAME["build"].inputs(context)["tuning_database"])
+    assert known == [sha256(b"one"), sha256(b"two")]

@@ -219,6 +219,16 @@ def test_settling_changes_nothing_when_the_target_is_met() -> None:
     assert budget.settle(planned.keeps, state, {}).keeps == planned.keeps
 
 
+def test_settling_gives_units_back_when_too_little_of_the_target_is_used() -> None:
+    graph, state = wide("cifar_resnet18")
+    budget = Budget(round_config(), Network.of(graph), graph)
+    planned = budget.allocate(state, {}, random_damages)
+    fewer = {name: max(1, keep * 9 // 10) for name, keep in planned.keeps.items()}
+    settled = budget.settle(fewer, state, {})
+    assert budget.met(settled.size)
+    assert all(settled.keeps[name] >= keep for name, keep in fewer.items())
+
+
 def test_the_reported_rates_keep_the_same_units_when_pinned() -> None:
     graph, state = wide("cifar_resnet18")
     network = Network.of(graph)
@@ -395,6 +405,19 @@ def test_a_removal_that_normalisation_makes_up_for_does_no_damage(doubled: bool)
     assert damage.values[-1] < 1e-6 if doubled else damage.values[-1] > 1e-3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_removal_that_makes_the_network_overflow_does_the_most_damage() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Flatten())
+
+    class Silent:
+        def advance(self, amount: int, note: str | None = None) -> None:
+            pass
+
+    images = iter([torch.ones(4, 2, 1, 1), torch.full((4, 2, 1, 1), torch.inf)])
+    constraint = LayerConstraint("0", "0.weight", "column", 1)
+    (damage,) = measure_damage(model, lambda: iter([next(images)]), [constraint], [2], {}, Silent())
+    assert damage.measured == ((1, 1e6),)
 
 
 def test_a_run_with_a_target_reports_rates_that_keep_as_many_units_when_pinned(tmp_path: Path) -> None:

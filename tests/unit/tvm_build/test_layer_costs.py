@@ -81,6 +81,26 @@ def test_the_measured_table_is_one_that_training_reads(small: tuple[Graph, Netwo
     assert costs.rest == pytest.approx(1.0 - whole, abs=1e-6)
 
 
+def test_removed_columns_never_cost_more_than_the_ordinary_kernel(small: tuple[Graph, Network]) -> None:
+    def later_is_slower(bundle: Path) -> Sequence[float]:
+        return [1.0 + number for number in range(len(read_bundle(bundle).plan.launches))]
+
+    # Compacted kernels are measured after the ordinary ones of their layer.
+    table = costs_table(
+        layer_grids(small[1], 2),
+        GPU,
+        FLOAT32,
+        None,
+        later_is_slower,
+        whole_ms=1.0,
+        source="a test",
+        reporter=SilentReporter(),
+    )
+    layer = table["layers"]["first"]
+    assert layer["compact"]["cost"] == [[row[-1]] * len(layer["compact"]["columns"]) for row in layer["dense"]["cost"]]
+    assert table["rest"] == 0.0
+
+
 def test_a_network_without_convolutions_has_no_table() -> None:
     with pytest.raises(UserError, match="no convolution"):
         layer_grids(Network({}, (), (), ()), 3)

@@ -137,6 +137,14 @@ def test_the_fastest_candidate_that_works_is_what_compilation_gets(tmp_path: Pat
     assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
 
 
+def test_candidates_are_compared_by_their_fastest_runs(tmp_path: Path) -> None:
+    disturbed = record(4).model_copy(update={"times": CandidateTimes(min_ms=1.0, median_ms=5.0, p90_ms=9.0)})
+    path = write(tmp_path / "db.jsonl", disturbed, record(8, 2.0))
+    found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
+
+
 @pytest.mark.parametrize(("ahead", "taken"), [(0.98, False), (0.9, True)])
 def test_an_untuned_schedule_stays_until_it_is_clearly_beaten(tmp_path: Path, ahead: float, taken: bool) -> None:
     op = Dense(1, 64, 24)

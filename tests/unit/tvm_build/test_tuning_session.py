@@ -106,6 +106,23 @@ def test_trials_of_another_device_are_left_alone_and_not_counted(tmp_path: Path)
     assert set(families.values()) == {8}
 
 
+def test_trials_in_another_number_type_are_left_alone_and_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "db.jsonl"
+    run(path, FakeMeasurer(), 8)
+    halves = [record.model_copy(update={"dtype": "float16"}) for record in content(path)]
+    path.write_bytes(b"".join(record.line() for record in halves))
+    result = run(path, FakeMeasurer(), 8)
+    assert (result.known_trials, result.new_trials) == (0, 8)
+    assert content(path)[:8] == halves
+
+
+def test_the_curve_ends_with_the_sum_over_all_layers_identical_ones_included(tmp_path: Path) -> None:
+    result = run(tmp_path / "db.jsonl", FakeMeasurer(), 32)
+    best_ms = {found.task.layers: found.best_ms or 0.0 for found in result.tasks}
+    assert set(best_ms) == {("fc1",), ("fc2", "fc3")}
+    assert result.curve_ms[-1] == pytest.approx(best_ms["fc1",] + 2 * best_ms["fc2", "fc3"], rel=1e-12)
+
+
 class Finals:
     """The untuned schedule of a small space looks slow at first, and another one does not stand a second trial."""
 
