@@ -392,6 +392,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(SEEDS), figsize=(9, 3.6), layout="constrained")
     dense = statistics.mean({(r["seed"], r["dense"]): r["dense"] for r in results}.values())
     for axis, structure in zip(axes, SEEDS, strict=True):
+        # One scale for all methods: not each was run at every sparsity.
+        ticks = sorted({r["sparsity"] for r in results if r["structure"] == structure})
+        axis.set_xticks(range(len(ticks)), [percent(level) for level in ticks])
         for (method, label), marker in zip(METHODS.items(), "sodvx^", strict=True):
             here = [r for r in results if r["structure"] == structure and r["method"] == method]
             if not here:
@@ -399,17 +402,17 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             levels = sorted({r["sparsity"] for r in here})
             points = [[r["pruned"] for r in here if r["sparsity"] == level] for level in levels]
             axis.errorbar(
-                range(len(levels)),
+                [ticks.index(level) for level in levels],
                 [statistics.mean(p) for p in points],
                 yerr=[[statistics.mean(p) - min(p) for p in points], [max(p) - statistics.mean(p) for p in points]],
                 marker=marker,
                 capsize=3,
                 label=label,
             )
-            axis.set_xticks(range(len(levels)), [percent(level) for level in levels])
         axis.axhline(dense, color="gray", linestyle="--", linewidth=1, label="dense")
         axis.set(xlabel=f"{structure}s removed", ylabel="test accuracy %", title=f"{structure}s")
         axis.legend()
+    figure.suptitle("means, with bars from the lowest to the highest seed", fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from structadmm.progress import Reporter
 
 SCHEMA = 1
 BUNDLES = ("baseline", "pruned")
+HOST_GPU = "opencl-cpu"
 COOLER_BY_C = 5
 
 
@@ -42,10 +44,24 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
             raise UserError(f"{path} does not exist: run the build stage first")
     target = open_target(device, reporter)
     try:
+        _refuse_other_kernels(bundles, target)
         record = measure(config, bundles, target, reporter)
     finally:
         target.close()
     write_json(out / "measurement.json", record)
+
+
+def _refuse_other_kernels(bundles: dict[str, Path], target: Target) -> None:
+    """Kernels that were chosen for a processor would run on a phone's GPU, and show nothing of what it can do."""
+    for path in bundles.values():
+        manifest = path / "manifest.json"
+        built_for = json.loads(manifest.read_bytes()).get("target") if manifest.is_file() else None
+        if built_for == HOST_GPU and target.kind == "phone":
+            gpu = target.facts().get("gpu", "an unknown GPU")
+            raise UserError(
+                f"{path.name} was built for {HOST_GPU}, and {target.name} is a phone with {gpu}: name its GPU, such as "
+                "--set build.target=adreno-640, and run it again (nothing is trained anew)"
+            )
 
 
 def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, reporter: Reporter) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from structadmm.graph.atoms import (
     run_move,
     spatial_dims,
 )
-from structadmm.graph.ir import Argument, Graph, Node, Ref, StateRef, leaves
-from structadmm.graph.module import resolve
+from structadmm.graph.ir import Argument, Graph, Node, Ref, StateRef
+from structadmm.graph.module import resolve, shapes_at_one
 from structadmm.graph.operators import ROLES
 
 _UNKNOWN = float("nan")
@@ -45,11 +45,8 @@ class ConstantFlow:
         self.batch = 1 if graph.batch is not None else None
         self.values: dict[str, list[Tensor]] = {}
         self._uses: dict[str, WeightUse] = {}
-        # Nodes that see the input: what is made of constants alone has no batch, whatever its first size is.
-        self._batched: set[str] = set()
+        self._at_one = shapes_at_one(graph)
         for node in graph.nodes:
-            if node.op == "input" or any(ref.node in self._batched for ref in leaves(node, Ref)):
-                self._batched.add(node.name)
             self.values[node.name] = self._node(node)
 
     def operand(self, argument: Argument) -> Tensor:
@@ -80,14 +77,7 @@ class ConstantFlow:
         return self._uses[node.name]
 
     def _shapes(self, node: Node) -> list[tuple[int, ...]]:
-        batch = self.graph.batch
-        if (
-            node.name not in self._batched
-            or batch is None
-            or any(not shape or shape[0] % batch for shape in node.shapes)
-        ):
-            return list(node.shapes)
-        return [(shape[0] // batch, *shape[1:]) for shape in node.shapes]
+        return list(self._at_one[node.name])
 
     def _unknown(self, node: Node) -> list[Tensor]:
         return [

@@ -79,6 +79,12 @@ def fold_for_inference(graph: Graph, state: Mapping[str, Tensor]) -> tuple[Graph
     return slim, {name: tensors[name] for name in slim.state}
 
 
+def _filters_lie_along_axis_1(source: Node) -> bool:
+    """Whether a normalisation over axis 1 is one over the layer's filters: of a linear layer on rows, not on tokens."""
+    role = ROLES.get(source.op)
+    return role in ("conv", "conv_transpose") or (role == "linear" and len(source.shape) == 2)
+
+
 def _source(
     node: Node,
     original: Node,
@@ -93,7 +99,7 @@ def _source(
     if node.args[5] not in (False, Training()):
         return None
     source = nodes.get(node.args[0].node)
-    if source is None or ROLES.get(source.op) not in ("conv", "conv_transpose", "linear"):
+    if source is None or not _filters_lie_along_axis_1(source):
         return None
     feeds = original.args[0]
     assert isinstance(feeds, Ref)

@@ -304,7 +304,12 @@ class _Work:
         changed = False
         users = self.graph.users()
         returned = {ref.node for ref in self.graph.outputs}
-        produced = {node.name: node for node in self.graph.nodes if ROLES.get(node.op) in ("conv", "linear")}
+        # Of a linear layer on tokens, axis 1 counts tokens.
+        produced = {
+            node.name: node
+            for node in self.graph.nodes
+            if ROLES.get(node.op) == "conv" or (ROLES.get(node.op) == "linear" and len(node.shape) == 2)
+        }
         for node in self.graph.nodes:
             if ROLES.get(node.op) != "batch_norm" or not isinstance(node.args[1], StateRef):
                 continue

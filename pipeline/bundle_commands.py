@@ -14,6 +14,7 @@ import typer
 
 from structadmm.errors import UserError
 from structadmm.files import refuse_folder
+from tvm_build.gpu import GPU_NAMES
 
 if TYPE_CHECKING:
     from device.runner_client import Runner
@@ -62,7 +63,9 @@ def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX network of fixed shapes.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="The bundle to write, NAME.clbundle.")],
-    target: Annotated[str, typer.Option("--target", help="The GPU that kernels are chosen for.")] = "adreno-640",
+    target: Annotated[
+        str, typer.Option("--target", help=f"The GPU that kernels are chosen for: {GPU_NAMES}.")
+    ] = "adreno-640",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")
     ] = "float32",
@@ -104,6 +107,7 @@ def compile_model(
     )
     if as_json:
         record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(summary).items()}
+        del record["lowered"]
         record["tuned"] = None if summary.tuned is None else summary.tuned.record()
         record["explanation"] = asdict(summary.explanation) | {"kind": "predicted"}
         if not explain:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.dense_baselines import best_dense_percent, list_baselines
+from pipeline.dense_baselines import DenseBaseline, best_dense_percent, list_baselines
 from pipeline.reference_networks import Folder, list_networks
+from pipeline.toml_config import read_toml
 from pipeline.tuned_speed import read_tuned
 from results.figures import KIND_LABEL, milliseconds, times
 from results.markdown import markdown_table
@@ -28,7 +29,16 @@ _HEADS = (
 
 _TUNED = (
     "Tuned: with the fastest schedules that a search on the device has found, of both networks or of the dense one "
-    "alone ([results](docs/reference-results.md#how-fast-they-are))."
+    "alone ([results](docs/reference-results.md#how-fast-they-are)); empty: no search was made, and the dense network "
+    "may gain from one."
+)
+_OWN_START = (
+    "\\* Held against its own start, which was trained for fewer epochs than the pruned network: there is no dense one "
+    "that was trained for as many."
+)
+_SEARCHED_ALREADY = (
+    "† Both networks with the schedules that `make demo` takes, from the tuning database that comes with the project: "
+    "`structadmm deploy NAME --tuned DB`."
 )
 
 
@@ -42,28 +52,32 @@ def headline(folders: Sequence[Folder]) -> str:
         result = read_result(folder.path / "result.json")
         tuned = read_tuned(folder)
         searched = searched or tuned is not None
-        rows.append(_cells(folder, result, tuned, best_dense_percent(folder.network, baselines)))
+        rows.append(_cells(folder, result, tuned, baselines))
         timed.setdefault(_conditions(result), []).append(folder.name)
     lines = [markdown_table(_HEADS, rows)]
-    if searched:
-        lines += ["", _TUNED]
+    cells = " ".join(cell for row in rows for cell in row)
+    for wanted, note in ((searched, _TUNED), ("\\*" in cells, _OWN_START), ("†" in cells, _SEARCHED_ALREADY)):
+        lines += ["", note] if wanted else []
     for conditions, names in timed.items():
         lines += ["", f"{', '.join(names)}: {conditions}"]
     return "\n".join(lines) + "\n"
 
 
-def _cells(folder: Folder, result: Result, tuned: Result | None, dense: float) -> list[str]:
+def _cells(folder: Folder, result: Result, tuned: Result | None, baselines: Sequence[DenseBaseline]) -> list[str]:
     network, latency = folder.network, result.latency_ms
     low, high = latency.speedup.ci95
+    dense = best_dense_percent(network, baselines)
+    own_start = "" if any(found.serves(network) for found in baselines) else "\\*"
+    searched_already = "†" if "tuned" in read_toml(folder.path / "config.toml").get("build", {}) else ""
     return [
         network.title,
-        f"{dense:.2f} -> {network.accuracy.pruned:.2f}",
+        f"{dense:.2f}{own_start} -> {network.accuracy.pruned:.2f}",
         *(
             f"{counts.dense:,} -> {counts.pruned:,} ({times(counts.ratio)})"
             for counts in (network.conv_params, network.macs)
         ),
         f"{_spread(latency.baseline)} -> {_spread(latency.pruned)}",
-        f"**{times(latency.speedup.median)}** ({low:.2f}-{high:.2f})",
+        f"**{times(latency.speedup.median)}**{searched_already} ({low:.2f}-{high:.2f})",
         "" if tuned is None else _tuned(tuned),
         f"`structadmm deploy {folder.name}`",
     ]

@@ -96,7 +96,9 @@ def _prompts() -> Reporter:
 
 
 def build_runner(
-    abi: Annotated[str, typer.Option("--abi", help="The machine it is for.")] = "host",
+    abi: Annotated[
+        str, typer.Option("--abi", help="The machine it is for: host, arm64-v8a or aarch64-linux.")
+    ] = "host",
     out: Annotated[
         Path | None, typer.Option("--out", help="Copy it here; without, its place in the cache is printed.")
     ] = None,

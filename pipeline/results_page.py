@@ -304,7 +304,7 @@ def _published(row: Published) -> tuple[str, ...]:
         row.network,
         "" if row.conv_reduction is None else f"{row.conv_reduction:g}× fewer",
         "" if row.macs_reduction is None else f"{row.macs_reduction:.2f}× fewer",
-        "" if row.dense is None or row.pruned is None else f"{row.dense:.2f} -> {row.pruned:.2f}",
+        row.loss if row.dense is None or row.pruned is None else f"{row.dense:.2f} -> {row.pruned:.2f}",
         "" if row.speed_up is None else f"{row.speed_up:g}× on {row.device}",
         row.source,
     )

@@ -58,7 +58,12 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/NAME if not given.")] = None,
     device: Device = "local",
     from_stage: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and the later ones in any case.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="Run this stage (train, export, build, measure, report) and the later ones in any case.",
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: JsonOutput = False,

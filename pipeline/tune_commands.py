@@ -26,6 +26,8 @@ Network = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them; not with --tracker.")]
 Target = Annotated[str | None, typer.Option("--target", help="The GPU to tune for; by default what the device is.")]
+OneDevice = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them.")]
+CompiledFor = Annotated[str | None, typer.Option("--target", help="The GPU to compile for; by default the device's.")]
 DType = Annotated[str, typer.Option("--dtype", help="float32, float16, or float16_float32 (stored, computed).")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -117,8 +119,8 @@ def settle_command(
     model: Network,
     *,
     database: Annotated[Path, typer.Option("--db", metavar="DB", help="A tuning database with trials on the device.")],
-    device: Device = "local",
-    target: Target = None,
+    device: OneDevice = "local",
+    target: CompiledFor = None,
     dtype: DType = "float32",
     as_json: JsonOutput = False,
 ) -> None:
@@ -193,8 +195,8 @@ def layer_costs(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|RUN", help="The dense network, or a run of it.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="The table, as a latency target under train takes it.")],
-    device: Device = "local",
-    target: Target = None,
+    device: OneDevice = "local",
+    target: CompiledFor = None,
     dtype: DType = "float32",
     tuned: Annotated[Path | None, typer.Option("--tuned", help="A tuning database to take schedules from.")] = None,
     points: Annotated[int, typer.Option("--points", min=2, max=8, help="Grid points along filters and inputs.")] = 4,

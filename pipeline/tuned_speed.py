@@ -31,7 +31,9 @@ def read_tuned(folder: Folder) -> Result | None:
     if not path.is_file():
         return None
     found = read_result(path)
-    if found.environment["network"][folder.onnx.name] != folder.network.onnx_sha256:
+    if "tuned" not in found.environment:
+        raise UserError(f"{path} does not say what was tuned: run `python -m pipeline.tuned_speed` again")
+    if found.environment.get("network", {}).get(folder.onnx.name) != folder.network.onnx_sha256:
         raise UserError(f"{path} is of another network than {folder.onnx}: run `python -m pipeline.tuned_speed`")
     return found
 

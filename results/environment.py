@@ -34,6 +34,10 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
         "device": {"option": records["measure"]["device"], **{field: session[field] for field in device_fields}},
         "state": {name: state[name] for name in ("before", "after", "fixed_performance_mode")},
         "model": train["model"],
-        "data": {field: train["data"][field] for field in ("name", "train_images", "test_images")},
+        "data": {
+            **{field: train["data"][field] for field in ("name", "train_images", "test_images")},
+            # Whether the files are the published ones, byte for byte; None where nobody has published any.
+            "verified": train["data"].get("config", {}).get("verify") if train["data"]["name"] == "cifar10" else None,
+        },
         "seed": train["seed"],
     }

@@ -43,7 +43,12 @@ def report_html(data: ReportData) -> str:
             _side_by_side(result),
         ),
         _section(
-            "Latency", _kind(result), _plot(plot_latencies, data.baseline_ms, data.pruned_ms), _latency_table(result)
+            "Latency",
+            _kind(result),
+            "<p class='note'>A dot is one inference; upright bar: the median; level bar: from the 10th to the 90th "
+            "percentile.</p>",
+            _plot(plot_latencies, data.baseline_ms, data.pruned_ms),
+            _latency_table(result),
         ),
     ]
     if data.layer_times:
@@ -96,6 +101,17 @@ def report_html(data: ReportData) -> str:
     )
 
 
+def _doubts(result: Result) -> list[str]:
+    """What a reader of the accuracies must know."""
+    data = result.environment.get("data", {})
+    if data.get("verified") is not False:
+        return []
+    return [
+        f"the images of {data['name']} were not checked against the published ones: accuracies may be compared with "
+        "each other, not with published ones"
+    ]
+
+
 def _headline(result: Result) -> str:
     latency, accuracy = result.latency_ms, result.accuracy
     low, high = latency.speedup.ci95
@@ -137,7 +153,7 @@ def _headline(result: Result) -> str:
     return (
         f"<h1>{escape(result.name)}</h1>\n<p class='lead'>Pruned with ADMM, compiled to OpenCL and timed against its "
         f"unpruned self on {escape(latency.device)}.</p>\n<div class='cards'>{body}</div>"
-        + "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in latency.warnings)
+        + "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in (*_doubts(result), *latency.warnings))
     )
 
 

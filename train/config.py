@@ -212,6 +212,11 @@ class RoundConfig(_Section):
             raise ValueError(
                 f"ramp_epochs={self.ramp_epochs} must fit in admm_epochs={self.admm_epochs}: shorten the ramp"
             )
+        if 0 < self.admm_epochs < self.update_every:
+            raise ValueError(
+                f"update_every={self.update_every} leaves admm_epochs={self.admm_epochs} without an update of Z and U: "
+                "lower it"
+            )
         return self
 
 

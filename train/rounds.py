@@ -153,7 +153,7 @@ def _plan_layers(
         reason = None
         if rate is None:
             reason = NOT_NAMED
-        elif layer.parameter in network.fixed:
+        elif layer.parameter not in network.trainable:
             reason = _FIXED
         elif config.structure == "column" and layer.transposed:
             reason = "columns of a transposed convolution are not contiguous"
@@ -217,6 +217,7 @@ def _plan_groups(
         if not owners:
             continue  # the network's input, or a constant: nothing that has filters
         rate = rates.of_group(owners, group.name)
+        ranked = _ranked(config, group)
         reason = None
         if group.frozen is not None:
             reason = group.frozen
@@ -228,7 +229,7 @@ def _plan_groups(
             reason = "shares its filters with the first layer (first_layer = true prunes them)"
         elif config.structure == "channel" and not group.consumers:
             reason = "no layer reads its channels"
-        elif any(part.parameter in network.fixed for part in _ranked(config, group)):
+        elif not ranked or any(part.parameter in network.fixed for part in ranked):
             reason = _FIXED
         if rate is None or reason is not None:
             unpruned.append(Unpruned(owners, reason or ""))
@@ -238,7 +239,7 @@ def _plan_groups(
         if keep >= alive:
             unpruned.append(Unpruned(owners, _kept_whole(rate, alive, keeps)))
             continue
-        members = _ranked(config, group)
+        members = ranked
         if config.structure == "filter":
             # BatchNorm undoes the scale of a filter, so that weights alone can shrink a thousandfold and change nothing
             # until they are cut off. A filter is gone when its gamma and beta are, too: they are projected with it.
@@ -249,8 +250,9 @@ def _plan_groups(
 
 
 def _ranked(config: RoundConfig, group: CoupledGroup) -> tuple[AxisSlice, ...]:
-    """Whose weights decide which units of a group stay."""
-    return group.producers if config.structure == "filter" else group.consumers
+    """Whose weights decide which units of a group stay: those that are trained, or could be."""
+    parts = group.producers if config.structure == "filter" else group.consumers
+    return tuple(part for part in parts if not part.buffer)
 
 
 def _alive_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> int:

@@ -109,6 +109,7 @@ def model_kwargs(config: ModelConfig, dataset: Dataset) -> dict[str, Any]:
 
 def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> None:
     images = dataset.normalised(dataset.test_images[:2])
+    images = images.expand(2, -1, -1, -1) if len(images) == 1 else images
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = model.eval()(images)
@@ -121,9 +122,11 @@ def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> N
     for mode, found in (("", logits), (" while training", trained)):
         if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
             told = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            are_logits = isinstance(found, torch.Tensor) and tuple(found.shape[:-1]) == expected[:1]
+            remedy = f"give it {expected[1]} outputs, one for each class" if are_logits else "return the logits alone"
             raise UserError(
                 f"model {config.entry!r} maps {tuple(images.shape)} to {told}{mode}, expected logits {expected}: "
-                "return the logits alone"
+                f"{remedy}"
             )
 
 

@@ -65,10 +65,14 @@ def _read(group: CoupledGroup, masks: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def living_units(group: CoupledGroup, masks: Mapping[str, Tensor]) -> Tensor | None:
-    """Which units some layer computes, bool [units]; None where it is all of them."""
-    if any(part.parameter not in masks for part in group.producers):
+    """Which units some layer computes, bool [units]; None where it is all of them.
+
+    Kernels that are not trained, of a blur, say, compute what is left of what they read.
+    """
+    producers = [part for part in group.producers if not part.buffer]
+    if not producers or any(part.parameter not in masks for part in producers):
         return None
-    return _alive(group.producers, masks)
+    return _alive(producers, masks)
 
 
 def _alive(parts: Sequence[AxisSlice], masks: Mapping[str, Tensor]) -> Tensor:

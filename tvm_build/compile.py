@@ -102,6 +102,8 @@ def compile_onnx(
     precision = precision_by_name(dtype)
     check_destination(out)
     chosen = None
+    if tuned_device is not None and tuned is None:
+        raise UserError(f"--tuned-device {tuned_device} without --tuned: name the database, too")
     if tuned is not None:
         if schedules != "structadmm":
             raise UserError(f"a tuning database has schedules of our kernels, got schedules {schedules}: leave one out")

@@ -165,6 +165,7 @@ _GPUS = (
 )
 
 GPUS = {gpu.name: gpu for gpu in _GPUS}
+GPU_NAMES = ", ".join(GPUS)
 
 
 def gpu_by_name(name: str) -> Gpu:

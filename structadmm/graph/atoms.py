@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from structadmm.graph.ir import Argument, Batch, Graph, Node, Ref, StateRef, TorchConstant, Training, leaves
-from structadmm.graph.module import resolve, torch_constant
+from structadmm.graph.module import resolve, shapes_at_one, torch_constant
 from structadmm.graph.operators import ROLES
 
 
@@ -137,6 +137,7 @@ class AtomFlow:
         self.roles: dict[tuple[str, int], str] = {}
         self.values: dict[str, list[Tensor]] = {}
         self.constants: dict[str, Tensor] = {}
+        self._shapes = shapes_at_one(graph)
         for node in graph.nodes:
             self.values[node.name] = self._node(node)
         for ref in graph.outputs:
@@ -178,10 +179,8 @@ class AtomFlow:
         return self.constants[argument.name]
 
     def shapes(self, node: Node) -> list[tuple[int, ...]]:
-        """The node's output shapes at the batch of the analysis, for operators that keep the batch in front."""
-        if self.graph.batch is None:
-            return list(node.shapes)
-        return [(shape[0] // self.graph.batch, *shape[1:]) for shape in node.shapes]
+        """The node's output shapes at the batch of the analysis."""
+        return list(self._shapes[node.name])
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
@@ -231,16 +230,10 @@ class AtomFlow:
                     self.sets.freeze(atoms, reason)
         fresh = self.sets.new(1)
         self.sets.freeze(fresh, reason)
-        return [fresh.reshape([1] * len(shape)).expand(shape) for shape in self.shapes_or_static(node)]
-
-    def shapes_or_static(self, node: Node) -> list[tuple[int, ...]]:
-        """`shapes`, or the traced shapes where the first dimension is not the batch."""
-        if self.graph.batch is None or any(not shape or shape[0] % self.graph.batch for shape in node.shapes):
-            return list(node.shapes)
-        return self.shapes(node)
+        return [fresh.reshape([1] * len(shape)).expand(shape) for shape in self.shapes(node)]
 
     def _input(self, node: Node) -> Tensor:
-        (shape,) = self.shapes_or_static(node)
+        (shape,) = self.shapes(node)
         axis = 1 if len(shape) > 1 else 0
         atoms = self.sets.new(shape[axis] if shape else 1)
         self.sets.freeze(atoms, f"network input {node.name!r}")

@@ -20,11 +20,13 @@ class AxisSlice:
         parameter: dotted name.
         axis: the axis that units are removed from.
         indices: int64 [units, per_unit]; unit `u` owns `indices[u]` along `axis`.
+        buffer: whether it is one, such as a fixed blur's kernel: then it is neither trained nor masked.
     """
 
     parameter: str
     axis: int
     indices: npt.NDArray[np.int64]
+    buffer: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def coupling_of(flow: AtomFlow) -> Coupling:
         by_role: dict[str, list[AxisSlice]] = {"producer": [], "affine": [], "consumer": []}
         for parameter, axis in owned[roots[0]]:
             indices = np.array([owned[root][parameter, axis] for root in roots], dtype=np.int64)
-            by_role[flow.roles[parameter, axis]].append(AxisSlice(parameter, axis, indices))
+            buffer = flow.graph.state[parameter].kind != "parameter"
+            by_role[flow.roles[parameter, axis]].append(AxisSlice(parameter, axis, indices, buffer))
         named = (by_role["producer"] or by_role["affine"] or by_role["consumer"])[0]
         layer = named.parameter.rpartition(".")[0] or named.parameter
         name = layer if by_role["producer"] else f"{layer}.{'input' if by_role['consumer'] else 'scale'}"

@@ -227,8 +227,15 @@ def _refs(node: Node) -> set[str]:
     return found
 
 
-def infer_shapes(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, tuple[Shape, ...]]:
-    """Output shapes of every node at the traced batch, on the meta device: nothing is computed or allocated.
+def infer_shapes(
+    graph: Graph, state: Mapping[str, Tensor], *, batch: int | None = None
+) -> dict[str, tuple[Shape, ...]]:
+    """Output shapes of every node, on the meta device: nothing is computed or allocated.
+
+    Args:
+        graph: the network.
+        state: its tensors, of which shapes and types count.
+        batch: of the inputs; None for the traced one, and for a graph that only runs at that.
 
     Raises:
         UserError: an operator does not accept what it is given.
@@ -238,7 +245,8 @@ def infer_shapes(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, tuple[S
     # Inputs are not typed in the graph: a network computes in its parameters' type.
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     try:
-        inputs = [torch.empty(node.shape, dtype=dtype, device="meta") for node in graph.inputs]
+        shapes = [node.shape if batch is None else (batch, *node.shape[1:]) for node in graph.inputs]
+        inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
         with torch.no_grad():
             values = module.run(*inputs, keep_all=True)
     except (RuntimeError, TypeError, IndexError, ValueError, KeyError, AssertionError) as error:
@@ -248,3 +256,17 @@ def infer_shapes(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, tuple[S
         name: tuple(tuple(item.shape) for item in ([value] if isinstance(value, Tensor) else value))
         for name, value in values.items()
     }
+
+
+def shapes_at_one(graph: Graph) -> dict[str, tuple[Shape, ...]]:
+    """Output shapes of every node at batch 1, or as traced where the graph only runs so."""
+    if graph.batch is None:
+        return {node.name: node.shapes for node in graph.nodes}
+    types = {name: getattr(torch, entry.dtype) for name, entry in graph.state.items()}
+    # One type for all numbers: what shrinking has computed may be of another than what it found.
+    number = next((dtype for dtype in types.values() if dtype.is_floating_point), torch.float32)
+    state = {
+        name: torch.empty(entry.shape, dtype=number if types[name].is_floating_point else types[name], device="meta")
+        for name, entry in graph.state.items()
+    }
+    return infer_shapes(graph, state, batch=1)

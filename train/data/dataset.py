@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -79,9 +80,11 @@ class Dataset:
                 f"test images {tuple(self.test_images.shape[1:])}: they must be of one size"
             )
         channels = self.train_images.shape[1]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != channels or len(self.std) != channels or not finite or min(self.std) <= 0:
             raise UserError(
-                f"data {self.name!r}: mean {self.mean} and std {self.std} must have {channels} entries, std positive"
+                f"data {self.name!r}: mean {self.mean} and std {self.std} must have {channels} finite entries, std "
+                "positive ones"
             )
 
     @property

@@ -13,7 +13,7 @@ from export.export_network import export_network
 from export.fixed_point import shrink_fully
 from export.inspect_network import inspect_network
 from structadmm.errors import UserError
-from structadmm.graph import GraphModule, capture
+from structadmm.graph import GraphModule, capture, find_coupling
 
 SHAPE = (1, 3, 12, 12)
 # The same non-zero terms in float64; only their order differs.
@@ -145,3 +145,65 @@ def test_what_cannot_be_followed_is_refused_in_one_line_that_names_it(
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""  # torch would print the graph traced so far
     assert not (tmp_path / "out" / "pruned.onnx").exists()
+
+
+class Tokens(nn.Module):
+    """A linear layer on tokens, and a normalisation of which axis 1 counts the tokens, not the layer's filters."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=4)
+        self.mix = nn.Linear(6, features)
+        self.norm = nn.BatchNorm1d(9)
+        self.head = nn.Linear(features, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)  # [N, 9, 6]
+        return self.head(functional.relu(self.norm(self.mix(tokens))).mean(1))
+
+
+@pytest.mark.parametrize("features", [9, 12])
+def test_a_normalisation_over_tokens_is_not_folded_into_the_filters_before_it(features: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Tokens(features).eval()
+    with torch.no_grad():
+        for tensor in (model.norm.weight, model.norm.bias, model.norm.running_mean):
+            assert tensor is not None
+            tensor.uniform_(0.5, 1.5)
+        model.norm.weight[4] = 0
+    export_network(model, torch.zeros(SHAPE), tmp_path / "out")
+    exact = Tokens(features).double().eval()
+    exact.load_state_dict(model.state_dict())
+    graph, state = capture(exact, (torch.zeros(SHAPE, dtype=torch.float64),))
+    _, smaller = shrink_fully(graph, state)
+    inputs = torch.randn(2, *SHAPE[1:], dtype=torch.float64)
+    assert (GraphModule(smaller.graph, smaller.state).eval()(inputs) - exact(inputs)).abs().max() < TOLERANCE
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised in every pass, and two branches weighted by a softmax over a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(8, 6, 3, dilation=1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.a.weight
+        variance, mean = weight.var((1, 2, 3), keepdim=True), weight.mean((1, 2, 3), keepdim=True)
+        x = functional.relu(functional.conv2d(x, (weight - mean) / (variance + 1e-5).sqrt(), self.a.bias))
+        branches = torch.stack([self.b(x), self.c(x)], 0)  # [2, N, 6, H, W]
+        return self.head((branches * branches.mean((3, 4), keepdim=True).softmax(0)).sum(0).mean((2, 3)))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_sizes_that_are_even_by_chance_are_not_taken_for_the_batch(batch: int) -> None:
+    torch.manual_seed(0)
+    model = Standardised().double().eval()
+    zero(model.b, 1, 2)
+    zero(model.c, 2, 3)
+    inputs = torch.randn(batch, *SHAPE[1:], dtype=torch.float64)
+    graph, state = capture(model, (inputs,))
+    assert find_coupling(graph).groups
+    _, smaller = shrink_fully(graph, state)
+    assert (GraphModule(smaller.graph, smaller.state).eval()(inputs) - model(inputs)).abs().max() < TOLERANCE

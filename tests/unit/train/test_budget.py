@@ -50,6 +50,7 @@ def test_coupled_layers_follow_the_named_one_and_conflicts_are_refused() -> None
         ({"sparcity": 0.5}, "Extra inputs"),
         ({"update_every": 0}, "greater than or equal to 1"),
         ({"ramp_epochs": 11}, "must fit in admm_epochs=10"),
+        ({"update_every": 11}, "leaves admm_epochs=10 without an update"),
         ({"structure": "column", "loss_at": "projection"}, 'add penalise = "removed"'),
         ({"penalise": "removed", "loss_at": "projection"}, "no gradient to return by"),
     ],

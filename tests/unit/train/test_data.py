@@ -157,7 +157,9 @@ def test_a_shift_moves_each_image_by_its_own_offset() -> None:
         ({"train_images": torch.zeros(3, 2, 6, 5)}, "expected uint8"),
         ({"train_labels": torch.tensor([0, 1, 3])}, r"labels span \[0, 3\], expected \[0, 2\]"),
         ({"train_labels": torch.tensor([0, 1])}, r"expected int64 \[3\]"),
-        ({"mean": (0.5,)}, "must have 2 entries"),
+        ({"mean": (0.5,)}, "must have 2 finite entries"),
+        ({"std": (0.2, float("nan"))}, "must have 2 finite entries, std positive ones"),
+        ({"mean": (float("nan"), 0.5)}, "must have 2 finite entries"),
         ({"test_images": torch.zeros(3, 2, 5, 5, dtype=torch.uint8)}, "must be of one size"),
     ],
 )

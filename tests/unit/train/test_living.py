@@ -161,3 +161,35 @@ def test_a_run_with_a_shared_weight_and_a_constant_is_compact_too(tmp_path: Path
     run_train(tiny.config(model={"entry": f"{__name__}:constant_and_shared"}), tmp_path, SilentReporter(), noticed)
     # The first retraining, and both phases of the second round.
     assert found == [True, True, True]
+
+
+def test_a_branch_behind_an_expression_that_is_zero_at_one_is_alive() -> None:
+    """A gate `1 - g` is no reason to take a branch for dead, whatever its parameter is now."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, padding=1)
+            self.b = nn.Conv2d(8, 8, 3, padding=1)
+            self.c = nn.Conv2d(8, 8, 3, padding=1)
+            self.gate = nn.Parameter(torch.tensor(0.5))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.relu(self.a(x))
+            y, z = functional.relu(self.b(x)), functional.relu(self.c(x))
+            return self.head(torch.cat([self.gate * y, (1 - self.gate) * z], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Gated().double()
+    part, _ = pruned(model, (2, 3, 8, 8), "filter", 0.5)
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(part(images), model(images))
+    gradients = []
+    for network in (part, model):
+        model.zero_grad()
+        network(images).square().sum().backward()
+        assert model.c.weight.grad is not None
+        gradients.append(model.c.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0

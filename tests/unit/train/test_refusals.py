@@ -170,6 +170,10 @@ def two_results_while_training() -> nn.Module:
     return Auxiliary()
 
 
+def three_outputs() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
 def one_convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 
@@ -187,6 +191,10 @@ def one_convolution() -> nn.Module:
         (
             {"model": {"entry": "tests.unit.train.test_refusals:two_results_while_training"}},
             "to a tuple while training, expected logits (2, 10): return the logits alone",
+        ),
+        (
+            {"model": {"entry": "tests.unit.train.test_refusals:three_outputs"}},
+            "to (2, 3), expected logits (2, 10): give it 10 outputs, one for each class",
         ),
         (
             {"data": {"name": "tests.unit.train.tiny:few_digits", "held_out": 0.99}},

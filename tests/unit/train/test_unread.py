@@ -104,3 +104,38 @@ def test_what_training_counts_is_what_export_leaves(name: str) -> None:
 
 def masked(model: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value * masks.get(name, True) for name, value in model.state_dict().items()}
+
+
+class Blurred(torch.nn.Module):
+    """A fixed blur between two convolutions: its kernel is a buffer, as in BlurPool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.register_buffer("kernel", torch.full((8, 1, 3, 3), 1 / 9))
+        self.b = torch.nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blurred = torch.nn.functional.conv2d(self.a(x), self.get_buffer("kernel"), padding=1, groups=8)
+        return self.b(blurred)
+
+
+def test_kernels_that_are_buffers_are_not_pruned_and_do_not_hide_what_is_gone() -> None:
+    model = Blurred().eval()
+    graph, _ = capture(model, (torch.randn(2, 3, 8, 8),))
+    network = Network.of(graph)
+    for structure in ("column", "nonstructured"):
+        config = RoundConfig.model_validate({"structure": structure, "sparsity": 0.5, "first_layer": True})
+        plan = plan_round(config, network, {})
+        assert "kernel" not in {name for constraint in plan.constraints for name in constraint.parameters}
+        assert "kernel" in {name for item in plan.unpruned for name in item.layers}
+    for structure in ("filter", "channel"):
+        config = RoundConfig.model_validate({"structure": structure, "sparsity": 0.5, "first_layer": True})
+        masks: dict[str, torch.Tensor] = {}
+        kept = []
+        for _ in range(3):
+            plan = plan_round(config, network, masks)
+            assert "kernel" not in {name for constraint in plan.constraints for name in constraint.parameters}
+            kept.append(plan.units["a"])
+            masks = hard_prune(model, plan.constraints, masks, network.coupling.groups)
+        assert kept == [(8, 4), (4, 2), (2, 1)], structure

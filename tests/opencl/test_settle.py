@@ -1,0 +1,80 @@
+"""Settling a tuning database within a network, on a real OpenCL device of this machine and on an emulated phone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from device.candidates import LocalMeasurer
+from device.runner_client import Runner
+from device.target import open_target
+from pipeline.cli import run_command_line
+from structadmm.progress import SilentReporter
+from tests.compile.onnx_models import conv, save, weights
+from tvm_build.compile import compile_onnx
+from tvm_build.gpu import gpu_by_name
+from tvm_build.precision import FLOAT32
+from tvm_build.tuning.database import read_database
+from tvm_build.tuning.session import run_session
+from tvm_build.tuning.tasks import extract_tasks, fused_network
+
+CPU = gpu_by_name("opencl-cpu")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    constants = {"a.weight": weights(16, 8, 3, 3), "b.weight": weights(12, 16, 3, 3, seed=1)}
+    nodes = [conv("a", "x", "y", pads=[1] * 4), conv("b", "y", "z", pads=[1] * 4)]
+    return save(tmp_path / "model.onnx", nodes, {"x": [1, 8, 10, 9]}, ["z"], constants)
+
+
+def test_what_was_found_is_compared_in_the_network_kept_and_used(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "db.jsonl"
+    measurer = LocalMeasurer(open_target("local"))
+    tasks = extract_tasks([fused_network(network, CPU, FLOAT32)], CPU, FLOAT32)
+    try:
+        run_session(tasks, database, measurer, gpu=CPU, precision=FLOAT32, trials=60, reporter=SilentReporter())
+    finally:
+        measurer.close()
+    trials = read_database(database)
+    assert run_command_line(["tuned", "settle", str(network), "--db", str(database), "--json"]) == 0
+    (settled,) = json.loads(capsys.readouterr().out)["networks"]
+    assert settled["network"] == "model.onnx"
+    assert settled["compared"] > 1
+    assert settled["kind"] == "host"
+    low, high = settled["speed_up"]["ci95"]
+    assert low <= settled["speed_up"]["median"] <= high
+
+    records = read_database(database)
+    assert records[: len(trials)] == trials
+    contested = records[len(trials) :]
+    assert len({record.contest for record in contested}) == 1
+    assert all(record.contest and record.cost_ms for record in contested)
+    summary = compile_onnx(network, tmp_path / "net.clbundle", target="opencl-cpu", tuned=database)
+    assert summary.tuned is not None
+    assert {"a", "b"} <= set(summary.tuned.tuned)
+    times = {record.cost_ms for record in contested}
+    measured = [launch.measured_us for launch in summary.lowered if launch.measured_us is not None]
+    assert {round(us / 1e3, 9) for us in measured} <= {round(ms, 9) for ms in times if ms is not None}
+    target = open_target("local")
+    try:
+        assert Runner(target).check(tmp_path / "net.clbundle").passed
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize("written", [None, b"", b"nonsense\n"])
+def test_a_database_without_trials_of_the_device_is_refused_and_left_as_it_was(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], written: bytes | None
+) -> None:
+    database = tmp_path / "db.jsonl"
+    if written is not None:
+        database.write_bytes(written)
+    assert run_command_line(["tuned", "settle", str(network), "--db", str(database)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "db.jsonl" in line
+    assert (database.read_bytes() if database.exists() else None) == written
