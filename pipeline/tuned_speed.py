@@ -3,7 +3,7 @@
     python -m pipeline.tuned_speed NAME... [--trials N]
 
 First both networks are tuned, into the database that comes with the project for this device: N trials for each of them,
-those that it has already among them. With 0, the default, each takes what schedules the database has for it.
+those that it has already among them, and settled. With 0, the default, each takes what schedules the database has.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def measure_tuned(folder: Folder, database: Path, trials: int) -> Result:
     from device.config import MeasureConfig
     from device.target import open_target
     from pipeline.deploy import Settings, deploy, export_dense
+    from pipeline.settle import settle
     from results.records import write_result
     from tvm_build.gpu import gpu_by_name
     from tvm_build.precision import precision_by_name
@@ -79,6 +80,10 @@ def measure_tuned(folder: Folder, database: Path, trials: int) -> Result:
                     network_bytes=weight_bytes(network, precision),
                     repeats=REPEATS,
                 )
+                for settled in settle(
+                    [path], database, measurer.target, gpu=gpu, precision=precision, reporter=reporter
+                ):
+                    reporter.say(str(settled))
             finally:
                 measurer.close()
         settings = Settings(DEVICE, TARGET, DTYPE, MeasureConfig(), database)
