@@ -83,7 +83,7 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
     reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
     steadiness = _judge(bench, environment)
     for warning in steadiness.warnings:
-        reporter.say(f"{target.name}: {warning}; let it cool and measure again before you publish these figures")
+        reporter.say(f"{target.name}: {warning}; measure again before you publish these figures")
     return {
         "schema": SCHEMA,
         "device": target.name,

@@ -33,7 +33,7 @@ class Settled:
         network: the ONNX file.
         compared: networks that took turns; 1 where what was found is what is compiled anyway, and nothing was timed.
         untuned_ms: median of one inference as it is compiled without a database; None where nothing was timed.
-        tuned_ms: and with the database, as it is now.
+        tuned_ms: and with what was found.
         speed_up: of the tuned one, by rounds.
         kind: what the times are: host figures, or a phone's.
     """
@@ -45,6 +45,11 @@ class Settled:
     speed_up: SpeedUp | None = None
     kind: str = ""
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether the network is slower with what was found, by more than chance: then it stays untuned."""
+        return self.speed_up is not None and self.speed_up.ci95[1] < 1
+
     def __str__(self) -> str:
         """One line."""
         if self.speed_up is None:
@@ -53,6 +58,7 @@ class Settled:
         return (
             f"{self.network.name} as a whole: {self.untuned_ms:.3f} ms untuned, {self.tuned_ms:.3f} tuned "
             f"({self.kind}), {self.speed_up.median:.2f} times as fast ({low:.2f} to {high:.2f})"
+            + ("; it stays untuned" if self.is_slower else "")
         )
 
 
@@ -111,10 +117,11 @@ class _Settling:
             )
             if contest.networks == 1:
                 return Settled(network, 1)
-            for record in contest.records:
-                writer.append(record)
             tuned = TunedSchedules([*known, *contest.records], self.database.name, self.gpu, self.precision)
-            return self._before_and_after(network, tuned, contest.networks, Path(scratch))
+            settled = self._before_and_after(network, tuned, contest.networks, Path(scratch))
+            for record in contest.verdict if settled.is_slower else contest.records:
+                writer.append(record)
+            return settled
 
     def _trials(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         context = (self.device.key, self.gpu.name, self.precision.name)

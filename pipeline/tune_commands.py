@@ -290,6 +290,7 @@ def _settled_json(settled: Settled) -> dict[str, Any]:
         "untuned_ms": settled.untuned_ms,
         "tuned_ms": settled.tuned_ms,
         "speed_up": None if speed_up is None else {"median": speed_up.median, "ci95": list(speed_up.ci95)},
+        "stays_untuned": settled.is_slower,
         "kind": settled.kind,
     }
 

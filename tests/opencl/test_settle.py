@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.settle
 from device.candidates import LocalMeasurer
 from device.runner_client import Runner
 from device.target import open_target
@@ -16,7 +17,7 @@ from tests.compile.onnx_models import conv, save, weights
 from tvm_build.compile import compile_onnx
 from tvm_build.gpu import gpu_by_name
 from tvm_build.precision import FLOAT32
-from tvm_build.tuning.database import read_database
+from tvm_build.tuning.database import UNTUNED, read_database
 from tvm_build.tuning.session import run_session
 from tvm_build.tuning.tasks import extract_tasks, fused_network
 
@@ -78,3 +79,23 @@ def test_a_database_without_trials_of_the_device_is_refused_and_left_as_it_was(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "db.jsonl" in line
     assert (database.read_bytes() if database.exists() else None) == written
+
+
+def test_a_network_that_is_slower_with_what_was_found_stays_untuned(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "db.jsonl"
+    measurer = LocalMeasurer(open_target("local"))
+    tasks = extract_tasks([fused_network(network, CPU, FLOAT32)], CPU, FLOAT32)
+    try:
+        run_session(tasks, database, measurer, gpu=CPU, precision=FLOAT32, trials=60, reporter=SilentReporter())
+    finally:
+        measurer.close()
+    monkeypatch.setattr(pipeline.settle.Settled, "is_slower", property(lambda settled: True))
+    assert run_command_line(["tuned", "settle", str(network), "--db", str(database)]) == 0
+    assert "it stays untuned" in capsys.readouterr().out
+    assert {record.contest.endswith(UNTUNED) for record in read_database(database) if record.contest} == {True}
+    for name, tuned in (("untuned", None), ("tuned", database)):
+        compile_onnx(network, tmp_path / f"{name}.clbundle", target="opencl-cpu", tuned=tuned)
+    for file in ("plan.txt", "kernels.cl", "weights.bin"):
+        assert (tmp_path / "tuned.clbundle" / file).read_bytes() == (tmp_path / "untuned.clbundle" / file).read_bytes()

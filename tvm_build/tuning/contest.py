@@ -24,7 +24,7 @@ from tvm_build.lowered import KernelLaunch
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput
 from tvm_build.precision import Precision
 from tvm_build.tuning.contenders import contenders
-from tvm_build.tuning.database import TrialRecord
+from tvm_build.tuning.database import UNTUNED, TrialRecord
 from tvm_build.tuning.measurer import CandidateTimes, DeviceFacts
 from tvm_build.tuning.schedules import describe_schedule, schedule_line
 from tvm_build.tuning.task_key import describe_operator, operator_key
@@ -45,10 +45,13 @@ class Contest:
     Attributes:
         networks: that were compared, the untuned one among them.
         records: for the database, one for each launch's task and schedule.
+        verdict: of the untuned network's launches, to be written instead where the network as a whole shows that
+            nothing was gained: launches add up to more than their times.
     """
 
     networks: int
     records: tuple[TrialRecord, ...]
+    verdict: tuple[TrialRecord, ...] = ()
 
 
 @dataclass
@@ -106,7 +109,10 @@ def hold_contest(
                 _take_turn(entry, profile(entry.bundle), seen)
                 progress.advance()
     contest = f"{datetime.now(UTC).isoformat(timespec='seconds')} {sha256_file(network)[:12]}"
-    return Contest(len(entries), tuple(_record(each, contest, device, gpu, precision) for each in seen.values()))
+    found = {task: _record(each, contest, device, gpu, precision) for task, each in seen.items()}
+    untuned = dict.fromkeys(task for task in entries[0].tasks if task is not None)
+    verdict = (found[task].model_copy(update={"contest": contest + UNTUNED}) for task in untuned)
+    return Contest(len(entries), tuple(found.values()), tuple(verdict))
 
 
 def _entries(

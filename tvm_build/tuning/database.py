@@ -23,6 +23,8 @@ from tvm_build.tuning.schedules import schedule_line
 from tvm_build.tuning.task_key import task_line
 
 SCHEMA = 1
+UNTUNED = ", untuned"
+"""Ends the name of a contest that the untuned network has won: its schedules and forms stay, whatever else is known."""
 
 
 class TrialRecord(BaseModel):
@@ -147,16 +149,20 @@ def _read_line(path: Path, number: int, line: bytes) -> TrialRecord:
 
 
 def merge_databases(paths: Iterable[Path], out: Path) -> int:
-    """Write the records of all databases into one, each trial once, and return their number.
+    """Write the records of all databases into one, each trial once, and return the number of trials.
 
-    A trial that is in several becomes one of `distinct_trials`.
+    A trial that is in several becomes one of `distinct_trials`; what was seen in contests goes along.
 
     Raises:
-        UserError: a database is absent or malformed; nothing is written then.
+        UserError: a database is absent or malformed, or none has a trial; nothing is written then.
     """
+    paths = list(paths)
     merged = distinct_trials(record for path in paths for record in read_database(path))
+    trials = sum(not record.contest for record in merged)
+    if not trials:
+        raise UserError(f"{', '.join(map(str, paths))}: no trial to merge: let `structadmm tune` run first")
     write_bytes(out, b"".join(record.line() for record in merged))
-    return len(merged)
+    return trials
 
 
 def distinct_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:

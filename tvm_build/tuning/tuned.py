@@ -13,7 +13,7 @@ from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.kernels import Schedule, default_schedule
 from tvm_build.ops import Operator
 from tvm_build.precision import Precision, precision_by_name
-from tvm_build.tuning.database import TrialRecord, distinct_trials, read_database
+from tvm_build.tuning.database import UNTUNED, TrialRecord, distinct_trials, read_database
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.space import space
 from tvm_build.tuning.task_key import describe_operator, operator_key, task_line
@@ -141,9 +141,15 @@ def _key_without_places(op: Operator) -> str:
 
 
 class _Measured:
-    """Trials that can be held against each other, by operator with its tensors' places and without."""
+    """Trials that can be held against each other, by operator with its tensors' places and without.
 
-    def __init__(self, records: Iterable[TrialRecord]) -> None:
+    Args:
+        records: of one contest, or of candidates that were measured alone.
+        final: the untuned network won: nothing is held against what it consists of.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord], final: bool = False) -> None:
+        self.final = final
         self.placed = _Trials()
         self.anywhere = _Trials()
         for record in sorted((each for each in records if each.cost_ms is not None), key=_cost_ms):
@@ -180,7 +186,7 @@ class TunedSchedules:
         for record in known:
             contests.setdefault(record.contest, []).append(record)
         self._alone = _Measured(contests.pop("", ()))
-        self._contests = [_Measured(contests[name]) for name in sorted(contests, reverse=True)]
+        self._contests = [_Measured(contests[name], name.endswith(UNTUNED)) for name in sorted(contests, reverse=True)]
 
     def find(self, op: Operator) -> TunedSchedule | None:
         """The best schedule of `op`, None if it was not tuned.
@@ -227,6 +233,8 @@ class TunedSchedules:
         for measured in (*self._contests, self._alone):
             if (times := measured.times_us(options)) is not None:
                 return dict(zip(options, times, strict=True))
+            if measured.final and any(measured.times_us([option]) is not None for option in options):
+                return None
         return None
 
     def forms_us(self, forms: Mapping[Form, Sequence[Operator]]) -> dict[Form, float]:
@@ -243,8 +251,11 @@ class TunedSchedules:
             times = {form: measured.times_us(ops) for form, ops in forms.items()}
             return {form: sum(us) + self._gpu.between_us(len(us)) for form, us in times.items() if us is not None}
 
-        contested = (found for found in map(complete, self._contests) if len(found) > 1)
-        return next(contested, None) or complete(self._alone)
+        for measured in self._contests:
+            found = complete(measured)
+            if len(found) > 1 or (found and measured.final):
+                return found
+        return complete(self._alone)
 
     def use_by(self, launches: Iterable[KernelLaunch]) -> TunedUse:
         """What a lowered network took from here."""

@@ -56,6 +56,13 @@ def test_a_malformed_database_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "no such tuning database" in fails(capsys, "tuned", "show", str(tmp_path / "other.jsonl"))
 
 
+def test_databases_without_a_trial_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    out = tmp_path / "out.jsonl"
+    assert "no trial to merge" in fails(capsys, "tuned", "merge", str(tmp_path / "empty.jsonl"), "--out", str(out))
+    assert not out.exists()
+
+
 def test_a_shipped_database_is_used_on_its_own_device_only(tmp_path: Path) -> None:
     from device.candidates import LocalMeasurer
     from device.target import open_target

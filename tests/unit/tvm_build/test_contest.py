@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tvm_build.kernels import Schedule, candidates, default_schedule
 from tvm_build.ops import Conv2d, Operator
 from tvm_build.precision import FLOAT32
 from tvm_build.tuning.contest import Contest, hold_contest
-from tvm_build.tuning.database import TrialRecord, merge_databases, read_database
+from tvm_build.tuning.database import UNTUNED, TrialRecord, merge_databases, read_database
 from tvm_build.tuning.measurer import CandidateTimes
 from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.summary import summarize
@@ -111,7 +112,7 @@ def test_comparisons_survive_merging_and_count_as_no_trials(tmp_path: Path) -> N
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_bytes(b"".join(each.line() for each in records))
-    assert merge_databases(paths, tmp_path / "out.jsonl") == 4
+    assert merge_databases(paths, tmp_path / "out.jsonl") == 2
     assert read_database(tmp_path / "out.jsonl") == records
     (row,) = summarize(tmp_path / "out.jsonl")
     assert (row["trials"], row["best_ms"]) == (2, 1.0)
@@ -227,3 +228,32 @@ def test_times_that_do_not_belong_to_the_launches_are_refused(network: Path, tmp
             scratch=tmp_path,
             reporter=SilentReporter(),
         )
+
+
+def test_where_the_untuned_network_won_its_schedules_and_forms_stay() -> None:
+    forms: dict[int | None, Sequence[Operator]] = {None: (OP,), 4: parts(OP, 4).launches}
+    alone = [record(9, DEFAULT), record(1, FIRST), *(record(0.1, op=op) for op in forms[4])]
+    older = [record(9, DEFAULT, contest=OLDER), *(record(0.1, op=op, contest=OLDER) for op in forms[4])]
+    won = record(9, DEFAULT, contest=NEWER + UNTUNED)
+    assert chosen(*alone) == FIRST
+    assert fastest_form(measured_forms_us(OP, FLOAT32, tuned(*alone, *older))) == 4
+    assert chosen(*alone, *older, won) == DEFAULT
+    assert fastest_form(measured_forms_us(OP, FLOAT32, tuned(*alone, *older, won))) is None
+    # Of kept columns and all of them, too: the untuned choice is then the cost model's.
+    sparse = replace(OP, columns=tuple(range(0, 144, 2)))
+    both = [*alone, record(1, op=sparse)]
+    assert tuned(*both).measured_us([OP, sparse]) is not None
+    assert tuned(*both, won).measured_us([OP, sparse]) is None
+    # A later contest counts again.
+    later = [record(9, DEFAULT, contest="2026-04"), record(1, SECOND, contest="2026-04")]
+    assert chosen(*alone, won, *later) == SECOND
+
+
+def test_a_verdict_has_the_launches_of_the_untuned_network(network: Path, tmp_path: Path) -> None:
+    alone = alone_records(network)
+    contest = contest_of(network, alone, tmp_path / "scratch")
+    untuned, judged = tmp_path / "untuned.clbundle", tmp_path / "judged.clbundle"
+    compile_onnx(network, untuned, target=GPU.name)
+    compile_onnx(network, judged, target=GPU.name, tuned=tuned(*alone, *contest.verdict))
+    for name in ("plan.txt", "kernels.cl", "weights.bin"):
+        assert (untuned / name).read_bytes() == (judged / name).read_bytes()
