@@ -31,16 +31,22 @@ def network(tmp_path: Path) -> Path:
     return save(tmp_path / "model.onnx", nodes, {"x": [1, 8, 10, 9]}, ["z"], constants)
 
 
-def test_what_was_found_is_compared_in_the_network_kept_and_used(
-    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    database = tmp_path / "db.jsonl"
+@pytest.fixture
+def database(network: Path, tmp_path: Path) -> Path:
+    """Sixty trials of the network's layers."""
+    path = tmp_path / "db.jsonl"
     measurer = LocalMeasurer(open_target("local"))
     tasks = extract_tasks([fused_network(network, CPU, FLOAT32)], CPU, FLOAT32)
     try:
-        run_session(tasks, database, measurer, gpu=CPU, precision=FLOAT32, trials=60, reporter=SilentReporter())
+        run_session(tasks, path, measurer, gpu=CPU, precision=FLOAT32, trials=60, reporter=SilentReporter())
     finally:
         measurer.close()
+    return path
+
+
+def test_what_was_found_is_compared_in_the_network_kept_and_used(
+    network: Path, database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trials = read_database(database)
     assert run_command_line(["tuned", "settle", str(network), "--db", str(database), "--json"]) == 0
     (settled,) = json.loads(capsys.readouterr().out)["networks"]
@@ -82,15 +88,8 @@ def test_a_database_without_trials_of_the_device_is_refused_and_left_as_it_was(
 
 
 def test_a_network_that_is_slower_with_what_was_found_stays_untuned(
-    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    network: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    database = tmp_path / "db.jsonl"
-    measurer = LocalMeasurer(open_target("local"))
-    tasks = extract_tasks([fused_network(network, CPU, FLOAT32)], CPU, FLOAT32)
-    try:
-        run_session(tasks, database, measurer, gpu=CPU, precision=FLOAT32, trials=60, reporter=SilentReporter())
-    finally:
-        measurer.close()
     monkeypatch.setattr(pipeline.settle.Settled, "is_slower", property(lambda settled: True))
     assert run_command_line(["tuned", "settle", str(network), "--db", str(database)]) == 0
     assert "it stays untuned" in capsys.readouterr().out
