@@ -57,6 +57,16 @@ def speed_up_interval(result: Result) -> str:
     return f"{times(speed_up.median)} (95 % interval {low:.2f} to {high:.2f})"
 
 
+def warnings_of(result: Result) -> list[str]:
+    """What a reader of the accuracies and of the times must know, one line each."""
+    data = result.environment.get("data", {})
+    unchecked = (
+        f"the images of {data.get('name')} were not checked against the published ones: accuracies may be compared "
+        "with each other, not with published ones"
+    )
+    return [*([unchecked] if data.get("verified") is False else []), *result.latency_ms.warnings]
+
+
 def times(ratio: float) -> str:
     """A factor, to three digits at the least."""
     return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×"

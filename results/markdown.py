@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows
+from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows, warnings_of
 from results.records import Checks
 from results.report_data import ReportData
 
@@ -13,7 +13,7 @@ def report_markdown(data: ReportData) -> str:
     """The report as GitHub-flavoured markdown."""
     result = data.result
     latency = result.latency_ms
-    warnings = [f"**Warning:** {_cell(warning)}" for warning in latency.warnings]
+    warnings = [f"**Warning:** {_cell(warning)}" for warning in warnings_of(result)]
     lines = [
         f"## {_cell(result.name)}",
         "",

@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from results.figures import KIND_LABEL, milliseconds, summary_rows, times
+from results.figures import KIND_LABEL, milliseconds, summary_rows, times, warnings_of
 from results.plots import (
     NARROW_IN,
     WIDE_IN,
@@ -101,17 +101,6 @@ def report_html(data: ReportData) -> str:
     )
 
 
-def _doubts(result: Result) -> list[str]:
-    """What a reader of the accuracies must know."""
-    data = result.environment.get("data", {})
-    if data.get("verified") is not False:
-        return []
-    return [
-        f"the images of {data['name']} were not checked against the published ones: accuracies may be compared with "
-        "each other, not with published ones"
-    ]
-
-
 def _headline(result: Result) -> str:
     latency, accuracy = result.latency_ms, result.accuracy
     low, high = latency.speedup.ci95
@@ -153,7 +142,7 @@ def _headline(result: Result) -> str:
     return (
         f"<h1>{escape(result.name)}</h1>\n<p class='lead'>Pruned with ADMM, compiled to OpenCL and timed against its "
         f"unpruned self on {escape(latency.device)}.</p>\n<div class='cards'>{body}</div>"
-        + "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in (*_doubts(result), *latency.warnings))
+        + "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in warnings_of(result))
     )
 
 

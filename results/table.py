@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows
+from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows, warnings_of
 from results.records import Checks, Result
 
 
@@ -24,7 +24,7 @@ def print_table(result: Result, console: Console | None = None) -> None:
         p10, p90 = milliseconds(network.p10), milliseconds(network.p90)
         console.print(f"{name}: p10 to p90 {p10} to {p90}, {network.samples} samples", markup=False)
     console.print(f"Speed-up: {speed_up_interval(result)}", markup=False)
-    for warning in latency.warnings:
+    for warning in warnings_of(result):
         console.print(f"Warning: {warning}", style="bold yellow", markup=False)
     console.print(f"Device: {latency.device} ({KIND_LABEL[latency.kind]})", markup=False)
     checks = [

@@ -93,6 +93,18 @@ def test_a_warning_of_the_measurement_stands_in_every_form_of_the_report() -> No
     assert f"Warning: {warning}" in output.getvalue()
 
 
+def test_accuracies_on_unchecked_images_are_said_to_be_that_in_every_form_of_the_report() -> None:
+    data = synthetic_data()
+    environment = data.result.environment
+    for verified, said in ((False, True), (True, False), (None, False)):
+        known = {**environment, "data": {"name": "cifar10", "verified": verified}}
+        changed = replace(data, result=data.result.model_copy(update={"environment": known}))
+        output = io.StringIO()
+        print_table(changed.result, Console(file=output, width=300))
+        for text in (Page(report_html(changed)).text, report_markdown(changed), output.getvalue()):
+            assert ("images of cifar10 were not checked against the published ones" in text) == said
+
+
 def test_the_page_needs_no_other_file(page: Page) -> None:
     for tag, name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "action", "data"):
