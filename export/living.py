@@ -70,9 +70,10 @@ def _are_alike(graph: Graph, smaller: Shrunk, state: Mapping[str, Tensor], masks
     dtype = next(tensor.dtype for tensor in whole.values() if tensor.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(node.shape, generator=generator, dtype=torch.float64).to(dtype) for node in graph.inputs]
-    for ref, other in zip(graph.outputs, smaller.graph.outputs, strict=True):
-        expected = GraphModule(graph, whole).eval().run(*inputs)[ref.node]
-        found = GraphModule(smaller.graph, parts).eval().run(*inputs)[other.node]
-        if float((found - expected).abs().max()) > _ALIKE * max(1.0, float(expected.abs().max())):
-            return False
-    return True
+    expected = GraphModule(graph, whole).eval().run(*inputs)
+    found = GraphModule(smaller.graph, parts).eval().run(*inputs)
+    return all(
+        float((found[other.node] - expected[ref.node]).abs().max())
+        <= _ALIKE * max(1.0, float(expected[ref.node].abs().max()))
+        for ref, other in zip(graph.outputs, smaller.graph.outputs, strict=True)
+    )

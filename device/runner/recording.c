@@ -31,7 +31,7 @@ void recording_make(struct recording *recording, const struct session *session, 
     /* Drivers take this property by itself only, not beside profiling. */
     recording->queue = clCreateCommandQueue(session->context, session->device.id, CL_QUEUE_RECORDABLE_QCOM, &code);
     if (code != CL_SUCCESS) recording->queue = NULL;
-    uint32_t size = recording->launches = part_size(session);
+    uint32_t size = part_size(session);
     recording->parts = calloc((plan->launch_count - 1) / size + 1, sizeof *recording->parts);
     bool recorded = recording->queue != NULL && recording->parts != NULL;
     for (uint32_t first = 0; recorded && first < plan->launch_count; first += size) {

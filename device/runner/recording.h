@@ -11,7 +11,7 @@ enum { RECORDED_TOGETHER = 10 };
 struct recording {
     cl_command_queue queue; /* that was recorded on; nothing runs on it */
     cl_recording_qcom *parts;
-    uint32_t part_count, launches; /* of each part but the last */
+    uint32_t part_count;
 };
 
 /* Records all launches, or none: what the driver refuses is launched one by one, as on any other device. */

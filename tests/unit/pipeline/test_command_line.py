@@ -261,3 +261,24 @@ def test_every_key_of_the_configuration_page_has_a_meaning() -> None:
 )
 def test_every_configuration_that_is_shipped_is_valid_and_named_after_its_file(path: Path) -> None:
     assert load_run_config(path).name == path.stem
+
+
+def test_a_sigterm_unwinds_a_command_and_ends_it_in_one_line() -> None:
+    program = (
+        "import time, pipeline.cli\n"
+        "def command(arguments):\n"
+        "    try:\n"
+        "        print('running', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('tidied', flush=True)\n"
+        "pipeline.cli.run_command_line = command\n"
+        "pipeline.cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (143, "tidied\n", "structadmm: ended by SIGTERM\n")
