@@ -29,12 +29,12 @@ from train.models import build_model
 from tvm_build.compile import compile_onnx
 from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
+from tvm_build.launch_names import layer_of
 from tvm_build.precision import FLOAT32
 from tvm_build.tuning.session import REPEATS, SessionResult, run_session
 from tvm_build.tuning.summary import layer_words
 from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
-from tvm_build.tuning.tuned import SHORTCUT, SUMS, TILES
 
 TARGET = "opencl-cpu"
 GOAL = 1.3
@@ -99,7 +99,7 @@ def in_network_ms(runner: Runner, bundles: list[Path]) -> list[dict[str, float]]
     found: list[dict[str, float]] = [{} for _ in bundles]
     for known, layers in zip(fastest, found, strict=True):
         for name, ms in known.items():
-            layer = name.split()[0].removesuffix(TILES).removesuffix(SUMS).removesuffix(SHORTCUT)
+            layer = layer_of(name.split()[0])
             layers[layer] = layers.get(layer, 0.0) + ms
     return found
 

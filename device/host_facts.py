@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from device.contention import processor_seconds
+
 _CPU_DIR = Path("/sys/devices/system/cpu")
 _THERMAL_DIR = Path("/sys/class/thermal")
 
@@ -14,7 +16,7 @@ _THERMAL_DIR = Path("/sys/class/thermal")
 def host_facts(
     cpu_dir: Path = _CPU_DIR, thermal_dir: Path = _THERMAL_DIR, proc: Path = Path("/proc")
 ) -> dict[str, Any]:
-    """CPU model and count, clocks, governors, temperatures, load, kernel. What cannot be read is absent."""
+    """CPU model and count, their time, clocks, governors, temperatures, load, kernel. What cannot be read is absent."""
     facts: dict[str, Any] = {
         "system": platform.system(),
         "kernel": platform.release(),
@@ -23,6 +25,7 @@ def host_facts(
         "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_model": _cpu_model(proc / "cpuinfo"),
         "load_average": _load_average(),
+        "processor_s": processor_seconds(proc / "stat"),
         "governors": sorted(set(_read_all(cpu_dir, "cpu[0-9]*/cpufreq/scaling_governor"))),
         "cpu_mhz": _cpu_mhz(cpu_dir, proc / "cpuinfo"),
         "temperatures_c": _temperatures(thermal_dir),

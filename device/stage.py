@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from device.config import MeasureConfig
+from device.contention import others_share
 from device.runner_client import EXTRAS, BenchResult, HeatLimit, ProfileResult, Runner
 from device.runner_events import BundleTimes, Check
 from device.target import StateFile, Target, open_target
@@ -44,28 +45,52 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
             raise UserError(f"{path} does not exist: run the build stage first")
     target = open_target(device, reporter)
     try:
-        _refuse_other_kernels(bundles, target)
         record = measure(config, bundles, target, reporter)
     finally:
         target.close()
     write_json(out / "measurement.json", record)
 
 
-def _refuse_other_kernels(bundles: dict[str, Path], target: Target) -> None:
-    """Kernels that were chosen for a processor would run on a phone's GPU, and show nothing of what it can do."""
-    for path in bundles.values():
-        manifest = path / "manifest.json"
-        built_for = json.loads(manifest.read_bytes()).get("target") if manifest.is_file() else None
-        if built_for == HOST_GPU and target.kind == "phone":
-            gpu = target.facts().get("gpu", "an unknown GPU")
-            raise UserError(
-                f"{path.name} was built for {HOST_GPU}, and {target.name} is a phone with {gpu}: name its GPU, such as "
-                "--set build.target=adreno-640, and run it again (nothing is trained anew)"
-            )
+def _built_for(bundles: Mapping[str, Path]) -> list[str]:
+    """The GPUs that the kernels were chosen for, as the bundles' manifests name them."""
+    manifests = [path / "manifest.json" for path in bundles.values()]
+    return sorted({str(json.loads(file.read_bytes()).get("target")) for file in manifests if file.is_file()})
+
+
+def refuse_kernels_for(gpus: Sequence[str], target: Target) -> None:
+    """Whether kernels that were chosen for `gpus` show what a target can do.
+
+    Raises:
+        UserError: they were chosen for a processor, and the target is a phone, whose GPU would run them all the same.
+    """
+    if HOST_GPU in gpus and target.kind == "phone":
+        gpu = target.facts().get("gpu", "an unknown GPU")
+        raise UserError(
+            f"the kernels were chosen for {HOST_GPU}, and {target.name} is a phone with {gpu}: name its GPU, such as "
+            "--set build.target=adreno-640, deploy's --target adreno-640, and run it again (nothing is trained anew)"
+        )
+
+
+def _other_kernels(gpus: Sequence[str], target: Target, opencl_type: str) -> tuple[str, ...]:
+    """A warning where a phone's kernels ran on a computer's processor."""
+    strangers = [gpu for gpu in gpus if gpu != HOST_GPU]
+    if target.kind != "host" or opencl_type != "cpu" or not strangers:
+        return ()
+    return (
+        f"the kernels were chosen for {', '.join(strangers)} and ran on this computer's processor: their times say "
+        "nothing of either",
+    )
 
 
 def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, reporter: Reporter) -> dict[str, Any]:
-    """The content of `measurement.json` for bundles on an open target."""
+    """The content of `measurement.json` for bundles on an open target.
+
+    Raises:
+        UserError: the bundles are for another kind of device.
+        CheckError: a bundle computes something else on this device than where it was built.
+    """
+    gpus = _built_for(bundles)
+    refuse_kernels_for(gpus, target)
     without = [name for name in EXTRAS if not getattr(config, name)]
     runner = Runner(target, use_program_cache=config.program_cache, without=without)
     with reporter.task(f"measuring on {target.name}", total=2 * len(bundles) + 1) as task:
@@ -82,19 +107,21 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
     medians = {name: times.total_ms.median for name, times in zip(bundles, bench.bundles, strict=True)}
     reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
     steadiness = _judge(bench, environment)
-    for warning in steadiness.warnings:
+    warnings = (*_other_kernels(gpus, target, bench.session.type), *steadiness.warnings)
+    for warning in warnings:
         reporter.say(f"{target.name}: {warning}; measure again before you publish these figures")
     return {
         "schema": SCHEMA,
         "device": target.name,
         "kind": target.kind,
+        "built_for": gpus,
         "opencl": bench.session.model_dump(),
         "config": config.model_dump(),
         "checks": {name: _check_record(check) for name, check in checks.items()},
         "bench": _bench_record(bench, tuple(bundles)),
         "profiles": {name: _profile_record(profile) for name, profile in profiles.items()},
         "environment": environment,
-        "steadiness": asdict(steadiness),
+        "steadiness": {**asdict(steadiness), "warnings": list(warnings)},
     }
 
 
@@ -140,6 +167,7 @@ def _judge(bench: BenchResult, environment: dict[str, Any]) -> Steadiness:
         [times.total_samples_ms for times in bench.bundles],
         environment["during"].get("gpu_clock_mhz", []),
         environment["before"].get("gpu_max_clock_mhz"),
+        others_share(environment["before"].get("processor_s"), environment["after"].get("processor_s")),
     )
 
 

@@ -1,4 +1,4 @@
-"""Was the device in one state throughout? Read from its clock between rounds and from the drift of the latencies."""
+"""Was the device in one state throughout, and ours alone? Read from its clock, the latencies' drift, a host's load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from device.contention import contention_warning
 
 BLOCKS = 8
 MIN_ROUNDS_PER_BLOCK = 4
@@ -34,18 +36,21 @@ class Steadiness:
         warnings: what was, one line each.
         clock_mhz: None where the device does not tell its clock.
         drift: slowest eighth of the rounds over the fastest, by medians; None for too few rounds.
+        others_share: of the processors' time that went to other programs; None where that is not known.
     """
 
     steady: bool
     warnings: tuple[str, ...]
     clock_mhz: ClockSummary | None
     drift: float | None
+    others_share: float | None = None
 
 
 def judge(
     samples_ms: Sequence[Sequence[float]],
     clock_mhz: Sequence[float | None],
     max_clock_mhz: float | None,
+    others_share: float | None = None,
 ) -> Steadiness:
     """Look at a finished measurement.
 
@@ -53,6 +58,7 @@ def judge(
         samples_ms: for each bundle its latencies in round order, [N] each.
         clock_mhz: readings of the clock, evenly spread over the same time; None: not readable then.
         max_clock_mhz: the highest clock the device allows itself, where it says so.
+        others_share: of the processors' time that other programs took meanwhile, where the device is a processor.
     """
     clock = summarise_clock(clock_mhz)
     warnings = []
@@ -68,7 +74,9 @@ def judge(
     drift, noticed = latency_drift(samples_ms)
     if noticed and drift is not None:
         warnings.append(f"latencies drifted: both networks took up to {drift:.2f} times as long in some rounds")
-    return Steadiness(not warnings, tuple(warnings), clock, drift)
+    if (contended := contention_warning(others_share)) is not None:
+        warnings.append(contended)
+    return Steadiness(not warnings, tuple(warnings), clock, drift, others_share)
 
 
 def summarise_clock(clock_mhz: Sequence[float | None]) -> ClockSummary | None:

@@ -53,7 +53,7 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
         InvariantError: the dense network is not the one that was pruned.
     """
     from device.runner_client import Runner
-    from device.stage import measure
+    from device.stage import measure, refuse_kernels_for
     from device.target import open_target
     from pipeline.gpu_choice import choose_gpu
     from results.records import write_result
@@ -64,6 +64,7 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
         # Before minutes of compilation: is it there, and has it OpenCL?
         Runner(target).info()
         gpu = choose_gpu(settings.target, target)
+        refuse_kernels_for([gpu], target)
         dense_onnx = out / "baseline.onnx"
         export_dense(folder, dense_onnx)
         bundles: dict[str, Path] = {}
@@ -139,7 +140,13 @@ def _result(folder: Folder, measurement: dict[str, Any], settings: Settings, tun
             "structadmm": structadmm.__version__,
             "commit": source_commit(),
             "machine": describe_machine(),
-            "device": {"option": settings.device, "dtype": settings.dtype, **measurement["opencl"]},
+            "device": {
+                "option": settings.device,
+                "kernels_for": measurement["built_for"],
+                "dtype": settings.dtype,
+                **measurement["opencl"],
+            },
+            "data": network.data.model_dump(),
             "state": {name: measurement["environment"][name] for name in ("before", "after", "fixed_performance_mode")},
             "network": {ONNX: network.onnx_sha256, "made_by": network.commit},
             "baseline": "random weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ def evaluate_bundle(bundle: Path, data: Dataset, runner: Runner, reporter: Repor
 
 
 def evaluate(
-    path: Path, data: Dataset, *, device: str, target: str, dtype: str, reporter: Reporter
+    path: Path, data: Dataset, *, device: str, target: str | None, dtype: str | None, reporter: Reporter
 ) -> tuple[list[Answers], dict[str, Any]]:
     """An ONNX file through ONNX Runtime and, compiled, on a device; a bundle on a device.
 
@@ -133,8 +133,8 @@ def evaluate(
         path: `.onnx`, or a bundle's directory.
         data: whose test images.
         device: as `--device` names it.
-        target: the GPU to compile an ONNX file for, or `auto`.
-        dtype: of the compiled kernels.
+        target: the GPU to compile an ONNX file for; None asks the device what it is, as `auto` does.
+        dtype: of the compiled kernels; None is float32.
         reporter: where progress is shown.
 
     Returns:
@@ -151,20 +151,31 @@ def evaluate(
     bundle = path if path.is_dir() else None
     if bundle is None and not path.is_file():
         raise UserError(f"{path} does not exist: give an .onnx file or the directory of a .clbundle")
+    if bundle is not None:
+        _check_bundle(bundle, {"--target": target, "--dtype": dtype})
     answers = [] if bundle else [evaluate_onnx(path, data, reporter)]
     opened = open_target(device, reporter)
     try:
         with tempfile.TemporaryDirectory(prefix="structadmm-evaluate-") as scratch:
             if bundle is None:
-                gpu = choose_gpu(target, opened)
+                gpu = choose_gpu(target or "auto", opened)
                 bundle = Path(scratch) / f"{path.stem}.clbundle"
-                compile_onnx(path, bundle, target=gpu, dtype=dtype, reporter=reporter)
+                compile_onnx(path, bundle, target=gpu, dtype=dtype or "float32", reporter=reporter)
             answers.append(evaluate_bundle(bundle, data, Runner(opened), reporter))
             manifest = read_json(bundle / "manifest.json", schema=1)
         told = {"device": opened.name, "kind": opened.kind, "target": manifest["target"], "dtype": manifest["dtype"]}
     finally:
         opened.close()
     return answers, told
+
+
+def _check_bundle(bundle: Path, options: Mapping[str, str | None]) -> None:
+    """It is one, and is not asked to be another: what it was compiled for is in it."""
+    if not (bundle / "manifest.json").is_file():
+        raise UserError(f"{bundle} is no bundle (it has no manifest.json): give an .onnx file or a .clbundle")
+    given = [f"{name} {value}" for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{' '.join(given)}: {bundle} is compiled already; give its .onnx file to compile it otherwise")
 
 
 def _check_shapes(what: str, shapes: list[tuple[int, ...]], data: Dataset) -> int:

@@ -39,33 +39,40 @@ def evaluate(
         typer.Option("--set", metavar="train.data.KEY=VALUE", help="As train.data.kwargs.size=48."),
     ] = None,
     device: Device = "local",
-    target: Target = "auto",
-    dtype: DType = "float32",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="The GPU to compile an .onnx file for. [default: auto]"),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of an .onnx file: float32 (the default), float16, float16_float32.")
+    ] = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Count the test images that a network classifies rightly: in ONNX Runtime, and compiled, on a device."""
     from pipeline.evaluate import data_digest
     from pipeline.evaluate import evaluate as evaluate_network
     from pipeline.toml_config import apply_overrides, validate
-    from train.config import DataConfig
+    from train.config import CHECKSUMMED, DataConfig
     from train.data import load_dataset
 
     given: dict[str, Any] = {"train": {"data": {"name": data, "root": root, "verify": verify}}}
     values = apply_overrides(given, overrides or [])
     if set(values) != {"train"} or set(values["train"]) != {"data"}:
         raise UserError(f"--set {' '.join(overrides or [])}: only train.data can be set here")
-    dataset = load_dataset(validate(DataConfig, values["train"]["data"], "train.data"))
+    config = validate(DataConfig, values["train"]["data"], "train.data")
+    dataset = load_dataset(config)
     answers, told = evaluate_network(
         path, dataset, device=device, target=target, dtype=dtype, reporter=_reporter(as_json)
     )
     digest, images = data_digest(dataset), len(dataset.test_labels)
+    verified = config.verify if config.name in CHECKSUMMED else None
     differing = answers[0].differing(answers[-1]) if len(answers) > 1 else None
     if as_json:
         results = [{"by": one.by, "correct": one.correct, "images": images, "accuracy": one.percent} for one in answers]
         value = {
             "schema": 1,
             "file": str(path),
-            "data": {"name": dataset.name, "images": images, "sha256": digest},
+            "data": {"name": dataset.name, "images": images, "sha256": digest, "verified": verified},
             **told,
             "results": results,
             "differing": differing,
@@ -77,7 +84,8 @@ def evaluate(
         typer.echo(f"{one.by:<{width}}  {one.percent:6.2f} %  {one.correct} of {images}")
     if differing is not None:
         typer.echo(f"They differ on {differing} of {images} images; compiled for {told['target']}, {told['dtype']}.")
-    typer.echo(f"Test images of {dataset.name}: SHA-256 {digest[:16]}... of pixels and labels.")
+    unchecked = "; the files were not checked against the published ones" if verified is False else ""
+    typer.echo(f"Test images of {dataset.name}: SHA-256 {digest[:16]}... of pixels and labels{unchecked}.")
 
 
 def deploy(
@@ -126,11 +134,10 @@ def deploy(
         return
     print_table(result)
     network = folder.network
-    note = f" {network.data.note}" if network.data.note else ""
     # They are not those that would be fetched.
     other_images = " --data-root FOLDER --no-verify" if network.data.note else ""
     typer.echo(
-        f"Accuracy as published, of {network.data.images} test images of {network.data.name}.{note} "
+        f"Accuracy as published, of {network.data.images} test images of {network.data.name}. "
         f"`structadmm evaluate {folder.onnx} --data {network.data.name}{other_images}` counts again."
     )
     typer.echo("The dense network has random weights: its latency does not depend on them.")

@@ -88,6 +88,9 @@ def publish(
         commit=str(result.environment.get("training", {}).get("commit", result.environment["commit"])),
     )
     small = (run / "export" / "shrunk.safetensors").stat().st_size < MAX_BYTES
+    if not small:  # those of an earlier network would train another one
+        for name in TO_TRAIN_ON.values():
+            (out / name).unlink(missing_ok=True)
     for source, name in (FILES | TO_TRAIN_ON if small else FILES).items():
         with atomic_path(out / name) as temporary:
             shutil.copyfile(run / source, temporary)

@@ -133,7 +133,7 @@ def find_network(name: str) -> Folder:
     if name in own:
         return open_folder(own[name])
     if (Path(name) / NETWORK).is_file():
-        return open_folder(Path(name))
+        return open_folder(Path(name).resolve())
     near = difflib.get_close_matches(name, own, n=3) or sorted(own)
     raise UserError(f"no reference network {name!r}: choose {', '.join(near)}, or a folder with {NETWORK} and {ONNX}")
 

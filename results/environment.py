@@ -9,6 +9,7 @@ from typing import Any
 import structadmm
 from structadmm.files import read_json
 from structadmm.source import describe_machine, source_commit
+from train.config import CHECKSUMMED
 
 
 def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -> dict[str, Any]:
@@ -31,13 +32,23 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
         "versions": dict(sorted(versions.items())),
         "machine": describe_machine(),
         "training": {"versions": dict(sorted(train["versions"].items())), **train.get("made_by", {})},
-        "device": {"option": records["measure"]["device"], **{field: session[field] for field in device_fields}},
+        "device": {
+            "option": records["measure"]["device"],
+            "kernels_for": records["measure"].get("built_for", []),
+            **{field: session[field] for field in device_fields},
+        },
         "state": {name: state[name] for name in ("before", "after", "fixed_performance_mode")},
+        **({"tuned": tuned} if (tuned := tuned_networks(records["build"])) else {}),
         "model": train["model"],
         "data": {
             **{field: train["data"][field] for field in ("name", "train_images", "test_images")},
             # Whether the files are the published ones, byte for byte; None where nobody has published any.
-            "verified": train["data"].get("config", {}).get("verify") if train["data"]["name"] == "cifar10" else None,
+            "verified": train["data"].get("config", {}).get("verify") if train["data"]["name"] in CHECKSUMMED else None,
         },
         "seed": train["seed"],
     }
+
+
+def tuned_networks(build: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each network that was compiled with a tuning database, what `build.json` says of that."""
+    return {name: network["tuned"] for name, network in build["networks"].items() if network.get("tuned")}

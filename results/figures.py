@@ -60,11 +60,15 @@ def speed_up_interval(result: Result) -> str:
 def warnings_of(result: Result) -> list[str]:
     """What a reader of the accuracies and of the times must know, one line each."""
     data = result.environment.get("data", {})
-    unchecked = (
-        f"the images of {data.get('name')} were not checked against the published ones: accuracies may be compared "
-        "with each other, not with published ones"
-    )
-    return [*([unchecked] if data.get("verified") is False else []), *result.latency_ms.warnings]
+    images = []
+    if data.get("verified") is False:
+        images.append(
+            f"the images of {data.get('name')} were not checked against the published ones: accuracies may be compared "
+            "with each other, not with published ones"
+        )
+    if data.get("note"):
+        images.append(f"the test images are {data['note']}")
+    return [*images, *result.latency_ms.warnings]
 
 
 def times(ratio: float) -> str:

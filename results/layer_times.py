@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from results.report_data import LayerTime
+from tvm_build.launch_names import layer_of
 
 
 def match_layer_times(baseline: Sequence[dict[str, Any]], pruned: Sequence[dict[str, Any]]) -> list[LayerTime]:
@@ -26,5 +27,6 @@ def match_layer_times(baseline: Sequence[dict[str, Any]], pruned: Sequence[dict[
 def _by_layer(launches: Iterable[dict[str, Any]]) -> dict[str, float]:
     totals: dict[str, float] = {}
     for launch in launches:
-        totals[launch["layer"]] = totals.get(launch["layer"], 0.0) + float(launch["median_ms"])
+        layer = layer_of(launch["layer"])
+        totals[layer] = totals.get(layer, 0.0) + float(launch["median_ms"])
     return totals

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from results.report_data import Epoch, LayerTime, PrunedLayer, PurifyTrial, Residual
 
@@ -198,7 +199,8 @@ def plot_kept(layers: Sequence[PrunedLayer], width_in: float = WIDE_IN) -> str:
 def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) -> str:
     """Accuracy against further compression for every pair of thresholds tried; the first trial is no purification."""
     with plot_style():
-        figure, axes = new_figure(2.9, width_in)
+        wide = width_in > NARROW_IN
+        figure, axes = new_figure(2.9 if wide else 3.4, width_in)
         dense = trials[0].conv_params
         for colour, label, within in ((PRUNED, "within the budget", True), (BASELINE, "beyond it", False)):
             part = sorted((dense / t.conv_params, t.accuracy) for t in trials if t.within_budget == within)
@@ -209,9 +211,11 @@ def plot_purification(trials: Sequence[PurifyTrial], width_in: float = WIDE_IN) 
             [dense / chosen.conv_params], [chosen.accuracy], "o", markersize=11, fillstyle="none", color=ACCENT,
             markeredgewidth=1.8, label="exported",
         )  # fmt: skip
-        axes.set_xlabel("CONV parameters before purification / after")
+        axes.set_xlabel("CONV parameters before purification / after" if wide else "CONV parameters, before / after")
         axes.set_ylabel("accuracy, %")
-        legend_above(axes, 3)
+        if not wide:
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+        legend_above(axes, 3 if wide else 1)
         return svg_element(figure, "Accuracy against the extra compression of purification", "purification", width_in)
 
 

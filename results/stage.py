@@ -9,7 +9,7 @@ from typing import Any
 
 from results.config import ReportConfig
 from results.device_figures import device_check, latencies, network_samples
-from results.environment import describe_environment
+from results.environment import describe_environment, tuned_networks
 from results.layer_times import match_layer_times
 from results.markdown import report_markdown
 from results.records import (
@@ -165,6 +165,8 @@ def _device_state(measure: Mapping[str, Any]) -> str:
         told.append(f"{min(temperatures):.0f} to {max(temperatures):.0f} °C")
     if during.get("rests"):
         told.append(f"{during['rests']} rests of {during['cooling_ms'] / 1000:.0f} s in all because it was hot")
+    if (share := steadiness.get("others_share")) is not None:
+        told.append(f"other programs took {100 * share:.0f} % of the processors' time")
     if steadiness["drift"] is not None:
         told.append(f"slowest eighth of the rounds {steadiness['drift']:.2f} times the fastest")
     return "; ".join(filter(None, told)) or "tells neither clock nor temperature, and too few rounds to see a drift"
@@ -201,6 +203,14 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         "Device": _device_state(measure),
         "Profile": f"median of {counts['profile_runs']} inferences per launch, by the device's own clock",
     }
+    if tuned := tuned_networks(build):
+        chosen = {name: len(found["tuned"]) for name, found in tuned.items()}
+        told = ", ".join(
+            f"{name} {chosen.get(name, 'none')} of {build['networks'][name]['launches']} launches"
+            for name in ("baseline", "pruned")
+        )
+        databases = sorted({str(found["database"]) for found in tuned.values()})
+        method["Tuned"] = f"{told}, from {' and '.join(databases)}"
     if all(build["networks"][name]["predicted_ms"] > 0 for name in ("baseline", "pruned")):
         method["Predicted"] = f"{predicted}: the cost model's figures for {settings['target']}, not measurements"
     return method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from results.figures import KIND_LABEL, milliseconds, speed_up_interval, summary_rows, warnings_of
 from results.records import Checks, Result
@@ -13,7 +14,7 @@ def print_table(result: Result, console: Console | None = None) -> None:
     """Print the result for a person, on standard output unless another console is given."""
     console = console or Console(highlight=False)
     latency = result.latency_ms
-    table = Table(title=result.name, title_justify="left", title_style="bold")
+    table = Table(title=Text(result.name), title_justify="left", title_style="bold")
     table.add_column("")
     for heading in ("dense", "pruned", "change"):
         table.add_column(heading, justify="right")

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Structure = Literal["filter", "channel", "column", "nonstructured"]
 Schedule = Literal["constant", "cosine", "step"]
 _HELD_OUT = 0.05
+CHECKSUMMED = ("cifar10", "fashion_mnist", "mnist")
+"""Data sets whose publishers give checksums of the files, which `data.verify` compares."""
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

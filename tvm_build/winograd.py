@@ -16,11 +16,12 @@ from tvm_build.cost import predict_us
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import default_schedule
 from tvm_build.kernels.winograd import transform_filters
+from tvm_build.launch_names import SHORTCUT, SUMS, TILES
 from tvm_build.network import Network, Node, Tensor, zeros
 from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput, with_images
 from tvm_build.precision import FLOAT32, Precision
 from tvm_build.storage import why_no_image
-from tvm_build.tuning.tuned import MIN_GAIN, SHORTCUT, SUMS, TILES, TunedSchedules
+from tvm_build.tuning.tuned import MIN_GAIN, TunedSchedules
 
 # What it must be predicted to save of the direct form's time: two launches more, whose time is mostly memory's, are
 # predicted with less certainty than one convolution.

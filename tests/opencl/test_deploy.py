@@ -50,6 +50,20 @@ def test_a_network_is_measured_against_its_dense_self_without_training(deployed:
     assert result["latency_ms"]["speedup"]["median"] > 1.0
 
 
+def test_it_says_what_its_kernels_were_chosen_for_and_which_images_its_accuracies_are_of(deployed: Path) -> None:
+    environment = json.loads((deployed / "result.json").read_text())["environment"]
+    assert environment["device"]["kernels_for"] == ["opencl-cpu"]
+    assert environment["data"]["sha256"] == FOLDER.network.data.sha256
+
+
+def test_a_phones_kernels_on_a_processor_are_said_to_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["deploy", FOLDER.name, "--runs", "20", "--target", "adreno-640", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["environment"]["device"]["kernels_for"] == ["adreno-640"]
+    [warning] = [line for line in result["latency_ms"]["warnings"] if "adreno-640" in line]
+    assert "ran on this computer's processor" in warning
+
+
 def test_both_networks_are_measured_with_tuned_schedules(capsys: pytest.CaptureFixture[str]) -> None:
     (database,) = DIRECTORY.glob("*.jsonl")
     command = ["deploy", FOLDER.name, "--runs", "20", "--target", "opencl-cpu", "--tuned", str(database), "--json"]
@@ -68,6 +82,12 @@ def test_the_compiled_network_classifies_as_many_images_rightly_as_it_states(
     [on_device] = value["results"]
     assert (on_device["correct"], on_device["images"]) == (FOLDER.network.correct, FOLDER.network.data.images)
     assert value["data"]["sha256"] == FOLDER.network.data.sha256
+
+
+def test_a_bundle_is_not_asked_to_be_compiled_otherwise(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(deployed / "pruned.clbundle")
+    assert run_command_line(["evaluate", bundle, "--data", "digits", "--target", "adreno-640"]) == 2
+    assert f"--target adreno-640: {bundle} is compiled already" in capsys.readouterr().err
 
 
 def test_an_onnx_file_is_compiled_and_both_ways_answer_alike(capsys: pytest.CaptureFixture[str]) -> None:

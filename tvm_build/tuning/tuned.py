@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from structadmm.errors import UserError
 from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.kernels import Schedule, default_schedule
+from tvm_build.launch_names import layer_of
 from tvm_build.ops import Operator
 from tvm_build.precision import Precision, precision_by_name
 from tvm_build.tuning.database import UNTUNED, TrialRecord, distinct_trials, read_database
@@ -32,9 +33,6 @@ MIN_GAIN = 0.03
 _PLACES = frozenset({"images", "views"})
 # Fields of a schedule that say where constants lie.
 _MEMORIES = ("weights", "tables")
-
-# What the names of a layer's launches end with where Winograd's form makes three of it.
-TILES, SUMS, SHORTCUT = ":tiles", ":sums", ":shortcut"
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,7 @@ class TunedSchedules:
             tuned=tuple(launch.layer for launch in ours if launch.measured_us is not None),
             untuned=tuple(launch.layer for launch in ours if launch.measured_us is None),
             layers_us=sum(launch.measured_us or 0.0 for launch in ours),
-            forms={launch.layer.removesuffix(TILES).removesuffix(SUMS): launch.form for launch in ours if launch.form},
+            forms={layer_of(launch.layer): launch.form for launch in ours if launch.form},
         )
 
 

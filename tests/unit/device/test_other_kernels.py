@@ -15,6 +15,14 @@ from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 
 
+class ReachedError(Exception):
+    """Nothing was refused before the runner was to be started."""
+
+    @classmethod
+    def reach(cls, *_: Any, **__: Any) -> None:
+        raise cls
+
+
 @pytest.mark.parametrize(
     ("built_for", "kind", "refused"),
     [("opencl-cpu", "phone", True), ("opencl-cpu", "host", False), ("adreno-640", "phone", False)],
@@ -27,12 +35,11 @@ def test_a_phone_is_not_measured_with_kernels_for_a_processor(
         bundle.mkdir()
         (bundle / "manifest.json").write_text(json.dumps({"target": built_for}))
     target: Any = SimpleNamespace(kind=kind, name="adb:X", facts=lambda: {"gpu": "Adreno640v2"}, close=lambda: None)
-    monkeypatch.setattr(device.stage, "open_target", lambda *_: target)
-    monkeypatch.setattr(device.stage, "measure", lambda *_: {})
+    monkeypatch.setattr(device.stage, "Runner", ReachedError.reach)
+    bundles = {name: tmp_path / f"{name}.clbundle" for name in ("baseline", "pruned")}
     if not refused:
-        device.stage.run_measure(MeasureConfig(), tmp_path, tmp_path, "adb:X", SilentReporter())
-        assert (tmp_path / "measurement.json").exists()
+        with pytest.raises(ReachedError):
+            device.stage.measure(MeasureConfig(), bundles, target, SilentReporter())
         return
-    with pytest.raises(UserError, match=r"built for opencl-cpu, and adb:X is a phone with Adreno640v2: name its GPU"):
-        device.stage.run_measure(MeasureConfig(), tmp_path, tmp_path, "adb:X", SilentReporter())
-    assert not (tmp_path / "measurement.json").exists()
+    with pytest.raises(UserError, match=r"chosen for opencl-cpu, and adb:X is a phone with Adreno640v2: name its GPU"):
+        device.stage.measure(MeasureConfig(), bundles, target, SilentReporter())

@@ -123,6 +123,7 @@ def test_a_gpu_that_is_no_adreno_must_be_named(facts: dict[str, str]) -> None:
     ("arguments", "said"),
     [
         (["evaluate", "absent.onnx", "--data", "digits"], "absent.onnx does not exist"),
+        (["evaluate", ".", "--data", "digits"], ". is no bundle (it has no manifest.json)"),
         (["evaluate", "x.onnx"], "Missing option '--data'"),
         (["evaluate", "x.onnx", "--data", "digit"], "unknown data 'digit': use digits"),
         (["deploy"], "needs the NAME"),

@@ -51,6 +51,14 @@ def test_a_published_network_states_what_its_run_and_its_own_file_say(tmp_path: 
         assert (tmp_path / "out" / name).read_bytes() == (FOLDER.path / name).read_bytes()
 
 
+def test_weights_of_an_earlier_network_do_not_stay_beside_another_one(tmp_path: Path) -> None:
+    run = run_of(FOLDER, tmp_path / "run")
+    publish(run, tmp_path / "out", title="small", note="", reporter=SilentReporter())
+    (run / "export" / "shrunk.safetensors").write_bytes(bytes(2_500_000))
+    publish(run, tmp_path / "out", title="large", note="", reporter=SilentReporter())
+    assert not list((tmp_path / "out").glob("shrunk.*"))
+
+
 def test_a_run_that_claims_another_accuracy_than_its_file_reaches_is_not_published(tmp_path: Path) -> None:
     run = run_of(FOLDER, tmp_path / "run")
     path = run / "report" / "result.json"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from results.figures import warnings_of
 from results.markdown import report_markdown
 from results.records import Result
 from results.report_html import report_html
@@ -103,6 +104,12 @@ def test_accuracies_on_unchecked_images_are_said_to_be_that_in_every_form_of_the
         print_table(changed.result, Console(file=output, width=300))
         for text in (Page(report_html(changed)).text, report_markdown(changed), output.getvalue()):
             assert ("images of cifar10 were not checked against the published ones" in text) == said
+
+
+def test_what_is_to_be_known_of_the_test_images_is_said() -> None:
+    environment = {**synthetic_data().result.environment, "data": {"name": "cifar10", "note": "CIFAR-10 recompressed"}}
+    result = synthetic_data().result.model_copy(update={"environment": environment})
+    assert "the test images are CIFAR-10 recompressed" in warnings_of(result)
 
 
 def test_the_page_needs_no_other_file(page: Page) -> None:

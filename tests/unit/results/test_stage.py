@@ -142,5 +142,39 @@ def test_launches_of_one_layer_are_summed_and_layers_of_the_pruned_network_alone
     assert times == [LayerTime("a", 1.0, 0.5), LayerTime("b", 0.75, None), LayerTime("c", None, 0.125)]
 
 
+def test_the_launches_of_winograds_form_are_those_of_their_layer(tmp_path: Path) -> None:
+    records = stage_records()
+    parts = {"a:tiles": 0.25, "a": 0.5, "a:shortcut": 0.0625, "a:sums": 0.125}
+    records["measure"]["profiles"]["baseline"] = {
+        "launches": [{"layer": name, "median_ms": ms} for name, ms in parts.items()]
+    }
+    assert report(tmp_path, records).layer_times[0] == LayerTime("a", 0.9375, 0.5)
+
+
+def test_that_schedules_were_tuned_is_said_with_the_database_and_the_number_of_launches(tmp_path: Path) -> None:
+    records = stage_records()
+    assert "Tuned" not in report(tmp_path / "untuned", records).method
+    tuned = {"database": "db.jsonl", "tuned": ["a", "b"], "untuned": ["c"]}
+    records["build"]["networks"] = {
+        "baseline": {"launches": 3, "predicted_ms": 1.0, "tuned": tuned},
+        "pruned": {"launches": 3, "predicted_ms": 1.0, "tuned": None},
+    }
+    found = report(tmp_path / "tuned", records)
+    assert found.method["Tuned"] == "baseline 2 of 3 launches, pruned none of 3 launches, from db.jsonl"
+    assert found.result.environment["tuned"] == {"baseline": tuned}
+
+
+@pytest.mark.parametrize(
+    ("name", "verify", "expected"),
+    [("cifar10", True, True), ("mnist", False, False), ("fashion_mnist", False, False), ("digits", False, None)],
+)
+def test_whether_images_were_checked_is_told_of_those_that_have_published_checksums(
+    tmp_path: Path, name: str, verify: bool, expected: bool | None
+) -> None:
+    records = stage_records()
+    records["train"]["data"] |= {"name": name, "config": {"verify": verify}}
+    assert report(tmp_path, records).result.environment["data"]["verified"] is expected
+
+
 def test_an_update_is_told_by_its_median_and_worst_primal_and_the_root_of_its_duals_squares(tmp_path: Path) -> None:
     assert report(tmp_path, stage_records()).residuals == [Residual(2, 3, 8, math.hypot(3, 4, 0))]
