@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from digits_budgets import MOMENTS, prune, train_dense
-from host_record import write_record
+from host_record import record_options, write_record
 
 from results.markdown import markdown_table
 
@@ -28,8 +28,7 @@ REDUCTIONS = (10.0, 20.0, 60.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("results/reference/column_blocks"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/column_blocks"))
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
@@ -45,7 +44,7 @@ def main() -> None:
     print(table)
     write_record(
         options.out,
-        made_by=f"python benchmarks/column_blocks.py --seeds {options.seeds}",
+        made_by=options.made_by,
         kind="host",
         rows=runs,
         table=table,

@@ -1,8 +1,9 @@
 """Column-sparse against dense convolution, for each layer of CIFAR ResNet-18, on this machine's OpenCL devices.
 
-    python benchmarks/column_sparse.py --best [--device intel] [--layers layer1 layer4] [--runs 30]
+    python benchmarks/column_sparse.py [--device intel --layers layer1 layer4 --runs 10 --no-best --out FOLDER]
 
-The dense kernel is our own with its default schedule; `--best` times all of its candidates and takes the fastest. The
+The dense kernel is our own direct one: all of its candidates are timed and the fastest is taken, or, with `--no-best`,
+that of its default schedule. Winograd's form of a dense layer, several launches, is not among them. The
 sparse kernels have the schedules that the cost model chooses. Dense and sparse kernels of a layer are launched in turn
 in every run, after one that is not counted, and timed by the device's clock. Of several passes over a layer the one
 counts whose launches took least together: a host that is busy for seconds slows short kernels more than long ones.
@@ -19,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from host_record import write_record
+from host_record import record_options, write_record
 from kernel_timing import conv_case, devices, time_cases
 from resnet18_layers import LAYERS
 
@@ -105,9 +106,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--device", default="", help="part of a driver's name: intel, pocl")
     parser.add_argument("--layers", nargs="+", choices=PRUNABLE, default=PRUNABLE)
-    parser.add_argument("--best", action="store_true", help="compare with the fastest dense candidate")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/column_sparse"))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--best", action=argparse.BooleanOptionalAction, default=True, help="compare with the fastest dense candidate"
+    )
+    options = record_options(parser, Path("results/reference/compiler/column_sparse"))
     gpu = gpu_by_name("opencl-cpu")
     found: dict[str, list[dict[str, Any]]] = {}
     with devices(options.device) as runners:
@@ -119,7 +121,7 @@ def main() -> None:
     print(table(found))
     write_record(
         options.out,
-        made_by=f"python benchmarks/column_sparse.py{' --best' if options.best else ''} --runs {options.runs}",
+        made_by=options.made_by,
         kind="host",
         rows=[item for rows in found.values() for item in rows],
         table=table(found),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from host_record import write_record
+from host_record import record_options, write_record
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,8 +38,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compact_training"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compact_training"))
     torch.manual_seed(0)
     layout = torch.channels_last
     model = build_model("cifar_resnet18", {}).to(memory_format=layout).train()  # type: ignore[call-overload]
@@ -86,7 +85,7 @@ def main() -> None:
     print(table)
     write_record(
         options.out,
-        made_by=f"python benchmarks/compact_training.py --turns {options.turns}",
+        made_by=options.made_by,
         kind="host",
         rows=rows,
         table=table,

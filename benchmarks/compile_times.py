@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from random_masks import calibrated, save_onnx
 
 from results.markdown import markdown_table
@@ -44,8 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--dtypes", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/compile_times"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/compile_times"))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory, quiet():
         for name in options.networks:
@@ -64,7 +63,7 @@ def main() -> None:
         ([r["network"], r["dtype"], f"{r['wall_s']:.1f}", f"{r['processor_s']:.1f}", f"{r['aim_s']:g}"] for r in rows),
     )
     print(table)
-    write_record(options.out, made_by="python benchmarks/compile_times.py", kind="host", rows=rows, table=table)
+    write_record(options.out, made_by=options.made_by, kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from host_record import quiet, write_record
+from host_record import command_line, quiet, write_record
 from kernel_timing import devices
 from random_masks import calibrated, save_onnx
 
@@ -132,7 +132,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         ),
     )  # fmt: skip
     print(table)
-    write_record(out, made_by="python benchmarks/compile_vs_upstream.py", kind="host", rows=rows, table=table)
+    write_record(out, made_by=command_line(), kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

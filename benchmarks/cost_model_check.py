@@ -1,6 +1,7 @@
 """How far the cost model is from what others have measured on an Adreno 640: predictions, no measurement of ours.
 
     python benchmarks/cost_model_check.py      # writes results/reference/compiler/cost_model and docs/cost-model.md
+    python benchmarks/cost_model_check.py --networks resnet18 --out FOLDER      # writes into FOLDER alone
 
 Two checks. Networks whose latency other engines publish are compiled for that GPU and predicted: the engines' kernels
 are not ours, so agreement within a small factor is all that can be expected. And the model is fed with what the OpenCL
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from adreno_quality import KERNEL, count
 from cost_model_page import page, summary_table
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from random_masks import save_onnx
 from torch import nn
 
@@ -42,6 +43,7 @@ PUBLISHED = {
     "vgg16": {NCNN: 106.3},
 }
 SIZE = 224
+PAGE = Path("docs/cost-model.md")
 
 
 def mobilenet_v1() -> nn.Module:
@@ -131,9 +133,7 @@ def counted(folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/cost_model"))
-    parser.add_argument("--page", type=Path, default=Path("docs/cost-model.md"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/cost_model"))
     with tempfile.TemporaryDirectory() as scratch, quiet():
         kernels = counted(Path(scratch))
         print(kernels, flush=True)
@@ -150,12 +150,13 @@ def main() -> None:
     }
     write_record(
         options.out,
-        made_by="python benchmarks/cost_model_check.py",
+        made_by=options.made_by,
         kind="predicted",
         table=summary_table(record),
         **record,
     )
-    write_text(options.page, page(record))
+    whole = options.networks == list(PUBLISHED)
+    write_text(PAGE if whole else options.out / PAGE.name, page(record))
 
 
 if __name__ == "__main__":

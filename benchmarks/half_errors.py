@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from kernel_timing import devices
 from numpy.typing import NDArray
 from random_masks import save_onnx
@@ -114,8 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="googlenet")
     parser.add_argument("--target", default="adreno-640", help="whose schedules; they run on this machine")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/half_errors"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/half_errors"))
     gpu = gpu_by_name(options.target)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, quiet(), devices() as found:
@@ -156,8 +155,7 @@ def main() -> None:
     )
     table += f"\n\nUnits of half's rounding, 2^-11; {name}."
     print(table)
-    command = f"python benchmarks/half_errors.py --network {options.network} --target {options.target}"
-    write_record(options.out, made_by=command, kind="host", rows=rows, table=table)
+    write_record(options.out, made_by=options.made_by, kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from device.local_target import find_local_devices
+from structadmm.errors import InvariantError
 from structadmm.files import write_json, write_text
 from structadmm.source import source_commit
 
@@ -42,6 +46,37 @@ def environment() -> dict[str, Any]:
     }
 
 
+def command_line(command: Sequence[str] | None = None) -> str:
+    """What was typed to start the benchmark."""
+    return shlex.join(
+        ["python", f"benchmarks/{Path(sys.argv[0]).name}", *(sys.argv[1:] if command is None else command)]
+    )
+
+
+def record_options(
+    parser: argparse.ArgumentParser, record: Path, command: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options of a benchmark, `out` and `made_by` among them.
+
+    A run with options of its own (one device, one network, fewer rounds) must not take the place of the record that
+    comes with the project and that its documents quote: it says with `--out` where to write.
+
+    Args:
+        parser: with the benchmark's own options.
+        record: the folder of the record that the options' defaults make.
+        command: the arguments; those of the process by default.
+    """
+    parser.add_argument("--out", type=Path, help=f"a folder for the record [{record} where no other option is given]")
+    options = parser.parse_args(command)
+    differing = [name for name, value in vars(options).items() if name != "out" and value != parser.get_default(name)]
+    if options.out is None and differing:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
+        parser.error(f"{record} holds the record of a run without {names}: give --out FOLDER for this one")
+    options.made_by = command_line(command)
+    options.out = options.out or record
+    return options
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without torch.onnx's warnings about the absence of torchvision and its own use of deprecated functions."""
@@ -62,7 +97,12 @@ def write_record(
         rows: one mapping per line of the table.
         table: the same, for people.
         more: further fields of the JSON file.
+
+    Raises:
+        InvariantError: nothing was measured.
     """
+    if not rows:
+        raise InvariantError(f"`{made_by}` measured nothing: {out} is left as it was")
     record = {"schema": SCHEMA, "made_by": made_by, "kind": kind, **more, "environment": environment(), "rows": rows}
     write_json(out / "results.json", record)
     write_text(out / "table.md", f"{table}\n\nMade by `{made_by}`.\n")

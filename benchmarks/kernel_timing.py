@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,16 @@ def conv_case(name: str, op: Conv2d, schedule: object | None = None) -> KernelCa
 
 @contextmanager
 def devices(part: str = "") -> Iterator[list[tuple[str, Runner]]]:
-    """A runner for each OpenCL device of this machine whose driver contains `part`, with a name to print."""
-    found = [device for device in find_local_devices().devices if part in device.driver.name]
+    """A runner for each OpenCL device of this machine whose driver contains `part`, with a name to print.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    known = find_local_devices().devices
+    found = [device for device in known if part in device.driver.name]
+    if not found:
+        drivers = ", ".join(device.driver.name for device in known) or "no OpenCL device"
+        sys.exit(f"no driver's name contains {part!r}: this machine has {drivers}")
     targets = [LocalTarget(device.driver.name) for device in found]
     names = [f"{device.info.platform} on {device.info.name} ({device.info.type}, host figures)" for device in found]
     try:

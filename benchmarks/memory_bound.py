@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from cost_model_check import OURS_ALONE, PUBLISHED, SIZE, TARGET
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from random_masks import save_onnx
 
 from results.markdown import markdown_table
@@ -56,8 +56,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/memory_bound"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/memory_bound"))
     rows = []
     with tempfile.TemporaryDirectory() as scratch, quiet():
         for name in options.networks:
@@ -73,7 +72,7 @@ def main() -> None:
     )
     write_record(
         options.out,
-        made_by="python benchmarks/memory_bound.py",
+        made_by=options.made_by,
         kind="predicted",
         rows=rows,
         table=markdown_table(["network", "alive, MB", *FORMS], cells)

@@ -1,6 +1,6 @@
 """How much of the saved work becomes saved time: CIFAR ResNet-18 with random structured masks, shrunk as export does.
 
-    python benchmarks/pruned_efficiency.py [--device intel]
+    python benchmarks/pruned_efficiency.py [--device intel --out FOLDER]
 
 Efficiency is the measured speed-up over the reduction of multiply-accumulates; the aim is 0.6 at ten times fewer CONV
 parameters. Dense and pruned networks are run in turn in every round, inputs and outputs included; the speed-up is the
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from kernel_timing import devices
 from random_masks import calibrated, prune, save_onnx, shrunk
 
@@ -35,7 +35,7 @@ from tvm_build.ops import Elementwise
 SHAPE = (1, 3, 32, 32)
 AIM, AIM_AT = 0.6, 10.0
 EMPTY_LAUNCHES = 64
-# Shares of filters and of columns that go. What export leaves is as many times smaller as the name says, within 1.5 %:
+# Shares of filters and of columns that go. What export leaves is as many times smaller as the name says, within 2 %:
 # filters that lose their last reader go, too, more of them the more columns do.
 PRUNED: dict[str, tuple[dict[str, Any], ...]] = {
     "10x, filters": ({"structure": "filter", "sparsity": 0.691},),
@@ -78,8 +78,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--device", default="", help="part of a driver's name: intel, pocl")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/pruned_efficiency"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/pruned_efficiency"))
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory, quiet(), devices(options.device) as found:
@@ -141,7 +140,7 @@ def main() -> None:
     )  # fmt: skip
     table += f"\n\nAim: {AIM:g} at {AIM_AT:g}x fewer CONV parameters. Width {options.width}, input 32x32."
     print(table)
-    write_record(options.out, made_by="python benchmarks/pruned_efficiency.py", kind="host", rows=rows, table=table)
+    write_record(options.out, made_by=options.made_by, kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

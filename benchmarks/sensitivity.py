@@ -1,6 +1,6 @@
 """Budgets from sensitivity measured with BatchNorm's statistics up to date, against with those of the whole network.
 
-    python benchmarks/sensitivity.py --seeds 8
+    python benchmarks/sensitivity.py
 
 For each seed one dense ResNet-18 of width 16 is trained on scikit-learn's digits and pruned to a budget of CONV
 parameters, once for each way to measure; everything else is equal. Top-1 on the test images right after the hard prune
@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 from digits_budgets import MOMENTS, prune, train_dense
-from host_record import write_record
+from host_record import record_options, write_record
 
 from results.markdown import markdown_table
 
@@ -29,9 +29,8 @@ BUDGETS = (("filter", 10.0), ("filter", 30.0), ("column", 20.0), ("column", 60.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("results/reference/sensitivity"))
-    options = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=6)
+    options = record_options(parser, Path("results/reference/sensitivity"))
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
@@ -48,7 +47,7 @@ def main() -> None:
     print(table)
     write_record(
         options.out,
-        made_by=f"python benchmarks/sensitivity.py --seeds {options.seeds}",
+        made_by=options.made_by,
         kind="host",
         rows=runs,
         table=table,

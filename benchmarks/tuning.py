@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -165,13 +165,12 @@ def plot(result: SessionResult, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/reference/tuning"))
     parser.add_argument("--device", default="local")
     parser.add_argument("--trials-per-layer", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="further ONNX files to tune the layers of")
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/tuning"))
     options.out.mkdir(parents=True, exist_ok=True)
     measurer = LocalMeasurer(open_target(options.device), Trial(runs=16))
     try:
@@ -191,7 +190,7 @@ def main() -> None:
     plot(result, options.out / "curve.svg")
     write_record(
         options.out,
-        made_by="python benchmarks/tuning.py",
+        made_by=options.made_by,
         kind=facts.kind,
         rows=rows,
         table=table(rows, compared),

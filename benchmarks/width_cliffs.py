@@ -1,6 +1,6 @@
 """No cliffs: widths that are no multiple of four against the next one that is.
 
-    python benchmarks/width_cliffs.py [--device intel]
+    python benchmarks/width_cliffs.py [--device intel --out FOLDER]
 
 Convolutions of 33, 66, 130 and 258 channels at the image sizes of a ResNet's stages, next to 36, 68, 132 and 260, each
 with the schedule that the compiler chooses for it; both are launched in turn in every run. The wider one does as much
@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from host_record import quiet, write_record
+from host_record import quiet, record_options, write_record
 from kernel_timing import conv_case, devices, time_cases
 from random_masks import calibrated, save_onnx
 
@@ -52,8 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--device", default="", help="part of a driver's name: intel, pocl")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/compiler/width_cliffs"))
-    options = parser.parse_args()
+    options = record_options(parser, Path("results/reference/compiler/width_cliffs"))
     cpu, phone = gpu_by_name("opencl-cpu"), gpu_by_name("adreno-640")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, quiet(), devices(options.device) as found:
@@ -93,7 +92,7 @@ def main() -> None:
     )  # fmt: skip
     table += f"\n\nLargest ratio {max(row['ratio'] for row in rows):.2f}; aim: at most {AIM:g}."
     print(table)
-    write_record(options.out, made_by="python benchmarks/width_cliffs.py", kind="host", rows=rows, table=table)
+    write_record(options.out, made_by=options.made_by, kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _HEADS = (
 _TUNED = (
     "Tuned: with the fastest schedules that a search on the device has found, of both networks or of the dense one "
     "alone ([results](docs/reference-results.md#how-fast-they-are)); empty: no search was made, and the dense network "
-    "may gain from one."
+    "may gain from one. Under what conditions is said there, too."
 )
 _OWN_START = (
     "\\* Held against its own start, which was trained for fewer epochs than the pruned network: there is no dense one "
@@ -53,13 +53,13 @@ def headline(folders: Sequence[Folder]) -> str:
         tuned = read_tuned(folder)
         searched = searched or tuned is not None
         rows.append(_cells(folder, result, tuned, baselines))
-        timed.setdefault(_conditions(result), []).append(folder.name)
+        timed.setdefault(conditions(result), []).append(folder.name)
     lines = [markdown_table(_HEADS, rows)]
     cells = " ".join(cell for row in rows for cell in row)
     for wanted, note in ((searched, _TUNED), ("\\*" in cells, _OWN_START), ("†" in cells, _SEARCHED_ALREADY)):
         lines += ["", note] if wanted else []
-    for conditions, names in timed.items():
-        lines += ["", f"{', '.join(names)}: {conditions}"]
+    for said, names in timed.items():
+        lines += ["", f"{', '.join(names)}: {said}"]
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +93,8 @@ def _spread(latency: Latency) -> str:
     return f"{median} ({p10}-{p90})"
 
 
-def _conditions(result: Result) -> str:
+def conditions(result: Result) -> str:
+    """Where and when a result was measured, and what was noticed meanwhile."""
     environment, latency = result.environment, result.latency_ms
     device, state = environment["device"], environment["state"]["before"]
     load = "" if "load_average" not in state else f", load {state['load_average'][0]:g} before"

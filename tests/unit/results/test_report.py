@@ -120,6 +120,17 @@ def test_the_page_needs_no_other_file(page: Page) -> None:
     assert not [tag for tag, _, _ in page.attributes if tag in ("script", "link", "iframe")]
 
 
+def test_plots_for_phones_give_most_of_their_width_to_what_they_show(page: Page) -> None:
+    frames = re.findall(
+        r'<svg[^>]*?viewBox="0 0 (\S+) [^>]*>.*?id="[^"]*patch_2">\s*<path d="M (\S+) \S+ \s*L (\S+) ',
+        report_html(synthetic_data()),
+        re.DOTALL,
+    )
+    narrow = [(float(right) - float(left)) / float(width) for width, left, right in frames if float(width) < 300]
+    assert len(narrow) == 6
+    assert min(narrow) > 0.5
+
+
 def test_references_inside_the_plots_find_their_own_plots_definitions(page: Page) -> None:
     identities = [value for _, name, value in page.attributes if name == "id"]
     assert len(identities) == len(set(identities))
