@@ -138,6 +138,20 @@ def test_a_device_that_tells_no_clock_is_judged_by_its_latencies() -> None:
     assert summarise_clock([None, None]) is None
 
 
+@pytest.mark.parametrize(("slower", "noticed"), [(1.04, False), (1.06, True)])
+def test_a_drift_is_noticed_from_five_percent_on(slower: float, noticed: bool) -> None:
+    drifting = [10.0 * (slower if i >= 40 else 1.0) + 0.001 * (i % 3) for i in range(80)]
+    verdict = judge([drifting, [x / 3 for x in drifting]], [], None)
+    assert verdict.drift == pytest.approx(slower, rel=1e-3)
+    assert bool(verdict.warnings) == noticed
+
+
+def test_a_drift_is_what_both_networks_have_in_common() -> None:
+    # One of them twice as slow in half of the rounds: sqrt(2) in the geometric mean, 2 in the slower one.
+    drift, _ = latency_drift([[10.0] * 40 + [20.0] * 40, [3.0] * 80])
+    assert drift == pytest.approx(2**0.5)
+
+
 def noisy(generator: random.Random, count: int, spread: float) -> Sequence[float]:
     """Skewed as real latencies are: most near the least, a few far above."""
     return [5.0 + generator.expovariate(1 / spread) for _ in range(count)]

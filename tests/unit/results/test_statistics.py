@@ -74,6 +74,22 @@ def test_the_interval_is_that_of_all_resamples_counted_one_by_one() -> None:
     assert percentile_by_definition(every_ratio, 97.3) <= high <= percentile_by_definition(every_ratio, 97.7)
 
 
+def test_it_is_the_interval_of_95_percent_and_of_no_other() -> None:
+    # Of 31 rounds with the ratios 1 to 31, the median of a resample is at most r with the probability that 16 or more
+    # of 31 draws are at most r: exactly that of a binomial. The nearest steps to 2.5 % are 2.0 and 4.8 %.
+    rounds = 31
+    ratios = range(1, rounds + 1)
+
+    def at_most(rank: int) -> float:
+        share, most = rank / rounds, range(rounds // 2 + 1, rounds + 1)
+        return sum(math.comb(rounds, k) * share**k * (1 - share) ** (rounds - k) for k in most)
+
+    expected = [next(r for r in ratios if at_most(r) >= percent) for percent in (0.025, 0.975)]
+    assert expected != [next(r for r in ratios if at_most(r) >= percent) for percent in (0.05, 0.95)]
+    found = paired_speed_up([float(r) for r in ratios], [1.0] * rounds, resamples=20_000)
+    assert list(found.ci95) == expected
+
+
 def coverage(drift_amplitude: float) -> float:
     """Share of 300 simulated measurements whose interval holds the true speed-up."""
     generator = random.Random(0)
