@@ -133,6 +133,8 @@ def _with_memory(source: str, placed: dict[str, str]) -> str:
     if "__kernel" not in head:
         raise InvariantError("expected a kernel whose first brace opens its body")
     for name, memory in placed.items():
+        if f" {name}_ptr" not in head:
+            continue  # a convolution whose taps all read padding reads neither image nor weights
         pointer = re.compile(rf"__global (\w+)\* restrict {name}_ptr\b")
         if memory == "view":
             head, found = pointer.subn(f"__read_only image1d_buffer_t {name}_ptr", head)

@@ -66,6 +66,49 @@ def test_a_network_on_images_computes_what_onnx_runtime_computes(
     assert runner.check(bundle).passed
 
 
+def joined(path: Path) -> Path:
+    """A concatenation whose last input ends within a block and shares its image with a taller tensor."""
+    nodes, constants = [conv("stem", "x", "skip", pads=[1, 1, 1, 1])], {"stem.weight": weights(31, 8, 3, 3)}
+    for number in range(3):
+        nodes.append(conv(f"branch{number}", "skip", f"part{number}", pads=[1, 1, 1, 1]))
+        constants[f"branch{number}.weight"] = weights(9, 31, 3, 3, seed=number)
+    nodes += [
+        helper.make_node("Concat", ["part0", "part1", "part2", "skip"], ["all"], name="concat", axis=1),
+        conv("tall", "all", "t", pads=[1, 1, 1, 1]),
+        conv("tall2", "t", "u", pads=[1, 1, 1, 1]),
+        conv("last", "u", "y"),
+    ]
+    constants |= {
+        "tall.weight": weights(256, 58, 3, 3, seed=4),
+        "tall2.weight": weights(256, 256, 3, 3, seed=5),
+        "last.weight": weights(4, 256, 1, 1, seed=6),
+    }
+    return save(path, nodes, {"x": (1, 8, 14, 14)}, ["y"], constants)
+
+
+@pytest.mark.parametrize("memory", ["auto", "image"])
+def test_a_concatenation_reads_nothing_below_the_last_line_of_an_image(
+    runner: Runner, memory: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "n.clbundle"
+    summary = compile_onnx(joined(tmp_path / "n.onnx"), bundle, target="adreno-640", memory=memory)
+    [place] = [item.memory for item in summary.lowered if item.layer == "concat"]
+    assert "image" in place
+    # What the image holds there is NaN, which would reach the output through a weight of zero.
+    assert runner.check(bundle).passed
+
+
+@pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
+def test_a_convolution_whose_taps_all_lie_in_the_padding_compiles(runner: Runner, target: str, tmp_path: Path) -> None:
+    nodes = [conv("c", "x", "y", bias=True, pads=[1, 0, 3, 0], dilations=[2, 1])]
+    constants = {"c.weight": weights(8, 4, 3, 1), "c.bias": weights(8, seed=1)}
+    path = save(tmp_path / "n.onnx", nodes, {"x": (1, 4, 1, 8)}, ["y"], constants)
+    for memory in ("auto", "image"):
+        bundle = tmp_path / f"{memory}.clbundle"
+        compile_onnx(path, bundle, target=target, memory=memory)
+        assert runner.check(bundle).passed
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_network_of_winograd_convolutions_computes_what_onnx_runtime_computes(
     runner: Runner, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,14 +103,16 @@ class Body:
             source: a parameter, `index` then counting through all its lines, or a place in one.
             index: which vector.
             dtype: of the result.
-            ok: where this does not hold, the result is zero. Images ignore it: what lies beside a line reads as zero,
-                and what lies above or below is for `line` to exclude.
+            ok: where this does not hold, the result is zero. A place in a line of an image ignores it: what lies beside
+                the line reads as zero, and what lies above or below is for `line` to exclude.
         """
         stored = source.stored if isinstance(source, Line) else source
         if stored.is_image:
             # An image of halves gives floats for the asking, and no conversion is written.
             read = _READ_HALF if dtype == "float16x4" else _READ_FLOAT
-            return T.call_extern(dtype, read, stored.handle.data, *_texel(source, index))
+            texel = T.call_extern(dtype, read, stored.handle.data, *_texel(source, index))
+            # Below a tensor's last line an image that it shares holds another one, or nothing yet.
+            return texel if isinstance(source, Line) else load_if(ok, texel, dtype)
         if stored.is_view:
             read = _READ_HALF_AT if dtype == "float16x4" else _READ_FLOAT_AT
             return load_if(ok, T.call_extern(dtype, read, stored.handle.data, _element(source, index)), dtype)
