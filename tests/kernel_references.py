@@ -19,6 +19,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -124,10 +125,27 @@ def make_case(
                 result = result + _double(residual)
             expected = ACTIVATIONS[op.activation](result).numpy()
             return case(inputs, bias=bias), expected, lambda y: from_c4(y, op.channels)
+        case Interleave():
+            phases = op.stride[0] * op.stride[1]
+            x = values(op.batch, phases * blocks(op.channels) * 4, op.in_height, op.in_width)
+            return case({"input0": to_c4(x)}), interleaved(op, x), lambda y: from_c4(y, op.channels)
         case ConcatChannels():
             xs = [values(op.batch, channels, op.height, op.width) for channels in op.channels]
             inputs = {f"input{i}": to_c4(x) for i, x in enumerate(xs)}
             return case(inputs), np.concatenate(xs, 1), lambda y: from_c4(y, sum(op.channels))
+
+
+def interleaved(op: Interleave, x: Array) -> Array:
+    """By the definition, one pixel after the other."""
+    y = np.zeros((op.batch, op.channels, op.out_height, op.out_width), x.dtype)
+    rounded = blocks(op.channels) * 4
+    for row in range(op.out_height):
+        for column in range(op.out_width):
+            i, phase_y = divmod(row + op.crop[0], op.stride[0])
+            j, phase_x = divmod(column + op.crop[1], op.stride[1])
+            first = (phase_y * op.stride[1] + phase_x) * rounded
+            y[:, :, row, column] = x[:, first : first + op.channels, i, j]
+    return y
 
 
 def _double(x: Array) -> Tensor:

@@ -47,6 +47,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -380,6 +381,9 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
         case ConcatChannels():
             outputs = op.batch * blocks(sum(op.channels)) * op.height * op.width
             reads = 1 if all(c % 4 == 0 for c in op.channels[:-1]) else 2
+        case Interleave():
+            outputs = op.batch * blocks(op.channels) * op.out_height * op.out_width
+            reads = 1
         case Elementwise():
             outputs = op.batch * blocks(op.channels) * op.height * op.width
             reads = 1 if op.operator == "copy" else 2

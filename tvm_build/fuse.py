@@ -28,8 +28,9 @@ from tvm_build.network import (
     ZeroPad,
     zeros,
 )
-from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d, blocks
+from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Interleave, Pool2d, blocks
 from tvm_build.precision import FLOAT32, Precision
+from tvm_build.transposed import per_phase
 
 if TYPE_CHECKING:
     from tvm_build.tuning.tuned import TunedSchedules
@@ -146,6 +147,22 @@ def _affine_into_weights(network: Network, index: int) -> Network | None:
     return _replace(
         network, index, Node(before.layer, before.op, before.inputs, node.outputs, constants, source), before
     )
+
+
+def _before_interleaving(network: Network, index: int) -> Network | None:
+    """What is done to every pixel after an `Interleave` is done before it, where a convolution takes it along."""
+    node = network.nodes[index]
+    if not isinstance(node.op, ChannelAffine | Activate):
+        return None
+    last = network.producers().get(node.inputs[0])
+    if last is None or not isinstance(last.op, Interleave) or not _only_reader(network, node.inputs[0]):
+        return None
+    constants = {name: per_phase(values, last.op, float(name == "scale")) for name, values in node.constants.items()}
+    computed = replace(network.tensors[last.inputs[0]], name=f"{last.inputs[0]}'")
+    before = Node(node.layer, node.op, last.inputs, (computed.name,), constants, node.source)
+    after = Node(last.layer, last.op, (computed.name,), node.outputs, source=last.source)
+    nodes = [item for item in network.nodes[:index] if item is not last] + [before, after, *network.nodes[index + 1 :]]
+    return replace(network, tensors={**network.tensors, computed.name: computed}).with_nodes(nodes)
 
 
 def _scaled(node: Node, scale: Array, shift: Array) -> dict[str, Array]:
@@ -319,7 +336,7 @@ def _kept_columns(op: Conv2d, weight: Array) -> tuple[int, ...] | None:
 
 
 _PHASES: tuple[tuple[Rule, ...], ...] = (
-    (_self_gate, _pad_into_window, _affine_into_weights),
+    (_self_gate, _pad_into_window, _before_interleaving, _affine_into_weights),
     (_affine_is_depthwise, _lone_pad),
     (_shortcut, _residual, _activation, _pooled_dense),
 )

@@ -39,6 +39,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -80,7 +81,7 @@ def output_shape(op: Operator) -> tuple[int, ...]:
     match op:
         case Conv2d():
             return op.batch, blocks(op.out_channels), op.out_height, op.out_width, 4
-        case Pool2d():
+        case Pool2d() | Interleave():
             return op.batch, blocks(op.channels), op.out_height, op.out_width, 4
         case Dense():
             return op.batch, op.out_features

@@ -12,6 +12,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Pack,
     Pool2d,
     Unpack,
@@ -20,7 +21,9 @@ from tvm_build.ops import (
 )
 from tvm_build.precision import FLOAT32, Precision
 
-_C4_OPERATORS = Conv2d | Pool2d | GlobalAverage | Elementwise | ConcatChannels | WinogradInput | WinogradOutput
+_C4_OPERATORS = (
+    Conv2d | Pool2d | GlobalAverage | Elementwise | ConcatChannels | Interleave | WinogradInput | WinogradOutput
+)
 
 
 def assign_layouts(network: Network, precision: Precision = FLOAT32) -> Network:

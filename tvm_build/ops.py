@@ -187,6 +187,31 @@ class ConcatChannels:
 
 
 @dataclass(frozen=True)
+class Interleave:
+    """Phases of an image, each in channels of its own, put between each other: the end of a transposed convolution.
+
+    C4 `[N, sy * sx * C', in_height, in_width]` to `[N, C, out_height, out_width]`, where C' is C rounded up to four:
+    pixel (y, x) is pixel ((y + top) / sy, (x + left) / sx) of phase ((y + top) % sy, (x + left) % sx), those along x
+    being neighbours.
+
+    Attributes:
+        stride: sy and sx.
+        crop: top and left, below sy and sx.
+    """
+
+    batch: int
+    channels: int
+    in_height: int
+    in_width: int
+    stride: tuple[int, int]
+    crop: tuple[int, int]
+    out_height: int
+    out_width: int
+    images: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class WinogradInput:
     """C4 `[N, C, H, W]` to `[N * n * n, C, tiles_y, tiles_x]`, n = tile + 2: `tvm_build.kernels.winograd`.
 
@@ -253,6 +278,7 @@ Operator = (
     | Pack
     | Unpack
     | ConcatChannels
+    | Interleave
     | WinogradInput
     | WinogradOutput
 )

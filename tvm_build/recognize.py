@@ -27,6 +27,7 @@ from tvm_build.network import (
     zeros,
 )
 from tvm_build.ops import Activation, ConcatChannels, Conv2d, Dense, Elementwise, GlobalAverage, Pool2d
+from tvm_build.transposed import as_phases
 
 _ELEMENTWISE = {"relax.add": "add", "relax.subtract": "sub", "relax.multiply": "mul"}
 _VIEWS = {"relax.reshape", "relax.nn.batch_flatten", "relax.squeeze", "relax.expand_dims", "relax.flatten"}
@@ -198,6 +199,8 @@ class _Recognizer:
         shape, out = self.tensors[data].shape, _shape(binding.var)
         if name == "relax.nn.conv2d" and isinstance(values[1], np.ndarray):
             return self._conv2d(step, binding, call.attrs, data, values[1])
+        if name == "relax.nn.conv2d_transpose" and isinstance(values[1], np.ndarray):
+            return self._transposed(step, binding, call.attrs, data, values[1])
         if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
             return self._pool(step, binding, name, call.attrs, data)
         if _is_global_average(name, call, shape, out):
@@ -240,6 +243,26 @@ class _Recognizer:
         if (batch, conv.out_channels, conv.out_height, conv.out_width) != _shape(binding.var):
             raise InvariantError(f"{step.layer}: TVM gives {_shape(binding.var)} for {conv}")
         self._add(step, conv, (data,), binding.var, {"weight": weight, "bias": zeros(weight.shape[0])}, (binding,))
+        return True
+
+    def _transposed(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
+        layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+        if layouts != ("NCHW", "IOHW", "NCHW") or int(attrs.groups) != 1:
+            return False
+        _, _, height, width = _shape(binding.var)
+        stride, padding, dilation = _pair(attrs.strides), _four(attrs.padding), _pair(attrs.dilation)
+        phases = as_phases(self.tensors[data].shape, weight, stride, padding, dilation, (height, width))  # type: ignore[arg-type]
+        if phases is None:
+            return False
+        conv, constants = phases.conv, {"weight": phases.weight, "bias": zeros(phases.conv.out_channels)}
+        if phases.interleave is None:
+            self._add(step, conv, (data,), binding.var, constants, (binding,))
+            return True
+        shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+        computed = Tensor(f"t{len(self.tensors)}", shape)
+        self.tensors[computed.name] = computed
+        self.nodes.append(Node(step.layer, conv, (data,), (computed.name,), constants))
+        self._add(step, phases.interleave, (computed.name,), binding.var)
         return True
 
     def _pool(self, step: Step, binding: Any, name: str, attrs: Any, data: str) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.kernel_references import interleaved
 from tvm_build.network import Activate, ChannelAffine, Network, Node, View, ZeroPad
 from tvm_build.ops import (
     Activation,
@@ -19,6 +20,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Pack,
     Pool2d,
     Unpack,
@@ -84,6 +86,8 @@ def _node(node: Node, inputs: list[Tensor], shape: tuple[int, ...]) -> Tensor:
                 return activate(op.activation, x)
             functions = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
             return activate(op.activation, functions[op.operator](x, inputs[1]))
+        case Interleave():
+            return torch.from_numpy(interleaved(op, x.numpy()))
         case ConcatChannels():
             return torch.cat(inputs, 1)
         case Pack() | Unpack():

@@ -23,6 +23,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -54,6 +55,7 @@ OPERATORS: tuple[Operator, ...] = (
     Pack(1, 3, 9, 9),
     Unpack(1, 10, 9, 9),
     ConcatChannels(1, (3, 5, 8), 4, 4),
+    Interleave(1, 10, 5, 4, (2, 2), (0, 1), 10, 7),
 )
 
 

@@ -209,15 +209,15 @@ def test_the_memory_bound_costs_little_time_and_views_less_than_pointers(
 
 
 def test_storage_counts_what_will_be_alive_where_tvm_joins_operators(tmp_path: Path) -> None:
-    # The bias of a transposed convolution is a node of its own, which TVM joins with it: one tensor is never stored.
+    # The bias of a grouped transposed convolution is a node of its own, which TVM joins with it: one tensor is never stored.
     nodes = [
         conv("a", "x", "t", pads=[1, 1, 1, 1]),
-        helper.make_node("ConvTranspose", ["t", "up.weight", "up.bias"], ["u"], name="up", strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["t", "up.weight", "up.bias"], ["u"], name="up", strides=[2, 2], group=2),
         conv("b", "u", "y", pads=[1, 1, 1, 1]),
     ]
     constants = {
         "a.weight": weights(12, 3, 3, 3),
-        "up.weight": weights(12, 8, 2, 2),
+        "up.weight": weights(12, 4, 2, 2),
         "up.bias": weights(8),
         "b.weight": weights(4, 8, 3, 3),
     }

@@ -27,6 +27,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -213,6 +214,9 @@ def test_the_other_operators_match_float64(runner: Runner, target: str, tmp_path
         *(Pack(2, channels, 5, 7) for channels in (1, 3, 8, 10)),
         *(Unpack(2, channels, 5, 7) for channels in (1, 3, 8, 10)),
         *(ConcatChannels(2, channels, 5, 6) for channels in ((4, 8), (3, 5), (7, 1, 1, 6, 9), (3,), (1, 1), (6, 10))),
+        Interleave(2, 10, 5, 4, (2, 2), (0, 0), 10, 8),
+        Interleave(2, 10, 5, 4, (2, 3), (1, 2), 8, 9),
+        Interleave(1, 3, 5, 4, (1, 2), (0, 1), 5, 7),
         GlobalAverage(2, 10, 9, 11),
         GlobalAverage(1, 33, 1, 1),
         GlobalAverage(1, 5, 3, 5),
@@ -244,6 +248,7 @@ def test_every_operator_reads_and_writes_images_and_reads_buffers_as_images(runn
         Pack(2, 10, 5, 7),
         Unpack(2, 10, 5, 7),
         ConcatChannels(2, (7, 1, 1, 6, 9), 5, 6),
+        Interleave(2, 10, 5, 4, (2, 2), (1, 0), 9, 8),
     ):
         inputs = [role for role in c4_roles(op) if role != "output"]
         for stored in (with_images(op, c4_roles(op)), *([with_images(op, (), inputs)] if inputs else [])):
@@ -398,6 +403,7 @@ def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner,
         Pack(1, 3, 9, 9),
         Unpack(1, 10, 9, 9),
         ConcatChannels(1, (3, 5, 8), 4, 4),
+        Interleave(1, 10, 5, 4, (2, 2), (0, 1), 10, 7),
     ]
     cases = [(op, None) for op in ops]
     split = next(schedule for schedule in candidates(small, gpu) if schedule.split > 1 and schedule.vectors > 1)

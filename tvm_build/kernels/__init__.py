@@ -16,6 +16,7 @@ from tvm_build.ops import (
     Dense,
     Elementwise,
     GlobalAverage,
+    Interleave,
     Operator,
     Pack,
     Pool2d,
@@ -44,7 +45,7 @@ def supports(op: Operator) -> bool:
         return plain and (op.shortcut is None or (op.shortcut.shortcut is None and supports(op.shortcut)))
     if isinstance(op, WinogradInput | WinogradOutput):
         return op.tile in (2, 4)
-    return isinstance(op, Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels)
+    return isinstance(op, Pool2d | Dense | GlobalAverage | Elementwise | Pack | Unpack | ConcatChannels | Interleave)
 
 
 def build_kernel(
@@ -72,7 +73,13 @@ def build_kernel(
     """
     from tvm_build.kernels.conv2d import build_conv2d
     from tvm_build.kernels.dense import build_dense
-    from tvm_build.kernels.pointwise import build_concat, build_elementwise, build_pack, build_unpack
+    from tvm_build.kernels.pointwise import (
+        build_concat,
+        build_elementwise,
+        build_interleave,
+        build_pack,
+        build_unpack,
+    )
     from tvm_build.kernels.pool import build_global_average, build_pool2d
     from tvm_build.kernels.winograd import build_winograd_input, build_winograd_output
 
@@ -105,6 +112,8 @@ def build_kernel(
             return build_unpack(op, schedule, precision)
         case ConcatChannels():
             return build_concat(op, schedule, precision)
+        case Interleave():
+            return build_interleave(op, schedule, precision)
         case WinogradInput():
             return build_winograd_input(op, schedule, precision)
         case WinogradOutput():

@@ -1,4 +1,4 @@
-"""Kernels that move each value once: elementwise operators, layout changes and concatenation."""
+"""Kernels that move each value once: elementwise operators, layout changes, concatenation and interleaving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tvm_build.kernels.body import (
 )
 from tvm_build.kernels.built import BuiltKernel
 from tvm_build.kernels.stored import Parameter, Stored, c4, run
-from tvm_build.ops import ConcatChannels, Elementwise, Pack, Unpack, blocks, memory_of
+from tvm_build.ops import ConcatChannels, Elementwise, Interleave, Pack, Unpack, blocks, memory_of
 from tvm_build.precision import FLOAT32, Precision
 
 
@@ -196,3 +196,31 @@ def build_concat(op: ConcatChannels, schedule: FlatSchedule, precision: Precisio
     }
     parameters["output"] = c4((op.batch, total, op.height, op.width), vector, memory_of(op, "output"))
     return flat_kernel("concat", parameters, write, items=items, schedule=schedule)
+
+
+def build_interleave(op: Interleave, schedule: FlatSchedule, precision: Precision = FLOAT32) -> BuiltKernel:
+    """Pixels of all phases between each other; a phase has whole blocks of channels, so vectors move as they are."""
+    vector = precision.stored(4)
+    out_blocks, plane = blocks(op.channels), op.out_height * op.out_width
+    phases = op.stride[0] * op.stride[1]
+
+    def write(body: Body, buffers: dict[str, Stored], index: Expr) -> None:
+        block_row = body.let(tirx.floordiv(index, plane))
+        image, block = tirx.floordiv(block_row, out_blocks), tirx.floormod(block_row, out_blocks)
+        pixel = body.let(tirx.floormod(index, plane))
+        y = body.let(tirx.floordiv(pixel, op.out_width) + op.crop[0])
+        x = body.let(tirx.floormod(pixel, op.out_width) + op.crop[1])
+        phase = tirx.floormod(y, op.stride[0]) * op.stride[1] + tirx.floormod(x, op.stride[1])
+        source = body.let((image * phases + phase) * out_blocks + block)
+        line = source * op.in_height + tirx.floordiv(y, op.stride[0])
+        value = body.load(body.line(buffers["input"], line), tirx.floordiv(x, op.stride[1]), vector)
+        body.store(buffers["output"], index, body.let(value))
+
+    shape = (op.batch, phases * out_blocks * 4, op.in_height, op.in_width)
+    out_shape = (op.batch, op.channels, op.out_height, op.out_width)
+    parameters = {
+        "input": c4(shape, vector, memory_of(op, "input0")),
+        "output": c4(out_shape, vector, memory_of(op, "output")),
+    }
+    items = op.batch * out_blocks * plane
+    return flat_kernel("interleave", parameters, write, items=items, schedule=schedule)
