@@ -77,10 +77,13 @@ class Explanation:
     @property
     def total(self) -> str:
         """The sum in words."""
+        others = sum(launch.bound_by is None for launch in self.launches)
+        # The model knows their traffic and arithmetic, and nothing of their schedules.
+        caveat = f"; {others} kernels of TVM's own count as if perfect and may be far slower" if others else ""
         return (
             f"predicted, not measured: {self.predicted_ms:.3f} ms on {self.device}, believed within a factor of "
             f"{self.uncertainty:g} ({self.low_ms:.3f} to {self.high_ms:.3f} ms); {self.launch_ms:.3f} ms of it is the "
-            f"overhead of {len(self.launches)} launches; GPU figures: {self.source}"
+            f"overhead of {len(self.launches)} launches{caveat}; GPU figures: {self.source}"
         )
 
 

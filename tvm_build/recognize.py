@@ -52,6 +52,7 @@ class _Recognizer:
         self.nodes: list[Node] = []
         self.value: dict[Any, Any] = {}
         self.tuples: dict[Any, Any] = {}
+        self.rows: dict[str, str] = {}  # a 3-D tensor, and the image of one row that it is another shape of
 
     def run(self) -> Network:
         inputs = tuple(Port(name, self._new_tensor(variable)) for name, variable in self.imported.inputs)
@@ -105,7 +106,10 @@ class _Recognizer:
         if len(read) != 1 or len(sources) != 1 or _shape(sources[0]) != _shape(last):
             return False
         source = self.value[sources[0]]
-        self._add(step, Activate(activation), (source,), last, source_bindings=step.bindings)
+        if source in self.rows:
+            self._add_row(step, Activate(activation), (self.rows[source],), last)
+        else:
+            self._add(step, Activate(activation), (source,), last, source_bindings=step.bindings)
         return True
 
     def _binding(self, step: Step, binding: Any) -> None:
@@ -147,10 +151,7 @@ class _Recognizer:
             ):
                 scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + float(call.attrs.epsilon))
                 shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
-                constants = {"scale": scale, "shift": shift}
-                self._add(
-                    step, ChannelAffine(), (self._resolve(call.args[0]),), binding.var, constants, (held, binding)
-                )
+                self._affine(step, self._resolve(call.args[0]), binding.var, scale, shift, (held, binding))
                 return
         self._generic(step, held, binding)
 
@@ -179,6 +180,35 @@ class _Recognizer:
         output = self._new_tensor(variable)
         self.nodes.append(Node(step.layer, op, inputs, (output,), constants or {}, tuple(source_bindings)))
 
+    def _add_row(
+        self,
+        step: Step,
+        op: NodeOperator,
+        inputs: tuple[str, ...],
+        variable: Any,
+        constants: dict[str, Array] | None = None,
+    ) -> None:
+        """A node on images of one row; `variable`, without that side, is a view of its result."""
+        batch, channels, length = _shape(variable)
+        row = self._new_row(batch, channels, length)
+        self.nodes.append(Node(step.layer, op, inputs, (row,), constants or {}))
+        self._add(step, View(), (row,), variable)
+        self.rows[self.value[variable]] = row
+
+    def _new_row(self, batch: int, channels: int, length: int) -> str:
+        row = Tensor(f"t{len(self.tensors)}", (batch, channels, 1, length))
+        self.tensors[row.name] = row
+        return row.name
+
+    def _as_row(self, step: Step, name: str) -> str:
+        """A 3-D tensor as an image of one row: what it is a view of, if it is one."""
+        if name not in self.rows:
+            batch, channels, length = self.tensors[name].shape
+            row = self._new_row(batch, channels, length)
+            self.nodes.append(Node(step.layer, View(), (name,), (row,)))
+            return row
+        return self.rows[name]
+
     # --- operators -------------------------------------------------------------------------------------------------
 
     def _named_operator(self, step: Step, binding: Any, call: Any) -> bool:
@@ -197,36 +227,32 @@ class _Recognizer:
         if not isinstance(data, str):
             return False
         shape, out = self.tensors[data].shape, _shape(binding.var)
-        if name == "relax.nn.conv2d" and isinstance(values[1], np.ndarray):
-            return self._conv2d(step, binding, call.attrs, data, values[1])
+        if name in ("relax.nn.conv1d", "relax.nn.conv2d") and isinstance(values[1], np.ndarray):
+            return self._convolution(step, binding, call.attrs, data, values[1])
         if name == "relax.nn.conv2d_transpose" and isinstance(values[1], np.ndarray):
             return self._transposed(step, binding, call.attrs, data, values[1])
-        if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+        if name.removesuffix("1d").removesuffix("2d") in ("relax.nn.max_pool", "relax.nn.avg_pool"):
             return self._pool(step, binding, name, call.attrs, data)
-        if _is_global_average(name, call, shape, out):
-            average = GlobalAverage(shape[0], shape[1], shape[2], shape[3])
-            if len(out) == 4:
-                self._add(step, average, (data,), binding.var, source_bindings=(binding,))
-                return True
-            pooled = Tensor(f"t{len(self.tensors)}", (shape[0], shape[1], 1, 1))
-            self.tensors[pooled.name] = pooled
-            self.nodes.append(Node(step.layer, average, (data,), (pooled.name,)))
-            self._add(step, View(), (pooled.name,), binding.var)
-            return True
+        if _averages_pixels(name, call, len(shape), out) and (len(shape) == 4 or data in self.rows):
+            return self._global_average(step, binding, self.rows.get(data, data))
         if name == "relax.matmul" and len(shape) == 2 and isinstance(values[1], np.ndarray) and values[1].ndim == 2:
             weight = np.ascontiguousarray(values[1].T)
             dense = Dense(shape[0], shape[1], weight.shape[0])
             self._add(step, dense, (data,), binding.var, {"weight": weight, "bias": zeros(len(weight))}, (binding,))
             return True
         if name in _VIEWS:
-            self._add(step, View(), (data,), binding.var, source_bindings=(binding,))
+            self._add(step, View(), (self.rows.get(data, data),), binding.var, source_bindings=(binding,))
             return True
         return False
 
-    def _conv2d(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
+    def _convolution(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
+        """Along one or two axes; one axis is that of an image's only row."""
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-        if layouts != ("NCHW", "OIHW", "NCHW"):
+        is_row = layouts == ("NCW", "OIW", "NCW")
+        if layouts != ("NCHW", "OIHW", "NCHW") and not is_row:
             return False
+        if is_row:
+            data, weight = self._as_row(step, data), weight[:, :, None]
         batch, channels, height, width = self.tensors[data].shape
         conv = Conv2d(
             batch=batch,
@@ -240,9 +266,14 @@ class _Recognizer:
             dilation=_pair(attrs.dilation),
             groups=int(attrs.groups),
         )
-        if (batch, conv.out_channels, conv.out_height, conv.out_width) != _shape(binding.var):
+        shape = (batch, conv.out_channels, conv.out_height, conv.out_width)
+        if _shape(binding.var) != (shape[:2] + shape[3:] if is_row else shape):
             raise InvariantError(f"{step.layer}: TVM gives {_shape(binding.var)} for {conv}")
-        self._add(step, conv, (data,), binding.var, {"weight": weight, "bias": zeros(weight.shape[0])}, (binding,))
+        constants = {"weight": weight, "bias": zeros(weight.shape[0])}
+        if is_row:
+            self._add_row(step, conv, (data,), binding.var, constants)
+        else:
+            self._add(step, conv, (data,), binding.var, constants, (binding,))
         return True
 
     def _transposed(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
@@ -266,13 +297,16 @@ class _Recognizer:
         return True
 
     def _pool(self, step: Step, binding: Any, name: str, attrs: Any, data: str) -> bool:
-        if str(attrs.layout) != "NCHW" or str(attrs.out_layout) != "NCHW":
+        is_row = (str(attrs.layout), str(attrs.out_layout)) == ("NCW", "NCW")
+        if not is_row and (str(attrs.layout), str(attrs.out_layout)) != ("NCHW", "NCHW"):
             return False
-        batch, channels, height, width = self.tensors[data].shape
         out = _shape(binding.var)
+        if is_row:
+            data, out = self._as_row(step, data), (*out[:2], 1, out[2])
+        batch, channels, height, width = self.tensors[data].shape
         kernel, stride, dilation = _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation)
         padding = _four(attrs.padding)
-        average = name == "relax.nn.avg_pool2d"
+        average = name.startswith("relax.nn.avg_pool")
         if average:
             # With ceil_mode the last window may reach beyond the padding, where what counts is a matter of convention.
             reach = [stride[i] * (out[i + 2] - 1) + dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
@@ -292,7 +326,23 @@ class _Recognizer:
             dilation=dilation,
             count_include_pad=average and bool(attrs.count_include_pad),
         )
-        self._add(step, pool, (data,), binding.var, source_bindings=(binding,))
+        if is_row:
+            self._add_row(step, pool, (data,), binding.var)
+        else:
+            self._add(step, pool, (data,), binding.var, source_bindings=(binding,))
+        return True
+
+    def _global_average(self, step: Step, binding: Any, data: str) -> bool:
+        (batch, channels, height, width), out = self.tensors[data].shape, _shape(binding.var)
+        average = GlobalAverage(batch, channels, height, width)
+        if len(out) == 4:
+            self._add(step, average, (data,), binding.var, source_bindings=(binding,))
+        elif len(out) == 3:
+            self._add_row(step, average, (data,), binding.var)
+        else:
+            pooled = self._new_row(batch, channels, 1)
+            self.nodes.append(Node(step.layer, average, (data,), (pooled,)))
+            self._add(step, View(), (pooled,), binding.var)
         return True
 
     def _concat(self, step: Step, binding: Any, call: Any) -> bool:
@@ -304,12 +354,27 @@ class _Recognizer:
             return False
         names = [self._resolve(item) for item in items]
         out = _shape(binding.var)
-        if len(out) != 4 or int(call.attrs.axis) not in (1, -3) or not all(isinstance(name, str) for name in names):
+        if int(call.attrs.axis) not in (1, 1 - len(out)) or not all(isinstance(name, str) for name in names):
             return False
         channels = tuple(self.tensors[name].shape[1] for name in names)
+        if len(out) == 3 and all(name in self.rows for name in names):
+            concat = ConcatChannels(out[0], channels, 1, out[2])
+            self._add_row(step, concat, tuple(self.rows[name] for name in names), binding.var)
+            return True
+        if len(out) != 4:
+            return False
         concat = ConcatChannels(out[0], channels, out[2], out[3])
         self._add(step, concat, tuple(names), binding.var, source_bindings=(binding,))
         return True
+
+    def _affine(
+        self, step: Step, data: str, variable: Any, scale: Array, shift: Array, bindings: tuple[Any, ...]
+    ) -> None:
+        constants = {"scale": scale, "shift": shift}
+        if data in self.rows:
+            self._add_row(step, ChannelAffine(), (self.rows[data],), variable, constants)
+        else:
+            self._add(step, ChannelAffine(), (data,), variable, constants, bindings)
 
     def _binary(self, step: Step, binding: Any, name: str, values: list[Any]) -> bool:
         left, right = values
@@ -317,7 +382,11 @@ class _Recognizer:
         if isinstance(left, str) and isinstance(right, str):
             return self._elementwise(step, binding, name, left, right)
         data = left if isinstance(left, str) else right
-        if not isinstance(data, str) or self.tensors[data].shape != out or len(out) not in (2, 4):
+        if (
+            not isinstance(data, str)
+            or self.tensors[data].shape != out
+            or not (len(out) in (2, 4) or data in self.rows)
+        ):
             return False
         constant = right if isinstance(left, str) else left
         channel = _per_channel(constant, out)
@@ -334,14 +403,20 @@ class _Recognizer:
             scale, shift = one, -channel
         else:
             scale, shift = -one, channel
-        self._add(step, ChannelAffine(), (data,), binding.var, {"scale": scale, "shift": shift}, (binding,))
+        self._affine(step, data, binding.var, scale, shift, (binding,))
         return True
 
     def _elementwise(self, step: Step, binding: Any, name: str, left: str, right: str) -> bool:
         out = _shape(binding.var)
-        if name not in _ELEMENTWISE or len(out) != 4:
+        if name not in _ELEMENTWISE:
             return False
         operator: Any = _ELEMENTWISE[name]
+        if left in self.rows and right in self.rows and self.tensors[left].shape == self.tensors[right].shape == out:
+            op = Elementwise(operator, out[0], out[1], 1, out[2])
+            self._add_row(step, op, (self.rows[left], self.rows[right]), binding.var)
+            return True
+        if len(out) != 4:
+            return False
         shapes = self.tensors[left].shape, self.tensors[right].shape
         pooled = (out[0], out[1], 1, 1)
         if shapes == (out, out):
@@ -394,14 +469,15 @@ def _is_standard_hard_sigmoid(step: Step) -> bool:
     return np.allclose(numbers, [1 / 6, 0.5], rtol=1e-6)
 
 
-def _is_global_average(name: str, call: Any, shape: tuple[int, ...], out: tuple[int, ...]) -> bool:
-    if len(shape) != 4:
-        return False
+def _averages_pixels(name: str, call: Any, rank: int, out: tuple[int, ...]) -> bool:
+    """Whether a call averages all pixels of each channel."""
     if name == "relax.nn.adaptive_avg_pool2d":
         return out[2:] == (1, 1) and str(call.attrs.layout) == "NCHW"
-    if name != "relax.mean" or call.attrs.axis is None:
+    if name == "relax.nn.adaptive_avg_pool1d":
+        return out[2:] == (1,) and str(call.attrs.layout) == "NCW"
+    if name != "relax.mean" or call.attrs.axis is None or rank not in (3, 4):
         return False
-    return sorted(int(axis) % 4 for axis in call.attrs.axis) == [2, 3]
+    return sorted(int(axis) % rank for axis in call.attrs.axis) == list(range(2, rank))
 
 
 def _is_call_tir(call: Any) -> bool:
@@ -439,10 +515,13 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _pair(values: Any) -> tuple[int, int]:
-    first, second = (int(value) for value in values)
-    return first, second
+    """Along y and x; of an image of one row, only that along x is given."""
+    *first, second = (int(value) for value in values)
+    return (first[0] if first else 1), second
 
 
 def _four(values: Any) -> tuple[int, int, int, int]:
-    top, left, bottom, right = (int(value) for value in values)
+    """Top, left, bottom, right; of an image of one row, only left and right are given."""
+    numbers = [int(value) for value in values]
+    top, left, bottom, right = numbers if len(numbers) == 4 else (0, numbers[0], 0, numbers[1])
     return top, left, bottom, right

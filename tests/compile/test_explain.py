@@ -36,6 +36,7 @@ def test_the_launches_add_up_to_the_predicted_time_and_its_uncertainty(network: 
     assert told.high_ms == pytest.approx(told.predicted_ms * gpu.uncertainty)
     assert 0 < told.launch_ms < told.predicted_ms
     assert "predicted, not measured" in told.total
+    assert "; 1 kernels of TVM's own count as if perfect" in told.total  # tanh
 
 
 def test_kernels_of_ours_say_why_and_those_of_tvm_only_how_long(network: Path, tmp_path: Path) -> None:

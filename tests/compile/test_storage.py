@@ -209,7 +209,7 @@ def test_the_memory_bound_costs_little_time_and_views_less_than_pointers(
 
 
 def test_storage_counts_what_will_be_alive_where_tvm_joins_operators(tmp_path: Path) -> None:
-    # The bias of a grouped transposed convolution is a node of its own, which TVM joins with it: one tensor is never stored.
+    # TVM joins a grouped transposed convolution with its bias, a node of its own: one tensor is never stored.
     nodes = [
         conv("a", "x", "t", pads=[1, 1, 1, 1]),
         helper.make_node("ConvTranspose", ["t", "up.weight", "up.bias"], ["u"], name="up", strides=[2, 2], group=2),
