@@ -76,7 +76,7 @@ def emit_opencl(func: Any) -> OpenClKernel:
     placed = {str(key): str(value) for key, value in dict(func.attrs.get(MEMORY_ATTRIBUTE, {})).items()}
     return OpenClKernel(
         name=str(lowered.attrs["global_symbol"]),
-        source=_with_memory(_repair(source), placed),
+        source=_with_memory(_with_group(_repair(source), local_size), placed),
         arguments=tuple(parameter.removesuffix("_ptr") for parameter in parameters),
         global_size=global_size,
         local_size=local_size,
@@ -117,6 +117,17 @@ def _repair(source: str) -> str:
     """Make TVM's OpenCL C valid (lane constructors) and short (spread scalars, forward declarations)."""
     lines = [line for line in source.splitlines() if not (line.startswith("__kernel") and line.endswith(";"))]
     return "\n".join(_spread_once(_LANES_CALL.sub(r"(\1)(", line)) for line in lines).strip() + "\n"
+
+
+def _with_group(source: str, local_size: tuple[int, ...]) -> str:
+    """Say how large the groups are: a compiler that does not know may leave a kernel registers for smaller ones only."""
+    x, y, z = (*local_size, 1, 1)[:3]
+    required, found = re.subn(
+        r"^__kernel void ", f"__kernel __attribute__((reqd_work_group_size({x}, {y}, {z}))) void ", source, flags=re.M
+    )
+    if found != 1:
+        raise InvariantError(f"expected one kernel, got {found}")
+    return required
 
 
 def _with_memory(source: str, placed: dict[str, str]) -> str:

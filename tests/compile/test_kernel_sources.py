@@ -70,6 +70,8 @@ def test_an_operator_is_one_kernel_whose_private_arrays_have_one_element(op: Ope
     assert supports(op)
     kernel = emit(op, gpu_name)
     assert kernel.source.count("__kernel") == 1
+    x, y, z = (*kernel.local_size, 1, 1)[:3]
+    assert f"__attribute__((reqd_work_group_size({x}, {y}, {z}))) void {kernel.name}(" in kernel.source
     assert f"void {kernel.name}(" in kernel.source
     private = [line for line in kernel.source.splitlines() if re.fullmatch(r"\s*(?:float|int)\d* \w+\[\d+\];", line)]
     assert all(line.endswith("[1];") for line in private)
