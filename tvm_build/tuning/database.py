@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,14 +154,16 @@ def merge_databases(paths: Iterable[Path], out: Path) -> int:
     A trial that is in several becomes one of `distinct_trials`; what was seen in contests goes along.
 
     Raises:
-        UserError: a database is absent or malformed, or none has a trial; nothing is written then.
+        UserError: a database is absent or malformed, none has a trial, or a session is writing `out`; nothing is
+            written then.
     """
     paths = list(paths)
-    merged = distinct_trials(record for path in paths for record in read_database(path))
-    trials = sum(not record.contest for record in merged)
-    if not trials:
-        raise UserError(f"{', '.join(map(str, paths))}: no trial to merge: let `structadmm tune` run first")
-    write_bytes(out, b"".join(record.line() for record in merged))
+    with _locked(out) if out.exists() else nullcontext():
+        merged = distinct_trials(record for path in paths for record in read_database(path))
+        trials = sum(not record.contest for record in merged)
+        if not trials:
+            raise UserError(f"{', '.join(map(str, paths))}: no trial to merge: let `structadmm tune` run first")
+        write_bytes(out, b"".join(record.line() for record in merged))
     return trials
 
 
@@ -206,20 +208,43 @@ def open_database(path: Path) -> Iterator[tuple[list[TrialRecord], DatabaseWrite
         UserError: the file is malformed, cannot be written, or another session writes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another session is writing {path}: wait for it, or give another --out") from None
+    with _locked(path, os.O_CREAT) as descriptor:
         records = read_database(path)
         _drop_torn_line(path, descriptor)
         yield records, DatabaseWriter(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, flags: int = 0) -> Iterator[int]:
+    """A descriptor of the file that `path` names, which nobody else writes or replaces meanwhile."""
+    descriptor = _lock(path, flags)
+    while not _is_named(descriptor, path):  # merging has replaced the file between opening and locking
+        os.close(descriptor)
+        descriptor = _lock(path, flags)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(path: Path, flags: int) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o666)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UserError(f"another session is writing {path}: wait for it, or give another --out") from None
+    return descriptor
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _drop_torn_line(path: Path, descriptor: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,34 @@ def test_two_sessions_do_not_write_one_database(tmp_path: Path) -> None:
         open_database(tmp_path / "db.jsonl"),
     ):
         pass
+
+
+def test_a_database_in_use_is_not_replaced_by_merging(tmp_path: Path) -> None:
+    other = write(tmp_path / "other.jsonl", record(4))
+    with open_database(tmp_path / "db.jsonl") as (_, writer):
+        writer.append(record(8))
+        with pytest.raises(UserError, match="another session is writing"):
+            merge_databases([tmp_path / "db.jsonl", other], tmp_path / "db.jsonl")
+        writer.append(record(2))
+    assert read_database(tmp_path / "db.jsonl") == [record(8), record(2)]
+
+
+def test_a_database_that_was_replaced_while_it_was_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "db.jsonl", record(8))
+    lock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        merge_databases([path, write(tmp_path / "other.jsonl", record(4))], path)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with open_database(path) as (known, writer):
+        assert known == [record(8), record(4)]
+        writer.append(record(2))
+    assert read_database(path) == [record(8), record(4), record(2)]
 
 
 def test_merging_keeps_each_trial_once_and_the_fastest_result_of_what_was_always_right(tmp_path: Path) -> None:
