@@ -17,7 +17,7 @@ from tvm_build.compile import compile_onnx
 from tvm_build.gpu import Gpu
 from tvm_build.precision import Precision
 from tvm_build.tuning.contest import hold_contest
-from tvm_build.tuning.database import TrialRecord, distinct_trials, open_database
+from tvm_build.tuning.database import TrialRecord, open_database, usable_records
 from tvm_build.tuning.measurer import DeviceFacts
 from tvm_build.tuning.tuned import TunedSchedules
 
@@ -119,13 +119,12 @@ class _Settling:
                 return Settled(network, 1)
             tuned = TunedSchedules([*known, *contest.records], self.database.name, self.gpu, self.precision)
             settled = self._before_and_after(network, tuned, contest.networks, Path(scratch))
-            for record in contest.verdict if settled.is_slower else contest.records:
-                writer.append(record)
+            writer.append(*(contest.verdict if settled.is_slower else contest.records))
             return settled
 
     def _trials(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         context = (self.device.key, self.gpu.name, self.precision.name)
-        known = [record for record in distinct_trials(records) if record.identity[:3] == context]
+        known = [record for record in usable_records(records) if record.identity[:3] == context]
         if not any(record.cost_ms is not None for record in known):
             raise UserError(
                 f"{self.database} has no {self.precision.name} trial for {self.gpu.name} that works on "

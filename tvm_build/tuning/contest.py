@@ -9,7 +9,7 @@ what each launch takes in them is what its schedule takes. A layer then follows 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,10 +109,14 @@ def hold_contest(
                 _take_turn(entry, profile(entry.bundle), seen)
                 progress.advance()
     contest = f"{datetime.now(UTC).isoformat(timespec='seconds')} {sha256_file(network)[:12]}"
-    found = {task: _record(each, contest, device, gpu, precision) for task, each in seen.items()}
-    untuned = dict.fromkeys(task for task in entries[0].tasks if task is not None)
-    verdict = (found[task].model_copy(update={"contest": contest + UNTUNED}) for task in untuned)
-    return Contest(len(entries), tuple(found.values()), tuple(verdict))
+    found = {task: _record(each, device, gpu, precision) for task, each in seen.items()}
+    untuned = [found[task] for task in dict.fromkeys(entries[0].tasks) if task is not None]
+    return Contest(len(entries), _of(contest, found.values()), _of(contest + UNTUNED, untuned))
+
+
+def _of(contest: str, records: Collection[TrialRecord]) -> tuple[TrialRecord, ...]:
+    update = {"contest": contest, "contest_lines": len(records)}
+    return tuple(record.model_copy(update=update) for record in records)
 
 
 def _entries(
@@ -144,7 +148,7 @@ def _take_turn(entry: _Entry, times_ms: Sequence[float], seen: dict[tuple[str, s
             seen.setdefault(task, _Seen(launch.op, launch.schedule)).samples_ms.append(ms)
 
 
-def _record(seen: _Seen, contest: str, device: DeviceFacts, gpu: Gpu, precision: Precision) -> TrialRecord:
+def _record(seen: _Seen, device: DeviceFacts, gpu: Gpu, precision: Precision) -> TrialRecord:
     samples = sorted(seen.samples_ms)
     return TrialRecord(
         device=device,
@@ -158,5 +162,4 @@ def _record(seen: _Seen, contest: str, device: DeviceFacts, gpu: Gpu, precision:
             median_ms=statistics.median(samples),
             p90_ms=samples[min(len(samples) - 1, round(0.9 * (len(samples) - 1)))],
         ),
-        contest=contest,
     )

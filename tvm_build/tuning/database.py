@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,6 +27,8 @@ SCHEMA = 1
 UNTUNED = ", untuned"
 """Ends the name of a contest that the untuned network has won: its schedules and forms stay, whatever else is known."""
 
+_DISTRUSTED = ("wrong", "crashed")
+
 
 class TrialRecord(BaseModel):
     """One line.
@@ -42,6 +45,8 @@ class TrialRecord(BaseModel):
         message: of any other.
         contest: the comparison within a network that the times are from, its time and the network's digest; empty for a
             candidate that was measured by itself.
+        contest_lines: how many lines that comparison has; a comparison with fewer of them was cut off and counts for
+            nothing. None in databases of before this field, whose comparisons are whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
@@ -56,6 +61,7 @@ class TrialRecord(BaseModel):
     times: CandidateTimes | None = None
     message: str = ""
     contest: str = ""
+    contest_lines: int | None = Field(default=None, ge=1)
 
     @property
     def task_key(self) -> str:
@@ -176,10 +182,31 @@ def distinct_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return list(found.values())
 
 
+def usable_records(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """What compilation may follow: each trial once, and of contests those that are whole.
+
+    A schedule that a trial found wrong, or that crashed, is not taken from a contest either: a contest looks at one
+    network's output alone.
+    """
+    distinct = distinct_trials(records)
+    lines = Counter(map(_contest, distinct))
+    distrusted = {each.identity[:5] for each in distinct if not each.contest and each.status in _DISTRUSTED}
+
+    def counts(record: TrialRecord) -> bool:
+        whole = lines[_contest(record)] >= (record.contest_lines or 0)
+        return not record.contest or (whole and record.identity[:5] not in distrusted)
+
+    return list(filter(counts, distinct))
+
+
+def _contest(record: TrialRecord) -> tuple[str, ...]:
+    return (*record.identity[:3], record.contest)
+
+
 def decisive(known: TrialRecord, record: TrialRecord) -> TrialRecord:
     """Which of two results of one trial counts: what was wrong or crashed once is not trusted, else the fastest."""
     for found in (record, known):
-        if found.status in ("wrong", "crashed"):
+        if found.status in _DISTRUSTED:
             return found
     if known.cost_ms is None:
         return record
@@ -187,14 +214,14 @@ def decisive(known: TrialRecord, record: TrialRecord) -> TrialRecord:
 
 
 class DatabaseWriter:
-    """Appends records; each is on the disk when `append` returns."""
+    """Appends records; they are on the disk when `append` returns."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def append(self, record: TrialRecord) -> None:
-        """Write one record."""
-        data = record.line()
+    def append(self, *records: TrialRecord) -> None:
+        """Write records, in one piece as far as the system lets it."""
+        data = b"".join(record.line() for record in records)
         while data:
             data = data[os.write(self._descriptor, data) :]
         os.fsync(self._descriptor)

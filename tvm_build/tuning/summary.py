@@ -8,7 +8,7 @@ from typing import Any
 from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
 from tvm_build.precision import precision_by_name
-from tvm_build.tuning.database import TrialRecord, distinct_trials, read_database
+from tvm_build.tuning.database import TrialRecord, read_database, usable_records
 from tvm_build.tuning.schedules import read_schedule
 from tvm_build.tuning.task_key import read_convolution
 from tvm_build.tuning.tuned import TunedSchedules
@@ -26,7 +26,7 @@ def summarize(path: Path) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, ...], list[TrialRecord]] = {}
     by_device: dict[tuple[str, ...], list[TrialRecord]] = {}
-    for record in distinct_trials(read_database(path)):
+    for record in usable_records(read_database(path)):
         if not record.contest:
             groups.setdefault(record.identity[:4], []).append(record)
         by_device.setdefault(record.identity[:3], []).append(record)

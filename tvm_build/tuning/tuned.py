@@ -14,7 +14,7 @@ from tvm_build.kernels import Schedule, default_schedule
 from tvm_build.launch_names import layer_of
 from tvm_build.ops import Operator
 from tvm_build.precision import Precision, precision_by_name
-from tvm_build.tuning.database import UNTUNED, TrialRecord, distinct_trials, read_database
+from tvm_build.tuning.database import UNTUNED, TrialRecord, read_database, usable_records
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.space import space
 from tvm_build.tuning.task_key import describe_operator, operator_key, task_line
@@ -168,7 +168,7 @@ class TunedSchedules:
     comparison before older ones. Times are held against each other within one of these only.
 
     Args:
-        records: of one device, target and dtype, each trial once (`distinct_trials`).
+        records: of one device, target and dtype, each trial once (`usable_records`).
         source: the database's name, for messages.
         gpu: what is compiled for.
         precision: of the kernels.
@@ -300,7 +300,7 @@ def load_tuned(
         typed = [record for record in typed if device.lower() in record.device.key.lower()]
         if not typed:
             raise UserError(f"{path} was tuned on {', '.join(keys)}, none of them is {device!r}: name one of these")
-    successes = [record for record in distinct_trials(typed) if record.cost_ms is not None]
+    successes = [record for record in usable_records(typed) if record.cost_ms is not None]
     if not successes:
         raise UserError(f"{path} holds no candidate for {target} that works: tune again")
     layers = Counter(key for key, _ in {(record.device.key, record.task_key) for record in successes})

@@ -26,7 +26,7 @@ from tvm_build.tuning.schedules import describe_schedule
 from tvm_build.tuning.summary import summarize
 from tvm_build.tuning.task_key import describe_operator
 from tvm_build.tuning.tasks import extract_tasks, fused_network
-from tvm_build.tuning.tuned import TunedSchedules
+from tvm_build.tuning.tuned import TunedSchedules, load_tuned
 from tvm_build.winograd import fastest_form, measured_forms_us, parts
 
 GPU = gpu_by_name("opencl-cpu")
@@ -118,6 +118,33 @@ def test_comparisons_survive_merging_and_count_as_no_trials(tmp_path: Path) -> N
     assert (row["trials"], row["best_ms"]) == (2, 1.0)
 
 
+def test_a_comparison_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
+    """As a process leaves it that is killed while it writes, or a disk that is full."""
+    alone = [record(3, DEFAULT), record(1, FIRST)]
+    whole = [
+        record(ms, schedule, contest=NEWER).model_copy(update={"contest_lines": 2})
+        for ms, schedule in ((1, DEFAULT), (2, FIRST))
+    ]
+    path = tmp_path / "db.jsonl"
+    for contest, taken in ((whole, DEFAULT), (whole[:1], FIRST)):
+        path.write_bytes(b"".join(each.line() for each in (*alone, *contest)))
+        for _ in range(2):
+            found = load_tuned(path, target=GPU.name, dtype="float32").find(OP)
+            assert found is not None
+            assert found.schedule == taken
+            merge_databases([path], path)
+
+
+def test_a_schedule_that_a_trial_found_wrong_is_not_taken_from_a_comparison_before(tmp_path: Path) -> None:
+    contest = [record(3, DEFAULT, contest=NEWER), record(1, FIRST, contest=NEWER), record(2, SECOND, contest=NEWER)]
+    wrong = record(1, FIRST).model_copy(update={"status": "wrong", "times": None, "message": "why"})
+    path = tmp_path / "db.jsonl"
+    path.write_bytes(b"".join(each.line() for each in (record(1, FIRST), *contest, wrong)))
+    found = load_tuned(path, target=GPU.name, dtype="float32").find(OP)
+    assert found is not None
+    assert found.schedule == SECOND
+
+
 def test_a_session_does_not_take_comparisons_for_trials(tmp_path: Path) -> None:
     database = tmp_path / "db.jsonl"
     run(database, FakeMeasurer(), 8, dense_tasks()[:1])
@@ -202,6 +229,8 @@ def test_what_is_compiled_after_a_comparison_is_as_fast_as_the_best_of_each_laye
         launches = planted_ms(bundle)
         return sum(launches) + GPU.between_us(len(launches)) / 1e3
 
+    for records in (contest.records, contest.verdict):
+        assert {each.contest_lines for each in records} == {len(records)}
     # 3 % of two layers of at most 3 ms each: what is not clearly faster stays untuned, schedules and forms alike.
     assert cost_ms(settled) <= min(map(cost_ms, entries)) + 2 * 0.03 * 2 * 3
     assert cost_ms(settled) < cost_ms(before)

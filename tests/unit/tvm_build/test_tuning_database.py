@@ -49,8 +49,8 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     records = [record(8, 1.5), record(4, status="crashed"), record(2, 0.75)]
     with open_database(tmp_path / "db.jsonl") as (known, writer):
         assert known == []
-        for item in records:
-            writer.append(item)
+        writer.append(records[0])
+        writer.append(*records[1:])
     assert read_database(tmp_path / "db.jsonl") == records
 
 
