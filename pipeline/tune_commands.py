@@ -212,6 +212,7 @@ def layer_costs(
     from tvm_build.import_onnx import import_onnx
     from tvm_build.precision import precision_by_name
     from tvm_build.recognize import recognize
+    from tvm_build.tuning.database import network_digest
     from tvm_build.tuning.layer_costs import costs_table, layer_grids
     from tvm_build.tuning.tuned import load_tuned
 
@@ -223,9 +224,11 @@ def layer_costs(
         facts = facts_of_target(runner)
         gpu = _gpu(facts, target)
         precision = precision_by_name(dtype)
-        chosen = None if tuned is None else load_tuned(tuned, target=gpu.name, dtype=dtype)
         path = _networks(model)[0]
         grids = layer_grids(recognize(import_onnx(path)), points)
+        chosen = None
+        if tuned is not None:
+            chosen = load_tuned(tuned, target=gpu.name, dtype=dtype).for_network(network_digest(path))
         source = f"{facts.gpu}, driver {facts.driver}, {dtype} ({facts.kind} figures)"
 
         def profile(bundle: Path) -> list[float]:

@@ -24,6 +24,7 @@ from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import KernelLaunch, LoweredNetwork
 from tvm_build.precision import FLOAT32, Precision, precision_by_name
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
+from tvm_build.tuning.database import network_digest
 from tvm_build.tuning.tuned import TunedSchedules, TunedUse, load_tuned
 
 Schedules = Literal["structadmm", "upstream"]
@@ -107,12 +108,12 @@ def compile_onnx(
     if tuned is not None:
         if schedules != "structadmm":
             raise UserError(f"a tuning database has schedules of our kernels, got schedules {schedules}: leave one out")
-        chosen = (
-            load_tuned(tuned, target=target, dtype=dtype, device=tuned_device, memory=memory)
-            if isinstance(tuned, Path)
-            else tuned
-        )
+        if isinstance(tuned, Path):
+            tuned = load_tuned(tuned, target=target, dtype=dtype, device=tuned_device, memory=memory)
+        chosen = tuned
     imported = import_onnx(path)
+    if chosen is not None:
+        chosen = chosen.for_network(network_digest(path))
     shapes = {name: tuple(int(d) for d in variable.ty.shape.values) for name, variable in imported.inputs}
     inputs = sample_inputs(shapes, sample)
     lowered, macs = _lower(imported, gpu, precision, schedules, reporter, chosen)

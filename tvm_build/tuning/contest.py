@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from structadmm.errors import InvariantError
-from structadmm.files import sha256_file
 from structadmm.progress import Reporter
 from tvm_build.compile import compile_onnx
 from tvm_build.gpu import Gpu
@@ -24,7 +23,7 @@ from tvm_build.lowered import KernelLaunch
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput
 from tvm_build.precision import Precision
 from tvm_build.tuning.contenders import contenders
-from tvm_build.tuning.database import UNTUNED, TrialRecord
+from tvm_build.tuning.database import UNTUNED, TrialRecord, network_digest
 from tvm_build.tuning.measurer import CandidateTimes, DeviceFacts
 from tvm_build.tuning.schedules import describe_schedule, schedule_line
 from tvm_build.tuning.task_key import describe_operator, operator_key
@@ -108,7 +107,7 @@ def hold_contest(
             for entry in entries[start:] + entries[:start]:
                 _take_turn(entry, profile(entry.bundle), seen)
                 progress.advance()
-    contest = f"{datetime.now(UTC).isoformat(timespec='seconds')} {sha256_file(network)[:12]}"
+    contest = f"{datetime.now(UTC).isoformat(timespec='seconds')} {network_digest(network)}"
     found = {task: _record(each, device, gpu, precision) for task, each in seen.items()}
     untuned = [found[task] for task in dict.fromkeys(entries[0].tasks) if task is not None]
     return Contest(len(entries), _of(contest, found.values()), _of(contest + UNTUNED, untuned))

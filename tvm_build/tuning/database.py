@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from structadmm.errors import UserError
-from structadmm.files import write_bytes
+from structadmm.files import sha256_file, write_bytes
 from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
 from tvm_build.tuning.schedules import schedule_line
 from tvm_build.tuning.task_key import task_line
@@ -28,6 +28,15 @@ UNTUNED = ", untuned"
 """Ends the name of a contest that the untuned network has won: its schedules and forms stay, whatever else is known."""
 
 _DISTRUSTED = ("wrong", "crashed")
+
+
+def network_digest(network: Path) -> str:
+    """What a network is called in the names of its contests.
+
+    Args:
+        network: an ONNX file.
+    """
+    return sha256_file(network)[:12]
 
 
 class TrialRecord(BaseModel):

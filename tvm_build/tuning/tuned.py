@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -143,11 +144,13 @@ class _Measured:
 
     Args:
         records: of one contest, or of candidates that were measured alone.
-        final: the untuned network won: nothing is held against what it consists of.
+        contest: its name, empty for those.
     """
 
-    def __init__(self, records: Iterable[TrialRecord], final: bool = False) -> None:
-        self.final = final
+    def __init__(self, records: Iterable[TrialRecord], contest: str = "") -> None:
+        # The untuned network won: nothing is held against what it consists of.
+        self.final = contest.endswith(UNTUNED)
+        self.network = contest.removesuffix(UNTUNED).rpartition(" ")[2]
         self.placed = _Trials()
         self.anywhere = _Trials()
         for record in sorted((each for each in records if each.cost_ms is not None), key=_cost_ms):
@@ -165,7 +168,8 @@ class TunedSchedules:
     """The schedules of one device and number type.
 
     What was compared within a network (`tvm_build.tuning.contest`) goes before what was measured alone, and the newest
-    comparison before older ones. Times are held against each other within one of these only.
+    comparison before older ones, unless `for_network` says whose count first. Times are held against each other within
+    one of these only.
 
     Args:
         records: of one device, target and dtype, each trial once (`usable_records`).
@@ -184,7 +188,18 @@ class TunedSchedules:
         for record in known:
             contests.setdefault(record.contest, []).append(record)
         self._alone = _Measured(contests.pop("", ()))
-        self._contests = [_Measured(contests[name], name.endswith(UNTUNED)) for name in sorted(contests, reverse=True)]
+        self._contests = [_Measured(contests[name], name) for name in sorted(contests, reverse=True)]
+
+    def for_network(self, digest: str) -> TunedSchedules:
+        """The same for one network: its own comparisons go before those of others, whose verdicts say nothing of it.
+
+        Args:
+            digest: of `network_digest`.
+        """
+        found = copy(self)
+        own = [measured for measured in self._contests if measured.network == digest]
+        found._contests = own + [each for each in self._contests if each.network != digest and not each.final]
+        return found
 
     def find(self, op: Operator) -> TunedSchedule | None:
         """The best schedule of `op`, None if it was not tuned.

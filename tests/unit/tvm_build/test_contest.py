@@ -72,6 +72,38 @@ def test_the_newest_comparison_in_a_network_goes_before_others_and_before_what_w
     assert chosen(*alone, *newer, *older) == DEFAULT
 
 
+OTHERS = "2026-03-02T00:00:00+00:00 bbbb"
+
+
+def test_its_own_comparison_goes_before_those_of_other_networks() -> None:
+    alone = [record(3, DEFAULT), record(1, FIRST), record(2, SECOND)]
+    own = [record(3, DEFAULT, contest=NEWER), record(2, FIRST, contest=NEWER)]
+    others = [record(3, DEFAULT, contest=OTHERS), record(1, SECOND, contest=OTHERS)]
+    verdict = record(3, DEFAULT, contest=NEWER + UNTUNED)
+    schedules = tuned(*alone, *own, *others)
+    found = [schedules.for_network(digest).find(OP) for digest in ("aaaa", "bbbb", "cccc")]
+    assert [each.schedule for each in found if each is not None] == [FIRST, SECOND, SECOND]
+    # That the untuned network won is said of that network alone.
+    schedules = tuned(*alone, verdict, *others)
+    found = [schedules.for_network(digest).find(OP) for digest in ("aaaa", "bbbb")]
+    assert [each.schedule for each in found if each is not None] == [DEFAULT, SECOND]
+    found = [tuned(*alone, verdict).for_network(digest).find(OP) for digest in ("aaaa", "bbbb")]
+    assert [each.schedule for each in found if each is not None] == [DEFAULT, FIRST]
+
+
+def test_a_network_is_compiled_by_its_own_comparison(network: Path, tmp_path: Path) -> None:
+    alone = alone_records(network)
+    contest = contest_of(network, alone, tmp_path / "scratch")
+    others = [
+        each.model_copy(update={"contest": "2099-01-01T00:00:00+00:00 bbbb", "contest_lines": None})
+        for each in contest.verdict
+    ]
+    for name, records in (("own", contest.records), ("both", (*contest.records, *others))):
+        compile_onnx(network, tmp_path / f"{name}.clbundle", target=GPU.name, tuned=tuned(*alone, *records))
+    for file in ("plan.txt", "kernels.cl"):
+        assert (tmp_path / "own.clbundle" / file).read_bytes() == (tmp_path / "both.clbundle" / file).read_bytes()
+
+
 def test_what_is_not_clearly_faster_in_the_network_stays_as_it_was() -> None:
     assert chosen(record(2, DEFAULT, contest=NEWER), record(1.95, FIRST, contest=NEWER)) == DEFAULT
     assert chosen(record(2, DEFAULT, contest=NEWER), record(1.93, FIRST, contest=NEWER)) == FIRST
