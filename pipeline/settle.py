@@ -11,7 +11,7 @@ from device.candidates import facts_of_target
 from device.runner_client import Runner
 from device.target import Target
 from results.statistics import SpeedUp, paired_speed_up
-from structadmm.errors import UserError
+from structadmm.errors import StructadmmError, UserError
 from structadmm.progress import Reporter
 from tvm_build.compile import compile_onnx
 from tvm_build.gpu import Gpu
@@ -36,6 +36,7 @@ class Settled:
         tuned_ms: and with what was found.
         speed_up: of the tuned one, by rounds.
         kind: what the times are: host figures, or a phone's.
+        failure: how the network failed with what was found, empty where it did not; nothing was timed then.
     """
 
     network: Path
@@ -44,21 +45,24 @@ class Settled:
     tuned_ms: float | None = None
     speed_up: SpeedUp | None = None
     kind: str = ""
+    failure: str = ""
 
     @property
-    def is_slower(self) -> bool:
-        """Whether the network is slower with what was found, by more than chance: then it stays untuned."""
-        return self.speed_up is not None and self.speed_up.ci95[1] < 1
+    def stays_untuned(self) -> bool:
+        """Whether the network fails with what was found, or is slower, by more than chance."""
+        return bool(self.failure) or (self.speed_up is not None and self.speed_up.ci95[1] < 1)
 
     def __str__(self) -> str:
         """One line."""
+        if self.failure:
+            return f"{self.network.name} stays untuned, it fails with what was found: {self.failure}"
         if self.speed_up is None:
             return f"{self.network.name}: the database changes nothing of it"
         low, high = self.speed_up.ci95
         return (
             f"{self.network.name} as a whole: {self.untuned_ms:.3f} ms untuned, {self.tuned_ms:.3f} tuned "
             f"({self.kind}), {self.speed_up.median:.2f} times as fast ({low:.2f} to {high:.2f})"
-            + ("; it stays untuned" if self.is_slower else "")
+            + ("; it stays untuned" if self.stays_untuned else "")
         )
 
 
@@ -77,7 +81,8 @@ def settle(
 
     Raises:
         UserError: there is no such database, or it has no trials of this device.
-        DeviceError: the target went away, or a network's output is wrong there; nothing of that network is written.
+        DeviceError: the target went away, or the untuned network fails there; nothing of that network is written.
+        CheckError: the untuned network's output is wrong there.
     """
     if not database.is_file():
         raise UserError(f"{database}: there is no such tuning database: make one with `structadmm tune --out`")
@@ -115,11 +120,11 @@ class _Settling:
                 scratch=Path(scratch),
                 reporter=self.reporter,
             )
-            if contest.networks == 1:
-                return Settled(network, 1)
+            if not contest.records:
+                return Settled(network, contest.networks)
             tuned = TunedSchedules([*known, *contest.records], self.database.name, self.gpu, self.precision)
             settled = self._before_and_after(network, tuned, contest.networks, Path(scratch))
-            writer.append(*(contest.verdict if settled.is_slower else contest.records))
+            writer.append(*(contest.verdict if settled.stays_untuned else contest.records))
             return settled
 
     def _trials(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -139,6 +144,12 @@ class _Settling:
         bundles = [scratch / "untuned.clbundle", scratch / "tuned.clbundle"]
         for bundle, schedules in zip(bundles, (None, tuned), strict=True):
             compile_onnx(network, bundle, target=self.gpu.name, dtype=self.precision.name, tuned=schedules)
+        untuned, found = bundles
+        try:
+            self.runner.check(found)
+        except StructadmmError as error:
+            self.runner.check(untuned)  # where that fails, too, the reason is not what was found
+            return Settled(network, compared, failure=str(error))
         before, after = self.runner.bench(bundles, runs=_ROUNDS).bundles
         return Settled(
             network,

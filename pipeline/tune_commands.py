@@ -105,12 +105,13 @@ def tune(
             network_bytes=max(weight_bytes(network, precision) for network in fused),
             repeats=REPEATS,
         )
+        if not as_json:
+            _print_session(result, out)
         settled = _settle_after(measurer, networks, out, gpu, precision, reporter) if settle else []
     if as_json:
         whole = [_settled_json(each) for each in settled]
         typer.echo(json.dumps(_session_json(result) | {"networks": whole}, indent=2))
     else:
-        _print_session(result, out)
         for each in settled:
             typer.echo(str(each))
 
@@ -293,7 +294,8 @@ def _settled_json(settled: Settled) -> dict[str, Any]:
         "untuned_ms": settled.untuned_ms,
         "tuned_ms": settled.tuned_ms,
         "speed_up": None if speed_up is None else {"median": speed_up.median, "ci95": list(speed_up.ci95)},
-        "stays_untuned": settled.is_slower,
+        "stays_untuned": settled.stays_untuned,
+        "failure": settled.failure,
         "kind": settled.kind,
     }
 

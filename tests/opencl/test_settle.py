@@ -1,4 +1,4 @@
-"""Settling a tuning database within a network, on a real OpenCL device of this machine and on an emulated phone."""
+"""Settling a tuning database within a network, on a real OpenCL device of this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from device.candidates import LocalMeasurer
 from device.runner_client import Runner
 from device.target import open_target
 from pipeline.cli import run_command_line
+from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 from tests.compile.onnx_models import conv, save, weights
 from tvm_build.compile import compile_onnx
@@ -90,7 +91,7 @@ def test_a_database_without_trials_of_the_device_is_refused_and_left_as_it_was(
 def test_a_network_that_is_slower_with_what_was_found_stays_untuned(
     network: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline.settle.Settled, "is_slower", property(lambda settled: True))
+    monkeypatch.setattr(pipeline.settle.Settled, "stays_untuned", property(lambda settled: True))
     assert run_command_line(["tuned", "settle", str(network), "--db", str(database)]) == 0
     assert "it stays untuned" in capsys.readouterr().out
     assert {record.contest.endswith(UNTUNED) for record in read_database(database) if record.contest} == {True}
@@ -98,3 +99,17 @@ def test_a_network_that_is_slower_with_what_was_found_stays_untuned(
         compile_onnx(network, tmp_path / f"{name}.clbundle", target="opencl-cpu", tuned=tuned)
     for file in ("plan.txt", "kernels.cl", "weights.bin"):
         assert (tmp_path / "tuned.clbundle" / file).read_bytes() == (tmp_path / "untuned.clbundle" / file).read_bytes()
+
+
+def test_a_session_is_shown_before_it_is_settled(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise UserError("the device went away")
+
+    monkeypatch.setattr(pipeline.settle, "settle", fails)
+    words = ["tune", str(network), "--out", str(tmp_path / "db.jsonl"), "--trials", "8", "--runs", "2"]
+    assert run_command_line(words) == 2
+    shown = capsys.readouterr()
+    assert "8 new trials" in shown.out
+    assert "the device went away" in shown.err

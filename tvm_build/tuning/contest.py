@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from structadmm.errors import InvariantError
+from structadmm.errors import InvariantError, StructadmmError
 from structadmm.progress import Reporter
 from tvm_build.compile import compile_onnx
 from tvm_build.gpu import Gpu
@@ -34,7 +34,10 @@ ROUNDS = 10
 _TUNED = (Conv2d, Dense, GlobalAverage, WinogradInput, WinogradOutput)
 
 Profile = Callable[[Path], Sequence[float]]
-"""Median milliseconds of each launch of a bundle, in launch order, once its output was found right."""
+"""Median milliseconds of each launch of a bundle, in launch order, once its output was found right.
+
+It raises a `StructadmmError` where the bundle fails.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Contest:
     """What came out.
 
     Attributes:
-        networks: that were compared, the untuned one among them.
-        records: for the database, one for each launch's task and schedule.
+        networks: that were compared to the end, the untuned one among them.
+        records: for the database, one for each launch's task and schedule; none where there was nothing to compare.
         verdict: of the untuned network's launches, to be written instead where the network as a whole shows that
             nothing was gained: launches add up to more than their times.
     """
@@ -60,11 +63,23 @@ class _Seen:
     samples_ms: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
     bundle: Path
     launches: tuple[KernelLaunch, ...]
     tasks: tuple[tuple[str, str] | None, ...]
+    turns_ms: list[Sequence[float]] = field(default_factory=list)
+
+    def take_turn(self, times_ms: Sequence[float]) -> None:
+        if len(times_ms) != len(self.launches):
+            raise InvariantError(f"{len(times_ms)} times of {len(self.launches)} launches")
+        self.turns_ms.append(times_ms)
+
+    def add_to(self, seen: dict[tuple[str, str], _Seen]) -> None:
+        for task, launch, *samples_ms in zip(self.tasks, self.launches, *self.turns_ms, strict=True):
+            if task is not None:
+                assert launch.op is not None
+                seen.setdefault(task, _Seen(launch.op, launch.schedule)).samples_ms.extend(samples_ms)
 
 
 def hold_contest(
@@ -82,6 +97,8 @@ def hold_contest(
 ) -> Contest:
     """Compile the contenders of a network, let them take turns, and make records of their launches.
 
+    A contender that fails is left out, whatever it has shown before; where all of them fail, the untuned network wins.
+
     Args:
         network: an ONNX file.
         records: trials of this device, target and dtype, each once.
@@ -96,21 +113,36 @@ def hold_contest(
 
     Raises:
         UserError: the network cannot be compiled.
+        StructadmmError: what `profile` raises of the untuned network.
     """
     entries = _entries(network, records, source, gpu, precision, scratch)
     if len(entries) == 1:
         return Contest(1, ())
-    seen: dict[tuple[str, str], _Seen] = {}
+    left = list(entries)
     with reporter.task("comparing in the network", total=rounds * len(entries)) as progress:
         for number in range(rounds):
             start = number % len(entries)  # nobody always follows the same one
             for entry in entries[start:] + entries[:start]:
-                _take_turn(entry, profile(entry.bundle), seen)
                 progress.advance()
+                if entry not in left:
+                    continue
+                try:
+                    times_ms = profile(entry.bundle)
+                except StructadmmError as error:
+                    if entry is entries[0]:
+                        raise
+                    left.remove(entry)
+                    reporter.say(f"one way to compile {network.name} is left out of the comparison: {error}")
+                else:
+                    entry.take_turn(times_ms)
+    seen: dict[tuple[str, str], _Seen] = {}
+    for entry in left:
+        entry.add_to(seen)
     contest = f"{datetime.now(UTC).isoformat(timespec='seconds')} {network_digest(network)}"
     found = {task: _record(each, device, gpu, precision) for task, each in seen.items()}
     untuned = [found[task] for task in dict.fromkeys(entries[0].tasks) if task is not None]
-    return Contest(len(entries), _of(contest, found.values()), _of(contest + UNTUNED, untuned))
+    verdict = _of(contest + UNTUNED, untuned)
+    return Contest(len(left), _of(contest, found.values()) if len(left) > 1 else verdict, verdict)
 
 
 def _of(contest: str, records: Collection[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -136,15 +168,6 @@ def _task(launch: KernelLaunch) -> tuple[str, str] | None:
     if not isinstance(launch.op, _TUNED):
         return None
     return operator_key(launch.op), schedule_line(describe_schedule(launch.schedule))
-
-
-def _take_turn(entry: _Entry, times_ms: Sequence[float], seen: dict[tuple[str, str], _Seen]) -> None:
-    if len(times_ms) != len(entry.launches):
-        raise InvariantError(f"{len(times_ms)} times of {len(entry.launches)} launches")
-    for task, launch, ms in zip(entry.tasks, entry.launches, times_ms, strict=True):
-        if task is not None:
-            assert launch.op is not None
-            seen.setdefault(task, _Seen(launch.op, launch.schedule)).samples_ms.append(ms)
 
 
 def _record(seen: _Seen, device: DeviceFacts, gpu: Gpu, precision: Precision) -> TrialRecord:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from structadmm.errors import InvariantError
-from structadmm.progress import SilentReporter
+from structadmm.errors import InvariantError, UserError
+from structadmm.progress import Reporter, SilentReporter
 from tests.compile.onnx_models import conv, save, weights
 from tests.unit.tvm_build.fake_measurer import FACTS, FakeMeasurer, dense_tasks
 from tests.unit.tvm_build.test_tuning_session import run
@@ -19,7 +19,7 @@ from tvm_build.gpu import gpu_by_name
 from tvm_build.kernels import Schedule, candidates, default_schedule
 from tvm_build.ops import Conv2d, Operator
 from tvm_build.precision import FLOAT32
-from tvm_build.tuning.contest import Contest, hold_contest
+from tvm_build.tuning.contest import Contest, Profile, hold_contest
 from tvm_build.tuning.database import UNTUNED, TrialRecord, merge_databases, read_database
 from tvm_build.tuning.measurer import CandidateTimes
 from tvm_build.tuning.schedules import describe_schedule
@@ -219,23 +219,30 @@ def alone_records(network: Path) -> list[TrialRecord]:
     return records
 
 
-def contest_of(network: Path, records: list[TrialRecord], scratch: Path, bundles: list[Path] | None = None) -> Contest:
-    def profile(bundle: Path) -> list[float]:
+def contest_of(
+    network: Path,
+    records: list[TrialRecord],
+    scratch: Path,
+    bundles: list[Path] | None = None,
+    profile: Profile = planted_ms,
+    reporter: Reporter | None = None,
+) -> Contest:
+    def observed(bundle: Path) -> Sequence[float]:
         if bundles is not None:
             bundles.append(bundle)
-        return planted_ms(bundle)
+        return profile(bundle)
 
     scratch.mkdir()
     return hold_contest(
         network,
         records,
-        profile,
+        observed,
         source="db.jsonl",
         device=FACTS,
         gpu=GPU,
         precision=FLOAT32,
         scratch=scratch,
-        reporter=SilentReporter(),
+        reporter=reporter or SilentReporter(),
         rounds=3,
     )
 
@@ -278,17 +285,56 @@ def test_a_network_of_which_nothing_was_found_is_not_compared(network: Path, tmp
 
 def test_times_that_do_not_belong_to_the_launches_are_refused(network: Path, tmp_path: Path) -> None:
     with pytest.raises(InvariantError, match="2 times of"):
-        hold_contest(
-            network,
-            alone_records(network),
-            lambda bundle: [1.0, 2.0],
-            source="db.jsonl",
-            device=FACTS,
-            gpu=GPU,
-            precision=FLOAT32,
-            scratch=tmp_path,
-            reporter=SilentReporter(),
-        )
+        contest_of(network, alone_records(network), tmp_path / "scratch", profile=lambda bundle: [1.0, 2.0])
+
+
+class Listener(SilentReporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_contender_that_fails_is_left_out_with_all_that_it_has_shown(network: Path, tmp_path: Path) -> None:
+    turns: list[Path] = []
+
+    def profile(bundle: Path) -> Sequence[float]:
+        if bundle.stem != "contender1":
+            return planted_ms(bundle)
+        if turns.count(bundle) == 2:
+            raise UserError("its output is wrong")
+        return [0.5] * len(planted_ms(bundle))
+
+    listener = Listener()
+    contest = contest_of(network, alone_records(network), tmp_path / "scratch", turns, profile, listener)
+    assert contest.networks == len(set(turns)) - 1 > 2
+    assert [turns.count(entry) for entry in sorted(set(turns))].count(2) == 1
+    assert min(each.cost_ms or 0 for each in contest.records) >= 1
+    (line,) = listener.lines
+    assert "model.onnx is left out" in line
+    assert "its output is wrong" in line
+
+
+def test_where_every_contender_fails_the_untuned_network_wins(network: Path, tmp_path: Path) -> None:
+    def profile(bundle: Path) -> Sequence[float]:
+        if bundle.stem != "contender0":
+            raise UserError("its output is wrong")
+        return planted_ms(bundle)
+
+    contest = contest_of(network, alone_records(network), tmp_path / "scratch", profile=profile)
+    assert contest.networks == 1
+    assert contest.records == contest.verdict != ()
+
+
+def test_an_untuned_network_that_fails_is_an_error(network: Path, tmp_path: Path) -> None:
+    def profile(bundle: Path) -> Sequence[float]:
+        if bundle.stem == "contender0":
+            raise UserError("the device went away")
+        return planted_ms(bundle)
+
+    with pytest.raises(UserError, match="went away"):
+        contest_of(network, alone_records(network), tmp_path / "scratch", profile=profile)
 
 
 def test_where_the_untuned_network_won_its_schedules_and_forms_stay() -> None:
