@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,12 +9,13 @@ DIRECTORY = Path(__file__).resolve().parent.parent / "results" / "reference" / "
 
 
 @lru_cache
-def shipped_database(device: str, target: str, directory: Path = DIRECTORY) -> Path | None:
-    """The database whose device is the one that `device` means: the same name, and a driver of the same family.
+def shipped_database(device: str, target: str, dtype: str, directory: Path = DIRECTORY) -> Path | None:
+    """The database that was made on the very device that `device` means, with the same driver.
 
     Args:
         device: as `--device` names it; phones have none.
         target: what is compiled for.
+        dtype: what kernels store and compute in.
         directory: where the databases lie.
     """
     databases = sorted(directory.glob("*.jsonl"))
@@ -25,6 +25,7 @@ def shipped_database(device: str, target: str, directory: Path = DIRECTORY) -> P
     from device.errors import DeviceError
     from device.target import open_target
     from structadmm.errors import UserError
+    from tvm_build.tuning.database import read_database
 
     try:
         measurer = LocalMeasurer(open_target(device))
@@ -35,8 +36,7 @@ def shipped_database(device: str, target: str, directory: Path = DIRECTORY) -> P
     finally:
         measurer.close()
     for path in databases:
-        with path.open() as lines:
-            first = json.loads(next(lines, "{}"))
-        if first.get("target") == target and first.get("device") == facts.model_dump(mode="json"):
+        records = read_database(path)
+        if any((each.device, each.target, each.dtype) == (facts, target, dtype) for each in records):
             return path
     return None

@@ -100,12 +100,14 @@ def _build(context: StageContext, out: Path) -> None:
 def _tuning_database(context: StageContext) -> Path | None:
     """The file that `build.tuned` means for this device, None if there is none."""
     refuse_missing_database(context.config)
-    tuned = context.config.build.tuned
-    if tuned != "auto":
-        return tuned
+    build = context.config.build
+    if build.tuned != "auto":
+        return build.tuned
+    if build.schedules != "structadmm":
+        return None
     from pipeline.shipped_tuning import shipped_database
 
-    return shipped_database(context.device, context.config.build.resolved_target)
+    return shipped_database(context.device, build.resolved_target, build.dtype)
 
 
 def refuse_missing_database(config: RunConfig) -> None:

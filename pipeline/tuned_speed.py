@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--trials", type=int, default=0)
     options = parser.parse_args()
-    database = shipped_database(DEVICE, TARGET)
+    database = shipped_database(DEVICE, TARGET, DTYPE)
     if database is None:
         raise SystemExit("no tuning database comes with the project for this device: make one with `structadmm tune`")
     for name in options.names:

@@ -22,7 +22,8 @@ class BuildConfig(BaseModel):
         memory: where activations and weights lie: in images where the cost model says that they pay ("auto", for a GPU;
             buffers on a CPU), in buffers, or in images wherever they fit. Activations in buffers may be read as images.
         tuned: a tuning database (docs/tuning.md), or "auto": for the local device, the one that comes with this project
-            if it was tuned on the same device and driver. Layers that it does not have get the cost model's choice.
+            if it was tuned in this number type on the same device and driver. Layers that it does not have get the
+            cost model's choice.
         schedules: our kernels, or TVM's own Adreno pipeline ("upstream") for comparison, on textures with memory
             "image".
     """

@@ -98,3 +98,16 @@ def test_a_build_with_the_shipped_database_is_known_by_its_content(
             database.write_bytes(content)
             known.append(STAGE_BY_NAME["build"].inputs(context)["tuning_database"])
     assert known == [sha256(b"one"), sha256(b"two")]
+
+
+def test_upstream_schedules_take_no_shipped_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "shipped.jsonl"
+    database.write_bytes(b"one")
+    monkeypatch.setattr("pipeline.shipped_tuning.shipped_database", lambda *_: database)
+    build = {"tuned": "auto", "schedules": "upstream"}
+    config = RunConfig.model_validate({"name": "x", "train": {"rounds": [ROUND]}, "build": build})
+    with open_run_directory(tmp_path / "run", ("export",)) as directory:
+        directory.begin("export", {}, None)
+        directory.complete("export", {})
+        context = StageContext(config, directory, "local", SilentReporter())
+        assert STAGE_BY_NAME["build"].inputs(context)["tuning_database"] is None

@@ -71,9 +71,13 @@ def test_a_shipped_database_is_used_on_its_own_device_only(tmp_path: Path) -> No
     facts = measurer.device_facts()
     measurer.close()
     here = record().model_copy(update={"device": facts, "target": "opencl-cpu"})
+    halves = here.model_copy(update={"dtype": "float16"})
     (tmp_path / "a.jsonl").write_bytes(record().line())
     (tmp_path / "b.jsonl").write_bytes(here.line())
-    assert shipped_database("local", "opencl-cpu", tmp_path) == tmp_path / "b.jsonl"
-    assert shipped_database("local", "adreno-640", tmp_path) is None
-    assert shipped_database("adb:", "opencl-cpu", tmp_path) is None
-    assert shipped_database("local", "opencl-cpu", tmp_path / "none") is None
+    (tmp_path / "c.jsonl").write_bytes(record().line() + halves.line())
+    assert shipped_database("local", "opencl-cpu", "float32", tmp_path) == tmp_path / "b.jsonl"
+    assert shipped_database("local", "opencl-cpu", "float16", tmp_path) == tmp_path / "c.jsonl"
+    assert shipped_database("local", "opencl-cpu", "float16_float32", tmp_path) is None
+    assert shipped_database("local", "adreno-640", "float32", tmp_path) is None
+    assert shipped_database("adb:", "opencl-cpu", "float32", tmp_path) is None
+    assert shipped_database("local", "opencl-cpu", "float32", tmp_path / "none") is None
