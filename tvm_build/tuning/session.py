@@ -130,7 +130,8 @@ def run_session(
         reporter: hears the best time so far.
         seed: of the search's chances.
         network_bytes: weights of the whole network, of which all but the candidate's own are read between its runs.
-        repeats: how often a task's fastest schedule and its untuned one are tried in all; they count as one trial.
+        repeats: how often a task's fastest schedule and its untuned one are tried in one session, where the former was
+            not tried so often in an earlier one; they count as one trial.
 
     Raises:
         UserError: the database is malformed or in use, or no device is left; what has ended until then is kept.
@@ -195,7 +196,9 @@ class _Session:
     exhausted: set[str] = field(default_factory=set)
     recorded: int = 0
     trials: dict[str, TrialRecord] = field(default_factory=dict)
-    tried: Counter[str] = field(default_factory=Counter)
+    # How often earlier sessions tried a candidate, and how often this one tried it again.
+    tried_before: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
 
     def resume(self, records: Sequence[TrialRecord]) -> int:
         """Learn what earlier sessions found on this device; returns the number of their trials of these tasks."""
@@ -203,7 +206,7 @@ class _Session:
         context = (self.device.key, self.gpu.name, self.precision.name)
         for record in records:
             if record.task_key in by_key and record.identity[:3] == context and not record.contest:
-                self._take(record)
+                self.tried_before[self._take(record)] += 1
         for record in self.trials.values():
             self._learn(by_key[record.task_key], read_schedule(record.schedule), record.cost_ms)
         return len(self.trials)
@@ -233,15 +236,20 @@ class _Session:
         return self.recorded - before
 
     def confirm(self, repeats: int, reporter: Reporter) -> None:
-        """Try finalists until each was tried `repeats` times; a loser's place is taken by the next fastest."""
-        while batch := [
-            candidate
-            for search in self.searches
-            for candidate in (_Candidate(search, schedule) for schedule in search.finalists())
-            if self.tried[candidate.identity] < repeats
-        ]:
+        """Try finalists in turns until each was tried `repeats` times; a loser's place is taken by the next fastest.
+
+        What an earlier session tried counts for nothing, it may have been in another minute; but a schedule that has
+        won there, and still is the fastest, needs no confirmation.
+        """
+        while batch := [candidate for search in self.searches for candidate in self._unconfirmed(search, repeats)]:
             with reporter.task("confirming", total=len(batch)) as progress:
                 self.run(batch, progress)
+
+    def _unconfirmed(self, search: TaskSearch, repeats: int) -> list[_Candidate]:
+        finalists = [_Candidate(search, schedule) for schedule in search.finalists()]
+        if finalists and self.tried_before[finalists[-1].identity] >= repeats:
+            return []
+        return [candidate for candidate in finalists if self.repeated[candidate.identity] < repeats - 1]
 
     def _bundles(
         self, batch: Sequence[_Candidate], sent: list[tuple[_Candidate, Path]], progress: Progress
@@ -273,7 +281,7 @@ class _Session:
         if outcome.status == "lost":
             self.losses[candidate.identity] += 1
             if self.losses[candidate.identity] < MAX_LOSSES:
-                if candidate.identity not in self.tried:
+                if candidate.identity not in self.trials:
                     candidate.search.give_back(candidate.schedule)
                 return
             message = f"the device went away {MAX_LOSSES} times while it ran; {outcome.message}"
@@ -288,20 +296,22 @@ class _Session:
         )
         self.writer.append(record)
         self.recorded += 1
+        is_first = candidate.identity not in self.trials
         self._take(record)
-        if self.tried[candidate.identity] == 1:
+        if is_first:
             self.statuses[record.status] += 1
             self._learn(candidate.search, candidate.schedule, record.cost_ms)
         else:
+            self.repeated[candidate.identity] += 1
             candidate.search.correct(candidate.schedule, self.trials[candidate.identity].cost_ms)
         progress.advance(note=self.note())
 
-    def _take(self, record: TrialRecord) -> None:
-        """Keep a record, or what it says together with those of the same trial."""
+    def _take(self, record: TrialRecord) -> str:
+        """Keep a record, or what it says together with those of the same trial; returns the candidate's identity."""
         identity = record.task_key + schedule_line(record.schedule)
-        self.tried[identity] += 1
         known = self.trials.get(identity)
         self.trials[identity] = record if known is None else decisive(known, record)
+        return identity
 
     def _learn(self, search: TaskSearch, schedule: Schedule, cost_ms: float | None) -> None:
         search.record(schedule, cost_ms)
