@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tvm_build.gpu import Gpu
@@ -79,8 +79,17 @@ class Forms:
         """Milliseconds of one layer in the form that a compilation without a database chooses."""
         return self.times_ms(group, task_ms)[self._untuned[group]]
 
-    def behind(self, group: str, form: str, task_ms: Mapping[str, float]) -> float:
-        """How near a form is to the fastest other one: their times' ratio, at most 1; 1 while this cannot be said."""
+    def nearness(self, group: str, form: str, task_ms: Mapping[str, float], hopeless: Collection[str] = ()) -> float:
+        """How near a form is to the fastest other one: their times' ratio, at most 1; 1 while this cannot be said.
+
+        Args:
+            group: of identical layers.
+            form: one of theirs.
+            task_ms: of every task that has a time.
+            hopeless: keys of tasks that will have none; a form with one of them is 0 near to any that has a time.
+        """
         times = self.times_ms(group, task_ms)
         rival = min((ms for other, ms in times.items() if other != form), default=NEVER)
+        if rival != NEVER and not set(hopeless).isdisjoint(self._parts[group][form]):
+            return 0.0
         return 1.0 if NEVER in (rival, times[form]) else min(1.0, rival / times[form])

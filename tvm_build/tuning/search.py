@@ -19,6 +19,9 @@ from tvm_build.tuning.tasks import Task
 EPSILON = 0.15
 """Share of the trials that are drawn at random, whatever the cost model says of them."""
 
+PATIENCE = 32
+"""Trials without a success after which a task is not expected to have one."""
+
 _SMALL_SPACE = 600
 _POOL = 400
 _PARENTS = 8
@@ -63,6 +66,11 @@ class TaskSearch:
     def trials(self) -> int:
         """Finished ones."""
         return len(self.history)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many trials failed that another one is not worth its time where the layer has another form."""
+        return self.best is None and self.trials >= PATIENCE
 
     def record(self, schedule: Schedule, cost_ms: float | None) -> None:
         """Take up an outcome; None for a candidate that failed."""

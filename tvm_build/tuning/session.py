@@ -216,8 +216,9 @@ class _Session:
         wanted = min(trials, max(_BATCH, 2 * self.measurer.workers()))
         batch: list[_Candidate] = []
         searches = [search for search in self.searches if search.task.key not in self.exhausted]
+        hopeless = {search.task.key for search in self.searches if search.is_hopeless}
         while searches and len(batch) < wanted:
-            search = most_promising(searches, self.forms, self._task_ms())
+            search = most_promising(searches, self.forms, self._task_ms(), hopeless)
             searches.remove(search)
             found = search.propose(min(_BATCH, wanted - len(batch)), self.model)
             if not found:
