@@ -42,8 +42,8 @@ class Contender(TunedSchedules):
 
     def find(self, op: Operator) -> TunedSchedule | None:
         """The schedule of this rank, whether or not the untuned one is as good."""
-        for _, _, ranking in self._rankings(op):
-            schedule, cost_ms = ranking[min(self._rank, len(ranking) - 1)]
+        for _, _, ranking in self._rankings(op, self._rank + 1):
+            schedule, cost_ms = ranking[-1]
             return TunedSchedule(schedule, cost_ms * 1e3)
         return None
 

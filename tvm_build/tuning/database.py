@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from structadmm.errors import UserError
 from structadmm.files import sha256_file, write_bytes
 from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
-from tvm_build.tuning.schedules import schedule_line
-from tvm_build.tuning.task_key import task_line
+from tvm_build.tuning.schedules import read_schedule, schedule_line
+from tvm_build.tuning.task_key import read_operator, task_line
 
 SCHEMA = 1
 UNTUNED = ", untuned"
@@ -160,6 +160,11 @@ def _read_line(path: Path, number: int, line: bytes) -> TrialRecord:
         raise UserError(f"{path}: line {number}: {place}: {first['msg']}: remove the line") from None
     if (record.times is None) == (record.status == "ok"):
         raise UserError(f"{path}: line {number}: status {record.status!r} contradicts its times: remove the line")
+    try:
+        read_operator(record.task)
+        read_schedule(record.schedule)
+    except UserError as error:
+        raise UserError(f"{path}: line {number}: {error}: remove the line, or give another database") from None
     return record
 
 

@@ -49,7 +49,7 @@ class TaskSearch:
     default_ms: float | None = None
 
     def __post_init__(self) -> None:
-        self.space: Space = space(self.task.op, self.gpu)
+        self.space: Space = space(self.task.op, self.gpu, self.precision)
         self.default: Schedule = default_schedule(self.task.op, self.gpu, self.precision)
         self._generator = random.Random(0)
         self._costs: dict[str, tuple[Schedule, float | None]] = {}

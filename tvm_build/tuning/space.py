@@ -25,6 +25,7 @@ from tvm_build.kernels.pool import MeanSchedule
 from tvm_build.kernels.space import weight_steps, why_no_weight_image
 from tvm_build.kernels.winograd import TransformSchedule
 from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator, WinogradInput, WinogradOutput, blocks, memory_of
+from tvm_build.precision import FLOAT32, Precision
 
 # Multiply-adds of vectors that a kernel may write out: above, drivers take seconds to compile and instruction caches
 # overflow.
@@ -86,7 +87,10 @@ class Space:
 
     def holds(self, schedule: Schedule) -> bool:
         """Whether `schedule` is one of them."""
-        return any(type(schedule) is type(each) for each in self.listed) and self._valid(schedule) is not None
+        knobs = self.knobs.get(type(schedule))
+        if knobs is None or any(getattr(schedule, name) not in values for name, values in knobs.items()):
+            return schedule in self.listed
+        return self._valid(schedule) is not None
 
     def _valid(self, schedule: Schedule) -> Schedule | None:
         if schedule in self.listed:
@@ -102,9 +106,9 @@ class Space:
                 return schedule
 
 
-def space(op: Operator, gpu: Gpu) -> Space:
+def space(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> Space:
     """The space of `op` on `gpu`."""
-    listed = tuple(candidates(op, gpu))
+    listed = tuple(candidates(op, gpu, precision))
     knobs: dict[type, Knobs] = {}
     for kind in dict.fromkeys(map(type, listed)):
         wider = _wider(op, gpu, kind)

@@ -7,10 +7,11 @@ from typing import Any
 
 from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
+from tvm_build.ops import Conv2d
 from tvm_build.precision import precision_by_name
 from tvm_build.tuning.database import TrialRecord, read_database, usable_records
 from tvm_build.tuning.schedules import read_schedule
-from tvm_build.tuning.task_key import read_convolution
+from tvm_build.tuning.task_key import read_operator
 from tvm_build.tuning.tuned import TunedSchedules
 from tvm_build.winograd import fastest_form, form_name, measured_forms_us
 
@@ -58,8 +59,8 @@ def summarize(path: Path) -> list[dict[str, Any]]:
 
 def _forms_ms(task: dict[str, Any], dtype: str, tuned: TunedSchedules) -> dict[int | None, float]:
     """Milliseconds by m of F(m, 3), None for the direct form; empty where there is no choice."""
-    op = read_convolution(task)
-    times_us = {} if op is None else measured_forms_us(op, precision_by_name(dtype), tuned)
+    op = read_operator(task)
+    times_us = measured_forms_us(op, precision_by_name(dtype), tuned) if isinstance(op, Conv2d) else {}
     return {form: us / 1e3 for form, us in times_us.items()} if len(times_us) > 1 else {}
 
 

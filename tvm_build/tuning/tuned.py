@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +33,6 @@ MIN_GAIN = 0.03
 
 # Fields of an operator that say where its tensors lie.
 _PLACES = frozenset({"images", "views"})
-# Fields of a schedule that say where constants lie.
-_MEMORIES = ("weights", "tables")
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class TunedSchedules:
         lie depends on the whole network: what was measured with its tensors elsewhere is taken where nothing else is
         known and the schedule is one for here, too.
         """
-        for trials, key, ranking in self._rankings(op):
+        for trials, key, ranking in self._rankings(op, 1):
             schedule, best_ms = ranking[0]
             default = default_schedule(op, self._gpu, self._precision)
             default_ms = trials.time_ms(key, default)
@@ -217,26 +216,18 @@ class TunedSchedules:
             return TunedSchedule(schedule, best_ms * 1e3)
         return None
 
-    def _rankings(self, op: Operator) -> Iterator[tuple[_Trials, str, list[tuple[Schedule, float]]]]:
-        """What may be taken for `op`, the fastest first, from wherever something is known, what counts most first."""
-        here = [measured.placed for measured in (*self._contests, self._alone)]
-        elsewhere = self._alone.anywhere
-        for trials, key in (*((each, operator_key(op)) for each in here), (elsewhere, _key_without_places(op))):
-            if key in trials and (ranking := list(trials.ranking(key, self._fitting(op, trials is not elsewhere)))):
-                yield trials, key, ranking
+    def _rankings(self, op: Operator, places: int) -> Iterator[tuple[_Trials, str, list[tuple[Schedule, float]]]]:
+        """What may be taken for `op`, the fastest first, from wherever something is known, what counts most first.
 
-    def _fitting(self, op: Operator, placed: bool) -> Callable[[Schedule], bool]:
-        """Which schedules may be taken for `op`: those of the GPU's choice of memory, for tensors that lie like its."""
-        if placed and self._gpu.memory == "auto":
-            return lambda _: True  # that is what was searched
-        possible = space(op, self._gpu)
-        memories = {name: {getattr(each, name, None) for each in possible.listed} for name in _MEMORIES}
-
-        def fits(schedule: Schedule) -> bool:
-            right = all(getattr(schedule, name, None) in known for name, known in memories.items())
-            return possible.holds(schedule) and (right or self._gpu.memory == "auto")
-
-        return fits
+        That are schedules of the operator's space: of the GPU's choice of memory, and for tensors that lie like its.
+        """
+        here = [(measured.placed, operator_key(op)) for measured in (*self._contests, self._alone)]
+        elsewhere = (self._alone.anywhere, _key_without_places(op))
+        if known := [(trials, key) for trials, key in (*here, elsewhere) if key in trials]:
+            fits = space(op, self._gpu, self._precision).holds
+            for trials, key in known:
+                if ranking := list(islice(trials.ranking(key, fits), places)):
+                    yield trials, key, ranking
 
     def measured_us(self, options: Sequence[AnyOperator]) -> dict[AnyOperator, float] | None:
         """Measured microseconds of each option, None unless all of them were measured.

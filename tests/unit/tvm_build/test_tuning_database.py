@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,15 @@ from tests.unit.tvm_build.fake_measurer import FACTS
 from tvm_build.gpu import gpu_by_name
 from tvm_build.kernels import default_schedule
 from tvm_build.kernels.dense import DenseSchedule
-from tvm_build.ops import Conv2d, Dense
+from tvm_build.ops import Conv2d, Dense, GlobalAverage, Operator
 from tvm_build.tuning.database import TrialRecord, merge_databases, open_database, read_database
 from tvm_build.tuning.measurer import CandidateTimes, Status
 from tvm_build.tuning.schedules import describe_schedule
-from tvm_build.tuning.task_key import describe_operator, operator_key
+from tvm_build.tuning.task_key import describe_operator, operator_key, read_operator
 from tvm_build.tuning.tuned import load_tuned
+from tvm_build.winograd import parts
+
+CONV = Conv2d(1, 8, 4, 4, 8, (3, 3), columns=(0, 1), shortcut=Conv2d(1, 8, 2, 2, 8, (1, 1)))
 
 
 def record(
@@ -33,7 +38,7 @@ def record(
         target=target,
         dtype="float32",
         task=describe_operator(op or Dense(1, 64, 24)),
-        schedule=describe_schedule(DenseSchedule(split=split)),
+        schedule=describe_schedule(DenseSchedule(tiles=4, split=split)),
         status=status,
         times=CandidateTimes(min_ms=ms, median_ms=ms, p90_ms=ms) if status == "ok" else None,
         message="" if status == "ok" else "why",
@@ -77,6 +82,14 @@ def test_a_file_cut_off_anywhere_loses_at_most_its_last_record_and_can_be_contin
         (b'{"schema": 1}\n', "line 2: device"),
         (record(status="ok").line().replace(b'"ok"', b'"wrong"'), "contradicts its times"),
         (record().line().replace(b'"min_ms":1.0', b'"min_ms":-1.0'), "min_ms"),
+        (record().line().replace(b'"tiles":4', b'"tiles":0'), "line 2: DenseSchedule.tiles: got 0"),
+        (record().line().replace(b'"lanes":4', b'"lanes":3'), "line 2: DenseSchedule.lanes: got 3"),
+        (record().line().replace(b'"buffer"', b'"nonsense"'), "line 2: DenseSchedule.weights: got 'nonsense'"),
+        (record().line().replace(b'"Dense"', b'"Conv2d"'), "line 2: Conv2d.in_channels: Field required"),
+        (record().line().replace(b'"Dense"', b'"Later"'), "line 2: unknown operator 'Later'"),
+        (record().line().replace(b'"in_features":64', b'"in_features":"64"'), "line 2: Dense.in_features"),
+        (record(op=CONV).line().replace(b'"in_height":4', b'"in_height":0'), "line 2: Conv2d has a size that no layer"),
+        (record(op=CONV).line().replace(b'"kept":2', b'"kept":"2"'), "line 2: Conv2d.kept"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
@@ -146,7 +159,7 @@ def test_what_failed_once_is_not_trusted(tmp_path: Path, bad: Status) -> None:
         path = write(tmp_path / "db.jsonl", record(8, 2.0), *trials)
         found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
         assert found is not None
-        assert found.schedule == DenseSchedule(split=8)
+        assert found.schedule == DenseSchedule(tiles=4, split=8)
         assert merge_databases([path], path) == 2
         assert read_database(path) == [record(8, 2.0), record(4, status=bad)]
 
@@ -163,7 +176,7 @@ def test_the_fastest_candidate_that_works_is_what_compilation_gets(tmp_path: Pat
     path = write(tmp_path / "db.jsonl", record(8, 2.0), record(4, 1.0), record(2, 1.5), record(1, status="wrong"))
     found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
     assert found is not None
-    assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
+    assert (found.schedule, found.measured_us) == (DenseSchedule(tiles=4, split=4), 1000.0)
 
 
 def test_candidates_are_compared_by_their_fastest_runs(tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ def test_candidates_are_compared_by_their_fastest_runs(tmp_path: Path) -> None:
     path = write(tmp_path / "db.jsonl", disturbed, record(8, 2.0))
     found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
     assert found is not None
-    assert (found.schedule, found.measured_us) == (DenseSchedule(split=4), 1000.0)
+    assert (found.schedule, found.measured_us) == (DenseSchedule(tiles=4, split=4), 1000.0)
 
 
 @pytest.mark.parametrize(("ahead", "taken"), [(0.98, False), (0.9, True)])
@@ -187,6 +200,28 @@ def test_an_untuned_schedule_stays_until_it_is_clearly_beaten(tmp_path: Path, ah
     assert found is not None
     assert found.schedule == (other if taken else default)
     assert found.measured_us == pytest.approx(1000 * (ahead if taken else 1.0))
+
+
+def test_a_schedule_that_is_none_of_its_layer_is_passed_over(tmp_path: Path) -> None:
+    too_wide = describe_schedule(DenseSchedule(tiles=4, split=1024))
+    path = write(tmp_path / "db.jsonl", record(8, 2.0), record(1, 1.0).model_copy(update={"schedule": too_wide}))
+    found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (DenseSchedule(tiles=4, split=8), 2000.0)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        replace(CONV, columns=None),
+        Dense(1, 40, 10, input_is_c4=True, pooled_pixels=4),
+        GlobalAverage(1, 8, 4, 4),
+        *parts(Conv2d(1, 8, 8, 8, 10, (3, 3), padding=(1, 1, 1, 1), activation="relu"), 2).launches,
+    ],
+)
+def test_operators_are_read_as_they_were_described(op: Operator) -> None:
+    assert read_operator(json.loads(operator_key(op))) == op
+    assert read_operator(describe_operator(CONV)) is None
 
 
 def test_a_layer_that_was_not_tuned_is_not_found(tmp_path: Path) -> None:
