@@ -153,7 +153,7 @@ def show(
     database: Annotated[Path, typer.Argument(metavar="DB", help="A tuning database.")],
     as_json: JsonOutput = False,
 ) -> None:
-    """Show what a database holds: devices, layers, the best schedule of each."""
+    """Show what a database holds: devices, layers, the best schedule of each, alone and within a network."""
     from pipeline.tables import print_table
     from tvm_build.tuning.summary import summarize
 
@@ -162,21 +162,25 @@ def show(
         typer.echo(json.dumps({"schema": 1, "layers": rows}, indent=2))
         return
     print_table(
-        ("device", "dtype", "launch", "schedule", "computed as", "trials", "failed", "best ms"),
+        (
+            *("device", "dtype", "launch", "fastest alone", "fastest in a network", "computed as"),
+            *("trials", "failed", "alone ms", "in a network ms"),
+        ),
         [
             (
                 row["device"],
                 row["dtype"],
                 row["layer"],
                 row["schedule"],
+                row["settled"],
                 row["form"] or "",
                 str(row["trials"]),
                 str(row["failed"]),
-                "" if row["best_ms"] is None else f"{row['best_ms']:.4f}",
+                *("" if row[name] is None else f"{row[name]:.4f}" for name in ("best_ms", "settled_ms")),
             )
             for row in rows
         ],
-        left=5,
+        left=6,
     )
 
 

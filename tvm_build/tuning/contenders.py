@@ -8,7 +8,8 @@ from tvm_build.gpu import Gpu
 from tvm_build.ops import Operator
 from tvm_build.precision import Precision
 from tvm_build.tuning.database import TrialRecord
-from tvm_build.tuning.tuned import AnyOperator, Form, TunedSchedule, TunedSchedules
+from tvm_build.tuning.tuned import AnyOperator, TunedSchedule, TunedSchedules
+from tvm_build.winograd import fastest_form
 
 RANKS = 3
 """Places of a layer's ranking that are compared: alone and in the network, ranks differ by some per cent."""
@@ -51,12 +52,12 @@ class Contender(TunedSchedules):
         """Nothing, where forms are those of an untuned compilation."""
         return None if self._form is None else super().measured_us(options)
 
-    def forms_us(self, forms: Mapping[Form, Sequence[Operator]]) -> dict[Form, float]:
-        """The forms from this rank on; of a layer with fewer the last."""
+    def forms_us(self, forms: Mapping[int | None, Sequence[Operator]]) -> dict[int | None, float]:
+        """The forms from this rank on, in the order in which compilation would take them; of fewer the last."""
         found = super().forms_us(forms)
-        ranking = sorted(found, key=found.__getitem__)
-        first = min(self._form or 0, max(len(ranking) - 1, 0))
-        return {form: found[form] for form in ranking[first:]}
+        for _ in range(min(self._form or 0, len(found) - 1)):
+            del found[fastest_form(found)]
+        return found
 
 
 def contenders(records: Sequence[TrialRecord], source: str, gpu: Gpu, precision: Precision) -> list[Contender]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
 from tvm_build.ops import Conv2d
 from tvm_build.precision import precision_by_name
-from tvm_build.tuning.database import TrialRecord, read_database, usable_records
+from tvm_build.tuning.database import UNTUNED, TrialRecord, read_database, usable_records
 from tvm_build.tuning.schedules import read_schedule
 from tvm_build.tuning.task_key import read_operator
 from tvm_build.tuning.tuned import TunedSchedules
@@ -19,24 +20,27 @@ from tvm_build.winograd import fastest_form, form_name, measured_forms_us
 def summarize(path: Path) -> list[dict[str, Any]]:
     """One row for each device, number type and launch, in the order of their first trials.
 
-    Of a convolution that was also measured in Winograd's form, `forms_ms` has the milliseconds of each form, and `form`
-    the one that is compiled.
+    `schedule` and `best_ms` are of the fastest that was tried alone. `settled` is what took the least in the newest
+    comparison within a network that had this launch, whichever network that was of, with its median `settled_ms`;
+    "untuned" where the untuned network won. Of a convolution that was also measured in Winograd's form, `forms_ms` has
+    the milliseconds of each form, and `form` the one that is compiled.
 
     Raises:
         UserError: the database is absent or malformed.
     """
     groups: dict[tuple[str, ...], list[TrialRecord]] = {}
+    contests: dict[tuple[str, ...], list[TrialRecord]] = {}
     by_device: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in usable_records(read_database(path)):
-        if not record.contest:
-            groups.setdefault(record.identity[:4], []).append(record)
+        (contests if record.contest else groups).setdefault(record.identity[:4], []).append(record)
         by_device.setdefault(record.identity[:3], []).append(record)
     measured = {
         key: TunedSchedules(records, path.name, gpu_by_name(key[1]), precision_by_name(key[2]))
         for key, records in by_device.items()
     }
     rows = []
-    for (device, target, dtype, _), records in groups.items():
+    for key, records in groups.items():
+        device, target, dtype, _ = key
         successes = [(record.cost_ms, record) for record in records if record.cost_ms is not None]
         best_ms, best = min(successes, key=lambda item: item[0], default=(None, None))
         forms_ms = _forms_ms(records[0].task, dtype, measured[device, target, dtype])
@@ -50,11 +54,20 @@ def summarize(path: Path) -> list[dict[str, Any]]:
                 "failed": len(records) - len(successes),
                 "best_ms": best_ms,
                 "schedule": "" if best is None else describe(read_schedule(best.schedule)),
+                **_settled(contests.get(key, ())),
                 "form": form_name(fastest_form(forms_ms)) if forms_ms else None,
                 "forms_ms": {form_name(tile): ms for tile, ms in forms_ms.items()},
             }
         )
     return rows
+
+
+def _settled(records: Sequence[TrialRecord]) -> dict[str, Any]:
+    newest = max((record.contest for record in records), default="")
+    times = [(record.cost_ms, record) for record in records if record.contest == newest and record.cost_ms is not None]
+    best_ms, best = min(times, key=lambda item: item[0], default=(None, None))
+    words = "" if best is None else "untuned" if newest.endswith(UNTUNED) else describe(read_schedule(best.schedule))
+    return {"settled": words, "settled_ms": best_ms}
 
 
 def _forms_ms(task: dict[str, Any], dtype: str, tuned: TunedSchedules) -> dict[int | None, float]:

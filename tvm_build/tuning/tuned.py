@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tvm_build.lowered import KernelLaunch
 
 AnyOperator = TypeVar("AnyOperator", bound=Operator)
-Form = TypeVar("Form")
 
 
 MIN_GAIN = 0.03
@@ -241,17 +240,17 @@ class TunedSchedules:
                 return None
         return None
 
-    def forms_us(self, forms: Mapping[Form, Sequence[Operator]]) -> dict[Form, float]:
+    def forms_us(self, forms: Mapping[int | None, Sequence[Operator]]) -> dict[int | None, float]:
         """Measured microseconds of each form of one layer all of whose launches were measured, the gaps included.
 
         They are from the newest comparison within a network that had two forms of the layer at least, or else from
         launches that were measured alone.
 
         Args:
-            forms: the launches of each form.
+            forms: the launches of each form, m of an F(m, 3) or None for the direct one.
         """
 
-        def complete(measured: _Measured) -> dict[Form, float]:
+        def complete(measured: _Measured) -> dict[int | None, float]:
             times = {form: measured.times_us(ops) for form, ops in forms.items()}
             return {form: sum(us) + self._gpu.between_us(len(us)) for form, us in times.items() if us is not None}
 

@@ -15,16 +15,18 @@ from tests.compile.onnx_models import conv, save, weights
 from tests.unit.tvm_build.fake_measurer import FACTS, FakeMeasurer, dense_tasks
 from tests.unit.tvm_build.test_tuning_session import run
 from tvm_build.compile import compile_onnx
+from tvm_build.explain import describe
 from tvm_build.gpu import gpu_by_name
 from tvm_build.kernels import Schedule, candidates, default_schedule
-from tvm_build.ops import Conv2d, Operator
+from tvm_build.ops import Conv2d, Operator, WinogradInput, WinogradOutput
 from tvm_build.precision import FLOAT32
+from tvm_build.tuning.contenders import Contender, contenders
 from tvm_build.tuning.contest import Contest, Profile, hold_contest
 from tvm_build.tuning.database import UNTUNED, TrialRecord, merge_databases, read_database
 from tvm_build.tuning.measurer import CandidateTimes
-from tvm_build.tuning.schedules import describe_schedule
+from tvm_build.tuning.schedules import describe_schedule, schedule_line
 from tvm_build.tuning.summary import summarize
-from tvm_build.tuning.task_key import describe_operator
+from tvm_build.tuning.task_key import describe_operator, operator_key
 from tvm_build.tuning.tasks import extract_tasks, fused_network
 from tvm_build.tuning.tuned import TunedSchedules, load_tuned
 from tvm_build.winograd import fastest_form, measured_forms_us, parts
@@ -150,6 +152,60 @@ def test_comparisons_survive_merging_and_count_as_no_trials(tmp_path: Path) -> N
     assert (row["trials"], row["best_ms"]) == (2, 1.0)
 
 
+def test_a_summary_says_what_was_fastest_alone_and_what_in_the_newest_comparison(tmp_path: Path) -> None:
+    records = [record(3, DEFAULT), record(1, FIRST), record(2, SECOND)]
+    newer = [record(3, DEFAULT, contest=NEWER), record(2.5, FIRST, contest=NEWER), record(2, SECOND, contest=NEWER)]
+    older = [record(1, FIRST, contest=OLDER)]
+    verdict = record(4, DEFAULT, contest=NEWER + UNTUNED)
+    path = tmp_path / "db.jsonl"
+    for contests, settled, settled_ms in (
+        ([], "", None),
+        ([*newer, *older], describe(SECOND), 2.0),
+        ([*older, verdict], "untuned", 4.0),
+    ):
+        path.write_bytes(b"".join(each.line() for each in (*records, *contests)))
+        (row,) = summarize(path)
+        assert (row["schedule"], row["best_ms"]) == (describe(FIRST), 1.0)
+        assert (row["settled"], row["settled_ms"]) == (settled, settled_ms)
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "first", "second"),
+    [
+        ({None: 4.0, 2: 2.0, 4: 3.0}, 2, 4),
+        # Within 3 %, compilation takes the direct form, and so would the one that is second by its time.
+        ({None: 4.0, 2: 3.95, 4: 3.0}, 4, None),
+        ({None: 4.0, 2: 3.95, 4: 5.0}, None, 2),
+        ({None: 4.0, 2: 3.95, 4: 3.93}, None, 4),
+        ({None: 4.0}, None, None),
+    ],
+)
+def test_the_second_form_is_another_one_than_compilation_takes_first(
+    times_ms: dict[int | None, float], first: int | None, second: int | None
+) -> None:
+    forms = {None: (OP,), 2: parts(OP, 2).launches, 4: parts(OP, 4).launches}
+    gaps_ms = {form: GPU.between_us(len(forms[form])) / 1e3 for form in times_ms}
+    records = [
+        record((ms - gaps_ms[form]) / len(forms[form]), op=op) for form, ms in times_ms.items() for op in forms[form]
+    ]
+    for rank, form in ((0, first), (1, second)):
+        contender = Contender(records, "db.jsonl", GPU, FLOAT32, form=rank)
+        assert fastest_form(measured_forms_us(OP, FLOAT32, contender)) == form
+
+
+def test_contenders_are_the_first_ranks_the_second_form_and_untuned_forms() -> None:
+    third = next(schedule for schedule in candidates(OP, GPU) if schedule not in (DEFAULT, FIRST, SECOND))
+    records = [record(10.0 + rank, schedule) for rank, schedule in enumerate((FIRST, SECOND, third, DEFAULT))]
+    records += [record(ms, op=op) for tile, ms in ((2, 1.0), (4, 2.0)) for op in parts(OP, tile).launches]
+    taken = []
+    for contender in contenders(records, "db.jsonl", GPU, FLOAT32):
+        found = contender.find(OP)
+        assert found is not None
+        forms_us = {} if contender.measured_us([OP]) is None else measured_forms_us(OP, FLOAT32, contender)
+        taken.append((found.schedule, fastest_form(forms_us)))
+    assert taken == [(FIRST, 2), (SECOND, 2), (third, 2), (FIRST, 4), (FIRST, None)]
+
+
 def test_a_comparison_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
     """As a process leaves it that is killed while it writes, or a disk that is full."""
     alone = [record(3, DEFAULT), record(1, FIRST)]
@@ -273,6 +329,20 @@ def test_what_is_compiled_after_a_comparison_is_as_fast_as_the_best_of_each_laye
     # 3 % of two layers of at most 3 ms each: what is not clearly faster stays untuned, schedules and forms alike.
     assert cost_ms(settled) <= min(map(cost_ms, entries)) + 2 * 0.03 * 2 * 3
     assert cost_ms(settled) < cost_ms(before)
+
+
+def test_a_comparison_keeps_what_every_launch_of_every_contender_took(network: Path, tmp_path: Path) -> None:
+    alone = alone_records(network)
+    launches: dict[tuple[str, str], float] = {}
+    for number, contender in enumerate((None, *contenders(alone, "db.jsonl", GPU, FLOAT32))):
+        bundle = tmp_path / f"{number}.clbundle"
+        lowered = compile_onnx(network, bundle, target=GPU.name, tuned=contender).lowered
+        for launch, ms in zip(lowered, planted_ms(bundle), strict=True):
+            if isinstance(launch.op, Conv2d | WinogradInput | WinogradOutput):
+                launches[operator_key(launch.op), schedule_line(describe_schedule(launch.schedule))] = ms
+    assert len(launches) > 8
+    records = contest_of(network, alone, tmp_path / "scratch").records
+    assert {(each.task_key, schedule_line(each.schedule)): each.cost_ms for each in records} == launches
 
 
 def test_a_network_of_which_nothing_was_found_is_not_compared(network: Path, tmp_path: Path) -> None:
