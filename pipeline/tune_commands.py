@@ -104,6 +104,7 @@ def tune(
             seed=seed,
             network_bytes=max(weight_bytes(network, precision) for network in fused),
             repeats=REPEATS,
+            runs=runs,
         )
         if not as_json:
             _print_session(result, out)
@@ -219,6 +220,7 @@ def layer_costs(
     from tvm_build.recognize import recognize
     from tvm_build.tuning.database import network_digest
     from tvm_build.tuning.layer_costs import costs_table, layer_grids
+    from tvm_build.tuning.tasks import weight_bytes
     from tvm_build.tuning.tuned import load_tuned
 
     refuse_folder(out)
@@ -230,10 +232,12 @@ def layer_costs(
         gpu = _gpu(facts, target)
         precision = precision_by_name(dtype)
         path = _networks(model)[0]
-        grids = layer_grids(recognize(import_onnx(path)), points)
+        network = recognize(import_onnx(path))
+        grids = layer_grids(network, points)
         chosen = None
         if tuned is not None:
             chosen = load_tuned(tuned, target=gpu.name, dtype=dtype).for_network(network_digest(path))
+            chosen = chosen.among_weights(weight_bytes(network, precision))
         source = f"{facts.gpu}, driver {facts.driver}, {dtype} ({facts.kind} figures)"
 
         def profile(bundle: Path) -> list[float]:

@@ -49,7 +49,7 @@ def measure_tuned(folder: Folder, database: Path, trials: int) -> Result:
     Raises:
         UserError: the device is not there, or the database is of another one.
     """
-    from device.candidates import LocalMeasurer
+    from device.candidates import LocalMeasurer, Trial
     from device.config import MeasureConfig
     from device.target import open_target
     from pipeline.deploy import Settings, deploy, export_dense
@@ -60,13 +60,13 @@ def measure_tuned(folder: Folder, database: Path, trials: int) -> Result:
     from tvm_build.tuning.session import REPEATS, run_session
     from tvm_build.tuning.tasks import extract_tasks, fused_network, weight_bytes
 
-    reporter, gpu, precision = console_reporter(), gpu_by_name(TARGET), precision_by_name(DTYPE)
+    reporter, gpu, precision, trial = console_reporter(), gpu_by_name(TARGET), precision_by_name(DTYPE), Trial()
     with tempfile.TemporaryDirectory(prefix="structadmm-tuned-") as scratch:
         dense = Path(scratch) / "dense.onnx"
         export_dense(folder, dense)
         for path in (dense, folder.onnx) if trials else ():
             network = fused_network(path, gpu, precision)
-            measurer = LocalMeasurer(open_target(DEVICE))
+            measurer = LocalMeasurer(open_target(DEVICE), trial)
             try:
                 run_session(
                     extract_tasks([network], gpu, precision),
@@ -79,6 +79,7 @@ def measure_tuned(folder: Folder, database: Path, trials: int) -> Result:
                     seed=0,
                     network_bytes=weight_bytes(network, precision),
                     repeats=REPEATS,
+                    runs=trial.runs,
                 )
                 for settled in settle(
                     [path], database, measurer.target, gpu=gpu, precision=precision, reporter=reporter

@@ -186,6 +186,7 @@ def _lower(
     from tvm_build.lower import lower
     from tvm_build.recognize import recognize
     from tvm_build.storage import MEMORY_BOUND, assign_memory
+    from tvm_build.tuning.tasks import weight_bytes
     from tvm_build.upstream import lower_upstream
     from tvm_build.winograd import use_winograd
 
@@ -197,6 +198,8 @@ def _lower(
         return lower_upstream(imported, gpu, reporter), _macs(network)
     if schedules != "structadmm":
         raise UserError(f"expected schedules structadmm or upstream, got {schedules!r}")
+    if tuned is not None:
+        tuned = tuned.among_weights(weight_bytes(network, precision))
     # 2. One operator per launch.
     network = fuse(network, gpu, precision, tuned)
     macs = _macs(network)

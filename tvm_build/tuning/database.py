@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from structadmm.errors import UserError
 from structadmm.files import sha256_file, write_bytes
+from tvm_build.tuning.candidate_bundle import MAX_REST_BYTES
 from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
 from tvm_build.tuning.schedules import read_schedule, schedule_line
 from tvm_build.tuning.task_key import read_operator, task_line
@@ -39,6 +40,14 @@ def network_digest(network: Path) -> str:
     return sha256_file(network)[:12]
 
 
+def class_of_weights(network_bytes: int) -> int:
+    """The power of two that a network's weights are below, as far as they are read between a candidate's runs.
+
+    What a launch takes depends on them, so times of one class alone can be held against each other.
+    """
+    return min(network_bytes, MAX_REST_BYTES).bit_length()
+
+
 class TrialRecord(BaseModel):
     """One line.
 
@@ -56,6 +65,9 @@ class TrialRecord(BaseModel):
             candidate that was measured by itself.
         contest_lines: how many lines that comparison has; a comparison with fewer of them was cut off and counts for
             nothing. None in databases of before this field, whose comparisons are whole.
+        network_bytes: how many bytes of weights a candidate's network was taken to have, which decides what is read
+            between its runs; None in a contest, and where it was not recorded.
+        runs: of a candidate, behind its times; None likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
@@ -71,6 +83,8 @@ class TrialRecord(BaseModel):
     message: str = ""
     contest: str = ""
     contest_lines: int | None = Field(default=None, ge=1)
+    network_bytes: int | None = Field(default=None, ge=0)
+    runs: int | None = Field(default=None, ge=1)
 
     @property
     def task_key(self) -> str:
@@ -78,9 +92,15 @@ class TrialRecord(BaseModel):
         return task_line(self.task)
 
     @property
-    def identity(self) -> tuple[str, str, str, str, str, str]:
-        """What is tried once: device, target, dtype, task and schedule, in which contest if any."""
-        return self.device.key, self.target, self.dtype, self.task_key, schedule_line(self.schedule), self.contest
+    def identity(self) -> tuple[str, ...]:
+        """What is tried once: device, target, dtype, task and schedule, in which contest if any, or among weights."""
+        what = (self.target, self.dtype, self.task_key, schedule_line(self.schedule), self.contest)
+        return (self.device.key, *what, str(self.weight_class))
+
+    @property
+    def weight_class(self) -> int | None:
+        """`class_of_weights` of its network; None if that was not recorded."""
+        return None if self.network_bytes is None else class_of_weights(self.network_bytes)
 
     @property
     def cost_ms(self) -> float | None:
@@ -106,6 +126,8 @@ def record_of(
     dtype: str,
     task: dict[str, Any],
     schedule: dict[str, Any],
+    network_bytes: int | None = None,
+    runs: int | None = None,
 ) -> TrialRecord:
     """The record of an outcome that is not "lost"."""
     assert outcome.status != "lost"
@@ -118,6 +140,8 @@ def record_of(
         status=outcome.status,
         times=outcome.times,
         message=outcome.message,
+        network_bytes=network_bytes,
+        runs=runs,
     )
 
 
@@ -199,8 +223,8 @@ def distinct_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def usable_records(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What compilation may follow: each trial once, and of contests those that are whole.
 
-    A schedule that a trial found wrong, or that crashed, is not taken from a contest either: a contest looks at one
-    network's output alone.
+    A schedule that a trial found wrong, or that crashed, is taken from no other trial, and from no contest: that looks
+    at one network's output alone.
     """
     distinct = distinct_trials(records)
     lines = Counter(map(_contest, distinct))
@@ -208,7 +232,7 @@ def usable_records(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
     def counts(record: TrialRecord) -> bool:
         whole = lines[_contest(record)] >= (record.contest_lines or 0)
-        return not record.contest or (whole and record.identity[:5] not in distrusted)
+        return whole and (record.cost_ms is None or record.identity[:5] not in distrusted)
 
     return list(filter(counts, distinct))
 

@@ -18,7 +18,7 @@ from tvm_build.precision import Precision
 from tvm_build.tuning.budget import most_promising
 from tvm_build.tuning.candidate_bundle import write_candidate_bundle
 from tvm_build.tuning.cost_model import CostModel
-from tvm_build.tuning.database import DatabaseWriter, TrialRecord, decisive, open_database, record_of
+from tvm_build.tuning.database import DatabaseWriter, TrialRecord, class_of_weights, decisive, open_database, record_of
 from tvm_build.tuning.expected import TaskData, task_data
 from tvm_build.tuning.forms import NEVER, Forms
 from tvm_build.tuning.measurer import CandidateOutcome, DeviceFacts, Measurer
@@ -114,6 +114,7 @@ def run_session(
     seed: int = 0,
     network_bytes: int = 0,
     repeats: int = 1,
+    runs: int | None = None,
 ) -> SessionResult:
     """Tune until the database holds `trials` trials of these tasks, or nothing is left to try.
 
@@ -126,12 +127,14 @@ def run_session(
         measurer: where candidates run.
         gpu: what kernels are built for.
         precision: of the kernels.
-        trials: in all sessions together, so that the same command finishes what was interrupted.
+        trials: in all sessions together, so that the same command finishes what was interrupted; those for networks of
+            another `class_of_weights` are not among them.
         reporter: hears the best time so far.
         seed: of the search's chances.
         network_bytes: weights of the whole network, of which all but the candidate's own are read between its runs.
         repeats: how often a task's fastest schedule and its untuned one are tried in one session, where the former was
             not tried so often in an earlier one; they count as one trial.
+        runs: of each candidate, for the record.
 
     Raises:
         UserError: the database is malformed or in use, or no device is left; what has ended until then is kept.
@@ -152,6 +155,7 @@ def run_session(
             model=CostModel(gpu, precision, seed),
             scratch=Path(scratch),
             network_bytes=network_bytes,
+            runs=runs,
         )
         known = session.resume(records)
         with reporter.task("tuning", total=trials) as progress:
@@ -189,6 +193,7 @@ class _Session:
     model: CostModel
     scratch: Path
     network_bytes: int
+    runs: int | None
     data: dict[str, TaskData] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -204,8 +209,10 @@ class _Session:
         """Learn what earlier sessions found on this device; returns the number of their trials of these tasks."""
         by_key = {search.task.key: search for search in self.searches}
         context = (self.device.key, self.gpu.name, self.precision.name)
+        comparable = (None, class_of_weights(self.network_bytes))
         for record in records:
-            if record.task_key in by_key and record.identity[:3] == context and not record.contest:
+            right = record.identity[:3] == context and not record.contest and record.weight_class in comparable
+            if right and record.task_key in by_key:
                 self.tried_before[self._take(record)] += 1
         for record in self.trials.values():
             self._learn(by_key[record.task_key], read_schedule(record.schedule), record.cost_ms)
@@ -294,6 +301,8 @@ class _Session:
             dtype=self.precision.name,
             task=describe_operator(candidate.search.task.op),
             schedule=describe_schedule(candidate.schedule),
+            network_bytes=self.network_bytes,
+            runs=self.runs,
         )
         self.writer.append(record)
         self.recorded += 1

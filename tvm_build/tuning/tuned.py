@@ -16,7 +16,7 @@ from tvm_build.kernels import Schedule, default_schedule
 from tvm_build.launch_names import layer_of
 from tvm_build.ops import Operator
 from tvm_build.precision import Precision, precision_by_name
-from tvm_build.tuning.database import UNTUNED, TrialRecord, read_database, usable_records
+from tvm_build.tuning.database import UNTUNED, TrialRecord, class_of_weights, read_database, usable_records
 from tvm_build.tuning.schedules import describe_schedule, read_schedule, schedule_line
 from tvm_build.tuning.space import space
 from tvm_build.tuning.task_key import describe_operator, operator_key, task_line
@@ -98,8 +98,10 @@ class _Trials:
         return key in self._schedules
 
     def add(self, key: str, record: TrialRecord) -> None:
-        self._schedules.setdefault(key, []).append((record.schedule, _cost_ms(record)))
-        self._times_ms.setdefault((key, schedule_line(record.schedule)), _cost_ms(record))
+        trial = (key, schedule_line(record.schedule))
+        if trial not in self._times_ms:
+            self._times_ms[trial] = _cost_ms(record)
+            self._schedules.setdefault(key, []).append((record.schedule, _cost_ms(record)))
 
     def ranking(self, key: str, fits: Callable[[Schedule], bool]) -> Iterator[tuple[Schedule, float]]:
         """The schedules that `fits`, the fastest first, each with its milliseconds."""
@@ -185,7 +187,8 @@ class TunedSchedules:
         contests: dict[str, list[TrialRecord]] = {}
         for record in known:
             contests.setdefault(record.contest, []).append(record)
-        self._alone = _Measured(contests.pop("", ()))
+        self._trials = contests.pop("", [])
+        self._alone = _Measured(self._trials)
         self._contests = [_Measured(contests[name], name) for name in sorted(contests, reverse=True)]
 
     def for_network(self, digest: str) -> TunedSchedules:
@@ -197,6 +200,22 @@ class TunedSchedules:
         found = copy(self)
         own = [measured for measured in self._contests if measured.network == digest]
         found._contests = own + [each for each in self._contests if each.network != digest and not each.final]
+        return found
+
+    def among_weights(self, network_bytes: int) -> TunedSchedules:
+        """The same for a network of so many bytes of weights.
+
+        Of what was measured alone, those trials of each task count that were made for a network of the same
+        `class_of_weights`, or where there is none, of the nearest; those that do not say are of every class.
+        """
+        own = class_of_weights(network_bytes)
+        distances: dict[str, dict[int, list[TrialRecord]]] = {}
+        for record in self._trials:
+            if record.cost_ms is not None:
+                distance = abs(own - (own if record.weight_class is None else record.weight_class))
+                distances.setdefault(record.task_key, {}).setdefault(distance, []).append(record)
+        found = copy(self)
+        found._alone = _Measured(record for each in distances.values() for record in each[min(each)])
         return found
 
     def find(self, op: Operator) -> TunedSchedule | None:

@@ -74,6 +74,7 @@ def test_the_newest_comparison_in_a_network_goes_before_others_and_before_what_w
     assert chosen(*alone, *newer, *older) == DEFAULT
 
 
+FAST = CandidateTimes(min_ms=1e-3, median_ms=1e-3, p90_ms=1e-3)
 OTHERS = "2026-03-02T00:00:00+00:00 bbbb"
 
 
@@ -104,6 +105,54 @@ def test_a_network_is_compiled_by_its_own_comparison(network: Path, tmp_path: Pa
         compile_onnx(network, tmp_path / f"{name}.clbundle", target=GPU.name, tuned=tuned(*alone, *records))
     for file in ("plan.txt", "kernels.cl"):
         assert (tmp_path / "own.clbundle" / file).read_bytes() == (tmp_path / "both.clbundle" / file).read_bytes()
+
+
+def among(network_bytes: int, *records: TrialRecord) -> list[TrialRecord]:
+    return [each.model_copy(update={"network_bytes": network_bytes, "runs": 15}) for each in records]
+
+
+def test_what_was_measured_among_as_many_weights_counts_before_all_else() -> None:
+    small = among(1 << 20, record(3, DEFAULT), record(1, FIRST), record(2, SECOND))
+    large = among(1 << 25, record(9, DEFAULT), record(8, FIRST), record(5, SECOND))
+    unsaid = [record(0.5, SECOND)]
+    for own, records, taken in (
+        (1 << 20, [*small, *large], FIRST),
+        ((1 << 21) - 1, [*small, *large], FIRST),
+        (1 << 25, [*small, *large], SECOND),
+        (1 << 22, [*small, *large], FIRST),  # the nearest, where there is none of its own
+        (1 << 40, [*small, *large], SECOND),
+        (1 << 20, [*small, *unsaid], SECOND),
+        (1 << 25, [*small, *unsaid], SECOND),
+    ):
+        found = tuned(*records).among_weights(own).find(OP)
+        assert found is not None
+        assert found.schedule == taken
+    # Of one schedule, seen twice, the faster time is one place of the ranking.
+    contender = Contender([*small, record(1.5, FIRST)], "db.jsonl", GPU, FLOAT32, rank=1).among_weights(1 << 20)
+    found = contender.find(OP)
+    assert found is not None
+    assert found.schedule == SECOND
+
+
+def test_a_network_is_compiled_by_what_was_measured_among_as_many_weights(network: Path, tmp_path: Path) -> None:
+    own = among(4 * (16 * 8 + 12 * 16) * 9, *alone_records(network))
+    others = among(1 << 25, *(each.model_copy(update={"times": FAST}) for each in own[-1::-2]))
+    for name, records in (("own", own), ("both", [*own, *others])):
+        compile_onnx(network, tmp_path / f"{name}.clbundle", target=GPU.name, tuned=tuned(*records))
+    for file in ("plan.txt", "kernels.cl"):
+        assert (tmp_path / "own.clbundle" / file).read_bytes() == (tmp_path / "both.clbundle" / file).read_bytes()
+
+
+def test_merging_keeps_trials_among_other_weights_and_no_time_of_what_was_wrong(tmp_path: Path) -> None:
+    wrong = record(1, FIRST).model_copy(update={"status": "wrong", "times": None, "message": "why"})
+    trials = [*among(1 << 20, record(1, FIRST), record(3, SECOND)), *among(1 << 25, wrong, record(2, SECOND))]
+    path = tmp_path / "db.jsonl"
+    path.write_bytes(b"".join(each.line() for each in trials))
+    assert merge_databases([path, path], path) == 4
+    assert read_database(path) == trials
+    found = load_tuned(path, target=GPU.name, dtype="float32").among_weights(1 << 20).find(OP)
+    assert found is not None
+    assert (found.schedule, found.measured_us) == (SECOND, 3000.0)
 
 
 def test_what_is_not_clearly_faster_in_the_network_stays_as_it_was() -> None:

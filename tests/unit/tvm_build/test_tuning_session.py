@@ -65,6 +65,7 @@ def run(
         seed=seed,
         network_bytes=network_bytes,
         repeats=repeats,
+        runs=15,
     )
 
 
@@ -389,6 +390,19 @@ def test_candidates_are_built_for_a_network_of_the_given_weights(
     monkeypatch.setattr(tvm_build.tuning.session, "write_candidate_bundle", write)
     run(tmp_path / "db.jsonl", FakeMeasurer(), 8, network_bytes=1 << 20)
     assert given == [1 << 20] * 8
+
+
+def test_trials_among_many_more_weights_are_left_alone_and_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "db.jsonl"
+    run(path, FakeMeasurer(), 8, network_bytes=1 << 20)
+    assert {(record.network_bytes, record.runs) for record in content(path)} == {(1 << 20, 15)}
+    assert run(path, FakeMeasurer(), 8, network_bytes=(1 << 20) + 1).new_trials == 0
+    other = run(path, FakeMeasurer(), 8, network_bytes=1 << 22)
+    assert (other.known_trials, other.new_trials) == (0, 8)
+    # A database of before trials said so is gone on with.
+    old = [record.model_copy(update={"network_bytes": None, "runs": None}) for record in content(path)[:8]]
+    path.write_bytes(b"".join(record.line() for record in old))
+    assert run(path, FakeMeasurer(), 8, network_bytes=1 << 22).known_trials == 8
 
 
 @pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
