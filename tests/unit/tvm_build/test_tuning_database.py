@@ -202,9 +202,10 @@ def test_an_untuned_schedule_stays_until_it_is_clearly_beaten(tmp_path: Path, ah
     assert found.measured_us == pytest.approx(1000 * (ahead if taken else 1.0))
 
 
-def test_a_schedule_that_is_none_of_its_layer_is_passed_over(tmp_path: Path) -> None:
-    too_wide = describe_schedule(DenseSchedule(tiles=4, split=1024))
-    path = write(tmp_path / "db.jsonl", record(8, 2.0), record(1, 1.0).model_copy(update={"schedule": too_wide}))
+@pytest.mark.parametrize("split", [1024, 3])
+def test_a_schedule_beyond_its_layers_space_is_passed_over(tmp_path: Path, split: int) -> None:
+    """The device cannot hold one, and no search offers the other."""
+    path = write(tmp_path / "db.jsonl", record(8, 2.0), record(split, 1.0))
     found = load_tuned(path, target="adreno-640", dtype="float32").find(Dense(1, 64, 24))
     assert found is not None
     assert (found.schedule, found.measured_us) == (DenseSchedule(tiles=4, split=8), 2000.0)
