@@ -305,7 +305,7 @@ def network(tmp_path: Path) -> Path:
 def planted_ms(bundle: Path) -> list[float]:
     """A time for each launch that follows from its kernel's code alone, between 1 and 2 ms."""
     source = (bundle / "kernels.cl").read_text()
-    kernels = {re.split(r"[ (]", part, maxsplit=1)[0]: part.strip() for part in source.split("__kernel void ")[1:]}
+    kernels = {re.findall(r"void (\w+)", part)[0]: part.strip() for part in source.split("__kernel ")[1:]}
     launches = json.loads((bundle / "manifest.json").read_text())["layers"]
     codes = [kernels[launch["kernel"]].replace(launch["kernel"], "kernel") for launch in launches]
     return [1 + hashlib.sha256(code.encode()).digest()[0] / 256 for code in codes]
