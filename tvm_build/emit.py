@@ -120,7 +120,7 @@ def _repair(source: str) -> str:
 
 
 def _with_group(source: str, local_size: tuple[int, ...]) -> str:
-    """Say how large the groups are: a compiler that does not know may leave a kernel registers for smaller ones only."""
+    """Say how large the groups are: a compiler that does not know may leave registers for smaller ones only."""
     x, y, z = (*local_size, 1, 1)[:3]
     required, found = re.subn(
         r"^__kernel void ", f"__kernel __attribute__((reqd_work_group_size({x}, {y}, {z}))) void ", source, flags=re.M
