@@ -66,7 +66,12 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
         gpu = choose_gpu(settings.target, target)
         refuse_kernels_for([gpu], target)
         dense_onnx = out / "baseline.onnx"
-        export_dense(folder, dense_onnx)
+        macs = export_dense(folder, dense_onnx)
+        if macs != folder.network.macs.dense:
+            raise InvariantError(
+                f"the dense network of {folder.name} has {macs:,} MACs, {folder.network.macs.dense:,} were pruned: its "
+                "model is another one now"
+            )
         bundles: dict[str, Path] = {}
         tuned: dict[str, Any] = {}
         for name, path in (("baseline", dense_onnx), ("pruned", folder.onnx)):
@@ -77,11 +82,6 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
             if summary.tuned is not None:
                 reporter.say(f"{name}: {summary.tuned}")
                 tuned[name] = summary.tuned.record()
-            if name == "baseline" and summary.macs != folder.network.macs.dense:
-                raise InvariantError(
-                    f"the dense network of {folder.name} has {summary.macs:,} MACs, "
-                    f"{folder.network.macs.dense:,} were pruned: its model is another one now"
-                )
         measurement = measure(settings.measure, bundles, target, reporter)
     finally:
         target.close()
@@ -91,8 +91,11 @@ def deploy(folder: Folder, settings: Settings, out: Path, reporter: Reporter) ->
     return result
 
 
-def export_dense(folder: Folder, path: Path) -> None:
+def export_dense(folder: Folder, path: Path) -> int:
     """Write the dense network with random weights: how long it takes depends on its shape alone.
+
+    Returns:
+        Its multiply-accumulates, counted as those of pruned networks are.
 
     Raises:
         UserError: it cannot be built.
@@ -100,6 +103,7 @@ def export_dense(folder: Folder, path: Path) -> None:
     import torch
 
     from export.onnx_export import export_onnx
+    from structadmm.graph.count import count
     from structadmm.graph.trace import capture
     from train.batch_norm import calibrate
     from train.models import build_model
@@ -116,6 +120,7 @@ def export_dense(folder: Folder, path: Path) -> None:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{model.entry} does not take {list(shape)} ({line}): restore {folder.path}") from None
     export_onnx(graph, state, path, batch=shape[0], metadata={"structadmm.network": "baseline, random weights"})
+    return count(graph).macs
 
 
 def _result(folder: Folder, measurement: dict[str, Any], settings: Settings, tuned: dict[str, Any]) -> Result:
