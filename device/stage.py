@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +51,9 @@ def run_measure(config: MeasureConfig, build_dir: Path, out: Path, device: str, 
     write_json(out / "measurement.json", record)
 
 
-def _built_for(bundles: Mapping[str, Path]) -> list[str]:
+def built_for(bundles: Iterable[Path]) -> list[str]:
     """The GPUs that the kernels were chosen for, as the bundles' manifests name them."""
-    manifests = [path / "manifest.json" for path in bundles.values()]
+    manifests = [path / "manifest.json" for path in bundles]
     return sorted({str(json.loads(file.read_bytes()).get("target")) for file in manifests if file.is_file()})
 
 
@@ -71,7 +71,7 @@ def refuse_kernels_for(gpus: Sequence[str], target: Target) -> None:
         )
 
 
-def _other_kernels(gpus: Sequence[str], target: Target, opencl_type: str) -> tuple[str, ...]:
+def other_kernels_warnings(gpus: Sequence[str], target: Target, opencl_type: str) -> tuple[str, ...]:
     """A warning where a phone's kernels ran on a computer's processor."""
     strangers = [gpu for gpu in gpus if gpu != HOST_GPU]
     if target.kind != "host" or opencl_type != "cpu" or not strangers:
@@ -89,7 +89,7 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
         UserError: the bundles are for another kind of device.
         CheckError: a bundle computes something else on this device than where it was built.
     """
-    gpus = _built_for(bundles)
+    gpus = built_for(bundles.values())
     refuse_kernels_for(gpus, target)
     without = [name for name in EXTRAS if not getattr(config, name)]
     runner = Runner(target, use_program_cache=config.program_cache, without=without)
@@ -107,7 +107,7 @@ def measure(config: MeasureConfig, bundles: dict[str, Path], target: Target, rep
     medians = {name: times.total_ms.median for name, times in zip(bundles, bench.bundles, strict=True)}
     reporter.say(", ".join(f"{name} {median_ms:.3f} ms" for name, median_ms in medians.items()) + f" on {target.name}")
     steadiness = _judge(bench, environment)
-    warnings = (*_other_kernels(gpus, target, bench.session.type), *steadiness.warnings)
+    warnings = (*other_kernels_warnings(gpus, target, bench.session.type), *steadiness.warnings)
     for warning in warnings:
         reporter.say(f"{target.name}: {warning}; measure again before you publish these figures")
     return {

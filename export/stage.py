@@ -13,11 +13,13 @@ from export.config import ExportConfig
 from export.export_network import Samples, Score, export_network
 from structadmm.errors import UserError
 from structadmm.files import read_json
-from structadmm.graph.module import GraphModule, flat_outputs
+from structadmm.graph.module import GraphModule, first_output, flat_outputs
 from structadmm.graph.save import read_tensors
 from structadmm.progress import Reporter
 
 _IMAGES_AT_ONCE = 256
+_MOST_APART = 1e-2
+"""Of the largest output. Rounding on another processor is far below; any other network is far above."""
 
 
 def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Reporter) -> None:
@@ -58,6 +60,7 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         raise UserError(
             f"{train_dir / 'pruned.safetensors'} does not fit {entry}: {line}: run the train stage again"
         ) from None
+    _refuse_other_code(model, entry, train_dir / "samples.npz", samples)
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         raise UserError(
             f"pruning.json has input_shape {shape!r}, expected positive integers: run the train stage again"
@@ -86,6 +89,26 @@ def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Repor
         f"exported: {conv['ratio']:.2f}x fewer CONV parameters, {macs['ratio']:.2f}x fewer MACs; "
         f"largest difference {record['checks']['shrunk_vs_onnx']:.1e} on ONNX Runtime"
     )
+
+
+def _refuse_other_code(model: torch.nn.Module, entry: str, path: Path, samples: Samples) -> None:
+    """Hold the model, as its code builds it now, against what it gave when it had been trained.
+
+    Raises:
+        UserError: it gives something else for the same images and weights.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        if "outputs" not in arrays:
+            return  # of a run from before they were kept
+        trained = torch.from_numpy(arrays["outputs"])
+    found = first_output(model, samples.inputs)
+    scale = max(float(trained.abs().max()), 1e-6)
+    apart = float((found - trained).abs().max()) / scale if found.shape == trained.shape else float("inf")
+    if not apart <= _MOST_APART:
+        raise UserError(
+            f"{entry} gives other outputs than the network that was trained (up to {apart:.1g} of the largest, on the "
+            f"images of {path}): its code has changed since; restore it, or run from train"
+        )
 
 
 def tested(network: GraphModule, pruning: dict[str, Any], train_dir: Path) -> Score:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from tvm_build.gpu import GPU_NAMES
 
 if TYPE_CHECKING:
     from device.runner_client import Runner
+    from device.target import Target
     from tvm_build.explain import Explanation
 
 Device = Annotated[str, typer.Option("--device", help="As `structadmm devices` lists them; `local` is the first one.")]
@@ -187,8 +188,10 @@ def bench(
     from results.statistics import paired_speed_up
 
     with _runner(device, quiet=as_json) as runner:
+        before = runner.target.facts()
         result = runner.bench(bundles, runs=runs, warmup_ms=warmup_ms)
         kind = runner.target.kind
+        warnings = _warnings(bundles, runner.target, result.session.type, before)
     first = result.bundles[0].total_samples_ms
     speed_ups = [paired_speed_up(first, times.total_samples_ms) for times in result.bundles]
     if as_json:
@@ -197,6 +200,7 @@ def bench(
                 "schema": 1,
                 "device": result.session.model_dump(mode="json"),
                 "kind": kind,
+                "warnings": warnings,
                 "bundles": [
                     times.model_dump(mode="json")
                     | {"bundle": str(path), "speedup": {"median": speed_up.median, "ci95": speed_up.ci95}}
@@ -207,24 +211,39 @@ def bench(
         return
     from pipeline.tables import print_table
 
-    headings = (f"ms ({kind})", "min", "p10", "median", "mean", "p90", "p99", "first run", "build", "speed-up (95 %)")
+    headings = (
+        f"ms ({kind})",
+        "for",
+        "min",
+        "p10",
+        "median",
+        "mean",
+        "p90",
+        "p99",
+        "first run",
+        "build",
+        "speed-up (95 %)",
+    )
     rows = []
-    for path, times, speed_up in zip(bundles, result.bundles, speed_ups, strict=True):
+    for name, times, speed_up in zip(_distinct_names(bundles), result.bundles, speed_ups, strict=True):
         total = times.total_ms
         figures = (total.min, total.p10, total.median, total.mean, total.p90, total.p99)
         low, high = speed_up.ci95
         rows.append(
             (
-                path.name,
+                name,
+                times.target,
                 *(f"{figure:.3f}" for figure in figures),
                 f"{times.first_run_ms:.1f}",
                 f"{times.build_ms:.1f}",
                 f"{speed_up.median:.2f} ({low:.2f} to {high:.2f})" if len(bundles) > 1 else "",
             )
         )
-    print_table(headings, rows)
+    print_table(headings, rows, left=2)
     session = result.session
     typer.echo(f"{runs} interleaved runs on {session.name}, driver {session.driver}")
+    for warning in warnings:
+        typer.echo(f"Warning: {warning}")
 
 
 def profile(
@@ -236,14 +255,17 @@ def profile(
 ) -> None:
     """Time every launch of a bundle by the device's own clock, with the layer it belongs to."""
     with _runner(device, quiet=as_json) as runner:
+        before = runner.target.facts()
         result = runner.profile(bundle, runs=runs)
         kind = runner.target.kind
+        warnings = _warnings([bundle], runner.target, result.session.type, before)
     if as_json:
         _print_json(
             {
                 "schema": 1,
                 "device": result.session.model_dump(mode="json"),
                 "kind": kind,
+                "warnings": warnings,
                 "profile": result.summary.model_dump(mode="json"),
                 "launches": [launch.model_dump(mode="json") for launch in result.launches],
             }
@@ -269,6 +291,26 @@ def profile(
     )
     total = result.summary.launch_sum_ms.median
     typer.echo(f"{total:.3f} ms in launches, gaps between them left out; {result.session.name}")
+    for warning in warnings:
+        typer.echo(f"Warning: {warning}")
+
+
+def _warnings(bundles: list[Path], target: Target, opencl_type: str, before: Mapping[str, Any]) -> list[str]:
+    """What a reader of the times must know: whose kernels these are, and who else used the processors."""
+    from device.contention import contention_warning, others_share
+    from device.stage import built_for, other_kernels_warnings
+
+    share = others_share(before.get("processor_s"), target.facts().get("processor_s"))
+    contended = contention_warning(share)
+    return [*other_kernels_warnings(built_for(bundles), target, opencl_type), *([contended] if contended else [])]
+
+
+def _distinct_names(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    longest = max(map(len, parts))
+    length = next((n for n in range(1, longest) if len({own[-n:] for own in parts}) == len(set(parts))), longest)
+    return [str(Path(*own[-length:])) for own in parts]
 
 
 @contextmanager

@@ -86,7 +86,9 @@ def evaluate_onnx(path: Path, data: Dataset, reporter: Reporter) -> Answers:
     classes = []
     with reporter.task("ONNX Runtime", total=len(data.test_labels)) as task:
         for images in _blocks(data, batch):
-            scores = network(torch.from_numpy(images))[0].numpy()
+            outputs = network(torch.from_numpy(images))
+            _check_outputs(str(path), len(outputs))
+            scores = outputs[0].numpy()
             classes.append(_classes(scores, len(images), data, str(path)))
             task.advance(len(images))
     return Answers(f"ONNX Runtime {onnxruntime.__version__}", np.concatenate(classes), data.test_labels.numpy())
@@ -119,6 +121,7 @@ def evaluate_bundle(bundle: Path, data: Dataset, runner: Runner, reporter: Repor
             missing = -len(images) % batch
             stacked = np.concatenate([images, images[:1].repeat(missing, axis=0)]) if missing else images
             outputs = runner.run(bundle, [stacked.astype(dtype, copy=False)], samples=len(stacked) // batch).outputs
+            _check_outputs(str(bundle), len(outputs))
             classes.append(_classes(outputs[0][: len(images)], len(images), data, str(bundle)))
             task.advance(len(images))
     return Answers(f"{bundle.name} on {runner.target.name}", np.concatenate(classes), data.test_labels.numpy())
@@ -187,6 +190,11 @@ def _check_shapes(what: str, shapes: list[tuple[int, ...]], data: Dataset) -> in
             "choose the data set that the network was trained on, with --set train.data.kwargs.size=N its size"
         )
     return shapes[0][0]
+
+
+def _check_outputs(what: str, count: int) -> None:
+    if count != 1:
+        raise UserError(f"{what} has {count} outputs, and which of them holds the classes is not said: expected one")
 
 
 def _blocks(data: Dataset, batch: int) -> Iterator[NDArray[np.float32]]:

@@ -11,7 +11,7 @@ import tomli_w
 from device.target import check_device_name
 from pipeline.run_config import RunConfig
 from pipeline.run_directory import RECORD, SCHEMA, RunDirectory, open_run_directory
-from pipeline.stages import STAGE_BY_NAME, STAGE_NAMES, Stage, StageContext, refuse_missing_database
+from pipeline.stages import STAGE_BY_NAME, STAGE_NAMES, Stage, StageContext, refuse_unusable_database
 from pipeline.toml_config import apply_overrides, read_toml, validate
 from structadmm.errors import StructadmmError, UserError
 from structadmm.files import read_json, write_text
@@ -61,7 +61,7 @@ def run_stages(
     _refuse_foreign_directory(out, config)
     check_device_name(device)
     if "build" in stages:
-        refuse_missing_database(config)
+        refuse_unusable_database(config)
     if "measure" in stages and not (out / "measure").exists():
         _refuse_missing_device(device)
     forced = STAGE_NAMES[STAGE_NAMES.index(forced_from) :] if forced_from else ()

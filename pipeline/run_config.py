@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from device.config import MeasureConfig
 from export.config import ExportConfig
@@ -36,6 +36,15 @@ class RunConfig(BaseModel):
     build: BuildConfig = Field(default_factory=BuildConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @model_validator(mode="after")
+    def _purified_on_images_held_out(self) -> RunConfig:
+        if self.export.purify.enabled and not self.train.held_out:
+            raise ValueError(
+                "export.purify.enabled needs images that are neither trained nor tested on, and none are held out: set "
+                "train.data.held_out = 0.1"
+            )
+        return self
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -121,6 +121,20 @@ def refuse_missing_database(config: RunConfig) -> None:
         raise UserError(f"build.tuned: there is no tuning database {tuned}: make it with `structadmm tune`")
 
 
+def refuse_unusable_database(config: RunConfig) -> None:
+    """Read what `build.tuned` names as the build stage will: a night of training need not come first.
+
+    Raises:
+        UserError: it is not there, is no tuning database, or has nothing for the target and number type.
+    """
+    refuse_missing_database(config)
+    build = config.build
+    if isinstance(build.tuned, Path):
+        from tvm_build.tuning.tuned import load_tuned
+
+        load_tuned(build.tuned, target=build.resolved_target, dtype=build.dtype, memory=build.memory)
+
+
 def _measure(context: StageContext, out: Path) -> None:
     from device.stage import run_measure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from results.records import Reduction, Result
+from results.records import Reduction, Result, SpeedUpRecord
 
 KIND_LABEL = {"host": "host timing, not a phone", "phone": "phone timing"}
 
@@ -45,9 +45,16 @@ def summary_rows(result: Result) -> list[Row]:
             f"Median latency ({latency.kind})",
             Figure(latency.baseline.median, milliseconds(latency.baseline.median)),
             Figure(latency.pruned.median, milliseconds(latency.pruned.median)),
-            Figure(latency.speedup.median, f"{times(latency.speedup.median)} faster"),
+            Figure(latency.speedup.median, _faster(latency.speedup)),
         ),
     ]
+
+
+def _faster(speed_up: SpeedUpRecord) -> str:
+    low, high = speed_up.ci95
+    if low <= 1 <= high:
+        return f"{times(speed_up.median)}, no difference shown"
+    return f"{times(speed_up.median)} faster" if low > 1 else f"{times(1 / speed_up.median)} slower"
 
 
 def speed_up_interval(result: Result) -> str:

@@ -39,7 +39,8 @@ def report_html(data: ReportData) -> str:
         _section(
             "Side by side",
             "<p class='note'>Baseline is the same network unpruned, compiled with the same settings and timed on the "
-            "same device. MACs leave out what the compiled kernels skip: removed filters, channels and columns.</p>",
+            "same device. MACs are those of what is left, without removed filters, channels and columns; what kernels "
+            "compute is told under &ldquo;How it was measured&rdquo;.</p>",
             _side_by_side(result),
         ),
         _section(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from results.budgets import budgets, computed_macs
 from results.config import ReportConfig
 from results.device_figures import device_check, latencies, network_samples
 from results.environment import describe_environment, tuned_networks
@@ -198,6 +199,8 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         "First run": f"{first_runs}, not counted",
         "Compiled": f"both alike: target {settings['target']}, {settings['dtype']}, {settings['schedules']} schedules",
         "Launches": launches,
+        "Computed": computed_macs(build, records["export"]),
+        **budgets(records["train"], measure),
         "Speed-up": "median over the rounds of baseline / pruned of the same round, so that a drift common to both "
         "cancels; 95 % percentile bootstrap over rounds",
         "Device": _device_state(measure),

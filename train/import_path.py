@@ -11,6 +11,13 @@ from typing import Any
 from structadmm.errors import UserError
 
 
+def source_of(path: str) -> Path | None:
+    """The file of a `module:callable` that was imported; None for anything else."""
+    module = sys.modules.get(path.partition(":")[0]) if ":" in path else None
+    file = getattr(module, "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None
+
+
 def import_callable(path: str, what: str) -> Callable[..., Any]:
     """Import `module:callable`; dots after the colon reach attributes of attributes.
 

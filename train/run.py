@@ -41,6 +41,7 @@ from train.data.dataset import Dataset
 from train.data.images import Images
 from train.earlier import Earlier
 from train.future import conflict
+from train.import_path import source_of
 from train.layers import Network
 from train.living import FindSmaller, LivingPart
 from train.loop import Loop, make_accelerator, make_optimizer
@@ -440,6 +441,10 @@ class TrainingRun:
             with history.open("r+b") as stream:
                 stream.truncate(checkpoint.history_bytes)
         self._reporter.say(f"resuming after {checkpoint.position.global_epoch} epochs from {path}")
+        for entry in (self._config.model.entry, self._config.data.name):
+            source = source_of(entry)
+            if source is not None and source.stat().st_mtime > path.stat().st_mtime:
+                self._reporter.say(f"warning: {source} was changed since; the run goes on with {entry} as it is now")
 
     def _append(self, line: dict[str, Any]) -> None:
         if not self._main:

@@ -18,6 +18,7 @@ from torch import nn
 import structadmm
 from structadmm.errors import UserError
 from structadmm.files import atomic_path, write_json
+from structadmm.graph.module import first_output
 from structadmm.progress import Reporter
 from structadmm.source import describe_machine, source_commit
 from train.checkpoint import load_checkpoint, save_tensors
@@ -147,9 +148,15 @@ def _load_weights(path: Path, model: nn.Module, option: str) -> None:
         raise UserError(f"{option}: {path} does not fit the model ({problem})") from error
 
 
-def _write_samples(path: Path, dataset: Dataset, images: Images, labels: torch.Tensor, count: int) -> None:
+def _write_samples(
+    path: Path, dataset: Dataset, images: Images, labels: torch.Tensor, count: int, model: nn.Module | None = None
+) -> None:
+    """Images and labels; with `model` also its first output on them, in float32 on the CPU."""
+    arrays = {"images": dataset.normalised(images[:count]), "labels": labels[:count]}
+    if model is not None:
+        arrays["outputs"] = first_output(copy.deepcopy(model).to("cpu", torch.float32), arrays["images"])
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, images=dataset.normalised(images[:count]).numpy(), labels=labels[:count].numpy())
+        np.savez(stream, **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
 
 
 def layer_table(network: Network, masks: Mapping[str, torch.Tensor]) -> list[str]:
@@ -177,7 +184,7 @@ def _write_results(
     save_tensors(out / PRUNED, run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
     save_tensors(out / MASKS, masks)
-    _write_samples(out / SAMPLES, dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
+    _write_samples(out / SAMPLES, dataset, dataset.test_images, dataset.test_labels, _SAMPLES, run.model)
     layers: list[dict[str, Any]] = []
     for layer in run.network.layers:
         filters, columns = kept_filters_and_columns(layer, masks)

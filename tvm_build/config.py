@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from structadmm.errors import UserError
 from tvm_build.gpu import GPUS, Memory, gpu_by_name
@@ -45,6 +45,14 @@ class BuildConfig(BaseModel):
             except UserError:
                 raise ValueError(f"expected auto or one of {', '.join(GPUS)}, got {value!r}") from None
         return value
+
+    @model_validator(mode="after")
+    def _upstream_as_it_is(self) -> BuildConfig:
+        if self.schedules == "upstream" and self.dtype != "float32":
+            raise ValueError(f'schedules = "upstream" are float32, got dtype = {self.dtype!r}: leave dtype out')
+        if self.schedules == "upstream" and isinstance(self.tuned, Path):
+            raise ValueError('schedules = "upstream" take nothing from a tuning database: leave tuned out')
+        return self
 
     @property
     def resolved_target(self) -> str:

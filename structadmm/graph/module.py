@@ -68,6 +68,12 @@ def flat_outputs(value: Any) -> tuple[Tensor, ...]:
     return tuple(value.values()) if isinstance(value, dict) else tuple(value)
 
 
+def first_output(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What a network gives for `inputs` in evaluation, the first of several; it is left in evaluation."""
+    with torch.no_grad():
+        return flat_outputs(network.eval()(inputs))[0]
+
+
 class GraphModule(nn.Module):
     """Executes a graph; trainable, `torch.export`-able, with the `state_dict()` keys of the network it was traced from.
 

@@ -20,6 +20,7 @@ from structadmm.errors import InvariantError
 from structadmm.progress import SilentReporter
 
 ROOT = Path(__file__).parents[3]
+SHIPPED = next((ROOT / "results/reference/tuning").glob("*.jsonl"))
 MINIMAL = (
     'name = "x"\n[train.model]\nentry = "cifar_resnet20"\n[[train.rounds]]\nstructure = "filter"\nsparsity = 0.5\n'
 )
@@ -124,6 +125,24 @@ def test_a_tuning_database_that_is_absent_is_refused_before_training(
     assert "there is no tuning database nope.jsonl" in line
     assert not out.exists()
     assert "unknown device 'cuda'" in refused(capsys, "train", out, "--config", config, "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("build.tuned=README.md", "README.md"),
+        ("export.purify.enabled=true", "set train.data.held_out = 0.1"),
+        ("build={schedules='upstream', dtype='float16'}", "leave dtype out"),
+        ("build={schedules='upstream', tuned='x.jsonl'}", "leave tuned out"),
+        (f"build={{tuned='{SHIPPED}', target='adreno-640'}}", "expected adreno-640"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, option: str, said: str
+) -> None:
+    out = tmp_path / "run"
+    assert said in refused(capsys, "run", config, "--out", out, "--set", option)
+    assert not out.exists()
 
 
 def test_arrays_that_are_none_and_places_that_are_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

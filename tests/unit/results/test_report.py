@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from results.figures import warnings_of
+from results.figures import summary_rows, warnings_of
 from results.markdown import report_markdown
-from results.records import Result
+from results.records import Result, SpeedUpRecord
 from results.report_html import report_html
 from results.table import print_table
 
@@ -104,6 +104,20 @@ def test_accuracies_on_unchecked_images_are_said_to_be_that_in_every_form_of_the
         print_table(changed.result, Console(file=output, width=300))
         for text in (Page(report_html(changed)).text, report_markdown(changed), output.getvalue()):
             assert ("images of cifar10 were not checked against the published ones" in text) == said
+
+
+@pytest.mark.parametrize(
+    ("median", "ci95", "said"),
+    [
+        (2.0, (1.9, 2.1), "2.00× faster"),
+        (1.01, (0.99, 1.03), "1.01×, no difference shown"),
+        (0.5, (0.4, 0.6), "2.00× slower"),
+    ],
+)
+def test_a_network_is_called_faster_only_where_it_is(median: float, ci95: tuple[float, float], said: str) -> None:
+    result = synthetic_data().result
+    latency = result.latency_ms.model_copy(update={"speedup": SpeedUpRecord(median=median, ci95=ci95)})
+    assert summary_rows(result.model_copy(update={"latency_ms": latency}))[-1].change.text == said
 
 
 def test_what_is_to_be_known_of_the_test_images_is_said() -> None:

@@ -48,10 +48,10 @@ def stage_records() -> Records:
         "tolerances": {"masked_vs_shrunk": 1e-5, "shrunk_vs_onnx": 1e-4, "baseline_vs_onnx": 1e-3},
         "versions": {},
     }
-    networks = {"launches": 3, "predicted_ms": 1.0}
+    networks = {"launches": 3, "predicted_ms": 1.0, "macs": 9000}
     build = {
         "settings": {"target": "adreno-640", "dtype": "float32", "schedules": "structadmm"},
-        "networks": {"baseline": networks, "pruned": networks},
+        "networks": {"baseline": networks, "pruned": {**networks, "macs": 2250}},
     }
     counts = {"runs": 5, "rest_ms": 0, "seed": 0, "warmup_runs": 1, "warmup_ms": 0, "profile_runs": 3}
     times = {"baseline": BASELINE_MS, "pruned": PRUNED_MS}
@@ -156,8 +156,8 @@ def test_that_schedules_were_tuned_is_said_with_the_database_and_the_number_of_l
     assert "Tuned" not in report(tmp_path / "untuned", records).method
     tuned = {"database": "db.jsonl", "tuned": ["a", "b"], "untuned": ["c"]}
     records["build"]["networks"] = {
-        "baseline": {"launches": 3, "predicted_ms": 1.0, "tuned": tuned},
-        "pruned": {"launches": 3, "predicted_ms": 1.0, "tuned": None},
+        "baseline": {**records["build"]["networks"]["baseline"], "tuned": tuned},
+        "pruned": {**records["build"]["networks"]["pruned"], "tuned": None},
     }
     found = report(tmp_path / "tuned", records)
     assert found.method["Tuned"] == "baseline 2 of 3 launches, pruned none of 3 launches, from db.jsonl"
@@ -174,6 +174,29 @@ def test_whether_images_were_checked_is_told_of_those_that_have_published_checks
     records = stage_records()
     records["train"]["data"] |= {"name": name, "config": {"verify": verify}}
     assert report(tmp_path, records).result.environment["data"]["verified"] is expected
+
+
+def test_what_kernels_compute_and_what_was_budgeted_is_told(tmp_path: Path) -> None:
+    records = stage_records()
+    target = {"measure": "latency", "unit": "ms", "limit": 1.6, "reached": 1.5}
+    counts = {"measure": "macs", "unit": "MACs", "limit": 3000.0, "reached": 2990.0}
+    records["train"]["rounds"] = [
+        {"target": None},
+        {"target": counts},
+        {"target": target | {"limit": 9.0}},
+        {"target": target},
+    ]
+    method = report(tmp_path, records).method
+    assert method["Computed"] == (
+        "9,000 multiply-accumulates by the baseline's kernels, 2,250 by the pruned (4.00× fewer); "
+        "1.25× what is left of the pruned network"
+    )
+    assert method["Budget of macs"] == "at most 3,000; reached 2,990"
+    # The median of the pruned network's samples is 2 ms.
+    assert (
+        method["Budget of latency"]
+        == "at most 1.600 ms; 1.500 ms by the table of costs, 2.000 ms measured: missed by 25 %"
+    )
 
 
 def test_an_update_is_told_by_its_median_and_worst_primal_and_the_root_of_its_duals_squares(tmp_path: Path) -> None:
