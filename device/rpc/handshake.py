@@ -32,10 +32,11 @@ def accept_client(listener: socket.socket, key: str, match_key: str) -> socket.s
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client machine that lost its power sends nothing any more, also no end.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        magic, length = struct.unpack("<ii", _exactly(client, 8))
+        deadline = time.monotonic() + _TIMEOUT_S
+        magic, length = struct.unpack("<ii", receive_exactly(client, 8, deadline))
         if magic != _MAGIC or not 0 < length <= _MAX_KEY_BYTES:
             raise ConnectionError("no TVM RPC client")
-        words = _exactly(client, length).split()
+        words = receive_exactly(client, length, deadline).split()
         if not words or not hmac.compare_digest(words[0], f"client:{match_key}".encode()):
             client.sendall(struct.pack("<i", _MISMATCH))
             raise ConnectionError("another match key")
@@ -48,12 +49,44 @@ def accept_client(listener: socket.socket, key: str, match_key: str) -> socket.s
     return client
 
 
-def _exactly(client: socket.socket, size: int) -> bytes:
+def greet_server(server: socket.socket, match_key: str, timeout_s: float) -> None:
+    """Say the same from a client's side of a fresh connection.
+
+    Args:
+        server: the connection.
+        match_key: that the tracker gave away for this session.
+        timeout_s: for the answer.
+
+    Raises:
+        OSError: it is no TVM RPC server, does not know the match key, or does not answer in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    name = f"client:{match_key}".encode()
+    server.sendall(struct.pack("<ii", _MAGIC, len(name)) + name)
+    (magic,) = struct.unpack("<i", receive_exactly(server, 4, deadline))
+    if magic == _MISMATCH:
+        raise ConnectionError("it was promised to somebody else")
+    (length,) = struct.unpack("<i", receive_exactly(server, 4, deadline))
+    if magic != _MAGIC or not 0 <= length <= _MAX_KEY_BYTES:
+        raise ConnectionError("it is no TVM RPC server")
+    receive_exactly(server, length, deadline)
+
+
+def receive_exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
+    """So many bytes.
+
+    Args:
+        sock: to read from; its time-out is changed.
+        size: how many.
+        deadline: as `time.monotonic` counts.
+
+    Raises:
+        OSError: the other end hung up before; a `TimeoutError` if they did not come in time.
+    """
     data = bytearray()
-    deadline = time.monotonic() + _TIMEOUT_S
     while len(data) < size:
-        client.settimeout(max(deadline - time.monotonic(), 1e-3))
-        block = client.recv(size - len(data))
+        sock.settimeout(max(deadline - time.monotonic(), 1e-3))
+        block = sock.recv(min(size - len(data), 1 << 20))
         if not block:
             raise ConnectionError("hung up")
         data += block

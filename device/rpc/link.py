@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from device.candidates import CandidateOutcome, DeviceFacts, Trial
-from device.rpc.frames import FrameError
-from device.rpc.processes import Partner
+from device.rpc.client import ClientError, RpcClient
+from device.rpc.session_process import FACTS, MEASURE
 from device.rpc.tracker_client import Ticket
 from device.rpc.trials import trial_to_json
 from structadmm.errors import UserError
 
-_OPEN_S = 60.0
+_FACTS_S = 60.0
 _BEYOND_TRIAL_S = 180.0
 """The server gives itself 120 s beyond a candidate's time-out before its watchdog kills it."""
 
@@ -24,26 +24,26 @@ class LinkError(Exception):
 
 
 class Link:
-    """A session, from `ticket` to `close`; for one thread, except for `close`.
-
-    Raises:
-        LinkError: the server is not there any more, or is none of ours.
-    """
+    """A session, from `open` to `close`; for one thread, except for `close`."""
 
     def __init__(self, ticket: Ticket) -> None:
-        self._partner = Partner("device.rpc.link_process", max_payload=0)
         self.server = f"{ticket.host}:{ticket.port}"
+        self._client = RpcClient(ticket.host, ticket.port, ticket.match_key)
+
+    def open(self) -> DeviceFacts:
+        """Start the session; returns what its device is.
+
+        Raises:
+            LinkError: the server is not there any more, or is none of ours.
+        """
         try:
-            facts = self._call(
-                {"host": ticket.host, "port": ticket.port, "match_key": ticket.match_key}, b"", _OPEN_S
-            ).get("facts")
-            self.facts = DeviceFacts.model_validate(facts)
+            self._client.open()
+        except ClientError as error:
+            raise LinkError(f"{self.server}: {error}") from None
+        try:
+            return DeviceFacts.model_validate(self._call(FACTS, timeout_s=_FACTS_S).get("facts"))
         except ValidationError:
-            self.close()
             raise LinkError(f"{self.server} does not say what its device is: is it another version?") from None
-        except BaseException:
-            self.close()
-            raise
 
     def measure(self, archive: bytes, trial: Trial) -> CandidateOutcome:
         """Have one candidate tried.
@@ -52,7 +52,7 @@ class Link:
             LinkError: nothing is known about it.
             UserError: the server refuses it; every other server would.
         """
-        answer = self._call({"trial": trial_to_json(trial)}, archive, trial.timeout_s + _BEYOND_TRIAL_S)
+        answer = self._call(MEASURE, archive, trial_to_json(trial), timeout_s=trial.timeout_s + _BEYOND_TRIAL_S)
         if "refused" in answer:
             raise UserError(f"{self.server} refused a candidate: {' '.join(str(answer['refused']).split())[:300]}")
         try:
@@ -62,18 +62,15 @@ class Link:
 
     def close(self) -> None:
         """Hang up, at once."""
-        self._partner.end()
+        self._client.close()
 
-    def _call(self, message: dict[str, Any], payload: bytes, timeout_s: float) -> dict[str, Any]:
+    def _call(self, name: str, *values: str | bytes, timeout_s: float) -> dict[str, Any]:
         try:
-            self._partner.frames.send(message, payload)
-            reply, _ = self._partner.frames.receive(timeout_s)
-        except FrameError as error:
+            text = self._client.call(name, *values, timeout_s=timeout_s)
+        except ClientError as error:
             raise LinkError(f"no answer from {self.server}: {error}") from None
-        if "error" in reply:
-            raise LinkError(f"{self.server}: {reply['error']}")
         try:
-            answer = json.loads(str(reply.get("answer")))
+            answer = json.loads(text)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):

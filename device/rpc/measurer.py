@@ -265,17 +265,25 @@ class _Crew:
                     if self._stopped.is_set():
                         return None
                     ticket = client.request(self._key, wait_s=_POLL_S)
-            link = Link(ticket)
-        except (TrackerError, LinkError) as error:
+        except TrackerError as error:
             self.last_trouble = str(error)
             self._stopped.wait(_POLL_S)
             return None
-        if link.facts.key != self._facts.key:
+        link = Link(ticket)
+        try:
+            facts = link.open()
+            if facts.key != self._facts.key:
+                raise UserError(
+                    f"the devices of key {self._key!r} differ ({self._facts.key}; {facts.key} at {link.server}): "
+                    "give each kind a key of its own"
+                )
+        except BaseException as error:
             link.close()
-            raise UserError(
-                f"the devices of key {self._key!r} differ ({self._facts.key}; {link.facts.key} at {link.server}): "
-                "give each kind a key of its own"
-            )
+            if not isinstance(error, LinkError):
+                raise
+            self.last_trouble = str(error)
+            self._stopped.wait(_POLL_S)
+            return None
         return link
 
     def _use(self, link: Link) -> None:
@@ -293,7 +301,7 @@ class _Crew:
                 try:
                     outcome = link.measure(job.archive, self._trial)
                 except LinkError as error:
-                    outcome = CandidateOutcome(status="lost", message=str(error)[:500], device=link.facts.key)
+                    outcome = CandidateOutcome(status="lost", message=str(error)[:500], device=self._facts.key)
                 if outcome.status != "lost":
                     self._ends.put(_Ended(job.index, outcome))
                     continue

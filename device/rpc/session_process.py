@@ -20,7 +20,8 @@ import psutil
 
 from device.rpc.archive import MAX_ARCHIVE_BYTES
 from device.rpc.frames import FrameError, Frames
-from device.rpc.gate import Gate, RefusedPacketError
+from device.rpc.gate import Gate
+from device.rpc.packets import PacketError
 from device.rpc.tvm_runtime import load_tvm_runtime
 
 FACTS = "structadmm.facts"
@@ -43,7 +44,7 @@ def main() -> None:
     _limit_memory()
     try:
         _serve(tvm_ffi, client, bridge)
-    except RefusedPacketError as error:
+    except PacketError as error:
         bridge.send({"refused": str(error)})
     except FrameError:
         pass  # the bridge has ended: so do we
@@ -56,7 +57,7 @@ def main() -> None:
 def _serve(tvm_ffi: Any, client: socket.socket, bridge: Frames) -> None:
     server_loop = tvm_ffi.get_global_func("rpc.ServerLoop")
     functions = {FACTS: _facts(bridge), MEASURE: _measure(bridge)}
-    gate = Gate(_expose(tvm_ffi, functions), max_packet=MAX_PACKET_BYTES)
+    gate = Gate(_expose(tvm_ffi, functions), max_packet=MAX_PACKET_BYTES, reply=client.sendall)
     problems: list[Exception] = []
     waiting = bytearray()
 
@@ -64,7 +65,7 @@ def _serve(tvm_ffi: Any, client: socket.socket, bridge: Frames) -> None:
         if not waiting:
             try:
                 waiting.extend(gate.next_packet(lambda count: _exactly(client, count)))
-            except RefusedPacketError as error:
+            except PacketError as error:
                 problems.append(error)
                 raise
         block = bytes(waiting[:size])

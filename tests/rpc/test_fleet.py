@@ -141,14 +141,12 @@ def test_a_device_that_another_client_never_gives_back_ends_the_wait_in_one_line
     with TrackerClient(tracker) as client:
         ticket = client.request(key, wait_s=60)
         assert ticket
-        other = Link(ticket)
-    try:
+    with closing(Link(ticket)) as other:
+        other.open()
         with pytest.raises(UserError, match="all of them are busy") as caught:
             measure(tracker, key, [write_candidate(tmp_path)], wait_s=1.0)
         assert "\n" not in str(caught.value)
         assert [server.busy for server in query_fleet(tracker).of_key(key)] == [True]
-    finally:
-        other.close()
     assert [o.status for o in measure(tracker, key, [write_candidate(tmp_path)])] == ["ok"]
 
 
@@ -202,5 +200,5 @@ def test_a_server_that_is_gone_is_a_broken_link(tracker: Address, key: str, serv
         ticket = client.request(key, wait_s=60)
     assert ticket
     server.end()
-    with pytest.raises(LinkError, match="Connect to"):
-        Link(ticket)
+    with closing(Link(ticket)) as link, pytest.raises(LinkError, match="cannot connect"):
+        link.open()
