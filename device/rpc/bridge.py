@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from device.rpc.archive import MAX_ARCHIVE_BYTES, unpack_bundle
 from device.rpc.frames import FrameError, Frames, FrameTimeoutError
 from device.rpc.handshake import accept_client
 from device.rpc.processes import Partner
-from device.rpc.serve_config import ServeConfig
+from device.rpc.serve_config import Predecessor, ServeConfig
 from device.rpc.tracker import listen
 from device.rpc.tracker_client import TrackerClient, TrackerError
 from device.rpc.trials import trial_from_json
@@ -84,9 +84,10 @@ class OpenDevice:
 class Bridge:
     """Serves one device until its supervisor hangs up."""
 
-    def __init__(self, config: ServeConfig, supervisor: Frames) -> None:
+    def __init__(self, config: ServeConfig, supervisor: Frames, predecessor: Predecessor) -> None:
         self._config = config
         self._supervisor = supervisor
+        self._left = predecessor
         self._tried = 0
 
     def run(self) -> None:
@@ -96,21 +97,22 @@ class Bridge:
             UserError: the device or the tracker is not there at the start, or stayed away for too long.
             SupervisorGoneError: the supervisor hung up.
         """
-        patience_s = 0.0  # a device that is not there at the start is a mistake; one that vanishes later comes back
         while True:
-            device = self._open_device(patience_s)
-            patience_s = self._config.give_up_s
+            device = self._open_device()
             try:
                 self._serve_device(device)
             except DeviceLostError as error:
                 self._say(f"{self._config.device} went away ({error}): unregistered until it is back")
             finally:
-                self._expect(_HOUSEKEEPING_S, "letting go of the device")
+                with suppress(FrameError):  # nobody is there any more to be promised anything
+                    self._expect(_HOUSEKEEPING_S, "letting go of the device")
                 device.target.close()
 
     # -- the device ----------------------------------------------------------------------------------------------------
 
-    def _open_device(self, patience_s: float) -> OpenDevice:
+    def _open_device(self) -> OpenDevice:
+        # A device that is not there at the start is a mistake; one that vanishes later comes back.
+        patience_s = self._config.give_up_s if self._left.served else 0.0
         deadline = time.monotonic() + patience_s
         pause_s = 0.5
         reporter = _SayingReporter(self)
@@ -119,6 +121,7 @@ class Bridge:
             target: Target | None = None
             try:
                 target = open_target(self._config.device, reporter)
+                self._tidy_and_enter(target)
                 return OpenDevice(target, facts_of_target(Runner(target, use_program_cache=False)))
             except StructadmmError as error:
                 if target is not None:
@@ -126,8 +129,25 @@ class Bridge:
                 if time.monotonic() + pause_s > deadline:
                     after = f" (waited {patience_s:g} s)" if patience_s else ""
                     raise UserError(f"{error}{after}") from None
+            except BaseException:
+                if target is not None:
+                    target.close()
+                raise
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, 10.0)
+
+    def _tidy_and_enter(self, target: Target) -> None:
+        """End what earlier sessions of ours left running on a phone, and have the next bridge know of this one.
+
+        A bridge that is killed takes what it started on this machine with it, and nothing on the phone.
+        """
+        sessions: tuple[str, ...] = ()
+        if isinstance(target, AdbTarget):
+            for session in self._left.sessions:
+                end_session(target, session)
+            sessions = (target.workdir(),)
+        self._left = Predecessor(served=True, sessions=sessions)
+        self._supervisor.send({"leaves": self._left.model_dump(mode="json")})
 
     def _check_health(self, device: OpenDevice) -> None:
         try:
@@ -297,6 +317,24 @@ class Bridge:
         return ready
 
 
+def end_session(target: Target, directory: str) -> None:
+    """Kill all programs on a phone that were started with a path in this directory, and remove it.
+
+    Args:
+        target: the phone.
+        directory: `Target.workdir` of a session whose own target is gone.
+
+    Raises:
+        DeviceError: the phone does not do as it is told.
+    """
+    name = directory.rsplit("/", 1)[-1]
+    # In brackets, the first letter still matches itself, and the words of this very search do not match.
+    pattern = f"[{name[0]}]{name[1:]}"
+    kill = f'grep -q "{pattern}" "$p/cmdline" 2>/dev/null && kill -9 "${{p#/proc/}}" 2>/dev/null'
+    target.shell(["sh", "-c", f"for p in /proc/[0-9]*; do {kill}; done; true"], timeout_s=60.0, retry=True)
+    target.shell(["rm", "-rf", directory], timeout_s=60.0, retry=True)
+
+
 class _SayingReporter(SilentReporter):
     """Tells a person what a phone asks for, and everything once: a phone that is away is tried again and again."""
 
@@ -307,22 +345,30 @@ class _SayingReporter(SilentReporter):
     def say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            self._bridge._say(line)
+            with suppress(FrameError):  # the target may say something while it is closed, for nobody
+                self._bridge._say(line)
 
 
 def main() -> None:
     """Serve what the supervisor asks for; tell it why, if that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    signal.signal(signal.SIGTERM, _unwind)  # and this is how it has us tidy up, also in the middle of a candidate
     supervisor = Frames(socket.socket(fileno=int(sys.argv[1])), max_payload=0)
     try:
         message, _ = supervisor.receive(_HOUSEKEEPING_S)
-        config = ServeConfig.model_validate(message)
+        config = ServeConfig.model_validate(message["config"])
         check_key(config.key)
-        Bridge(config, supervisor).run()
+        Bridge(config, supervisor, Predecessor.model_validate(message["predecessor"])).run()
     except (StructadmmError, ValidationError) as error:
         supervisor.send({"fatal": " ".join(str(error).split())})
     except (SupervisorGoneError, FrameError):
         pass
+
+
+def _unwind(number: int, frame: object) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # once is enough: tidying up is not to be interrupted
+    sys.exit(0)
 
 
 if __name__ == "__main__":

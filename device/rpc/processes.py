@@ -50,12 +50,18 @@ class Partner:
         self.frames = Frames(ours, max_payload=max_payload)
 
     def end(self, *, grace_s: float = 0.0) -> None:
-        """Hang up, wait so long for it to end by itself, then kill it."""
+        """Hang up and kill it.
+
+        Args:
+            grace_s: first ask it to end with a SIGTERM, and wait for so long.
+        """
         # Not `close`, which would leave a thread of ours that waits for an answer waiting.
         with contextlib.suppress(OSError):
             self.frames.socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=grace_s)
+        if grace_s:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=grace_s)
         self.process.kill()
         self.process.wait()
         self.frames.close()

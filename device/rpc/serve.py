@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import psutil
 from device.rpc.address import check_key, is_loopback, parse_address
 from device.rpc.frames import FrameError, FrameTimeoutError
 from device.rpc.processes import Partner
-from device.rpc.serve_config import ServeConfig
+from device.rpc.serve_config import Predecessor, ServeConfig
 from structadmm.errors import UserError
 from structadmm.progress import Reporter
 
@@ -24,6 +25,19 @@ _GRACE_S = 20.0
 _MAX_FAILURES = 5
 _PAUSE_S = 0.25
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of the bridge.
+
+    Attributes:
+        registered: whether it got as far as that.
+        left: what the next one has to know.
+    """
+
+    registered: bool
+    left: Predecessor
 
 
 def serve(config: ServeConfig, reporter: Reporter) -> None:
@@ -36,37 +50,41 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
     _refuse_unreachable(config)
     _adopt_orphans()
     failures = 0
+    predecessor = Predecessor()
     while True:
-        registered = supervise(config, reporter)
-        failures = 1 if registered else failures + 1
+        life = supervise(config, reporter, predecessor)
+        predecessor = life.left
+        failures = 1 if life.registered else failures + 1
         if failures == _MAX_FAILURES:
             raise UserError(f"the bridge to {config.device} ended {failures} times in a row: try `structadmm doctor`")
         time.sleep(_PAUSE_S * 2**failures)
 
 
-def supervise(config: ServeConfig, reporter: Reporter) -> bool:
-    """One life of the bridge; returns whether it got as far as being registered.
+def supervise(config: ServeConfig, reporter: Reporter, predecessor: Predecessor) -> Life:
+    """Start the bridge and watch it until it ends.
 
     Raises:
         UserError: the bridge says that it cannot go on.
     """
     # A bridge that is killed tidies nothing up.
     with tempfile.TemporaryDirectory(prefix="structadmm-bridge-", ignore_cleanup_errors=True) as scratch:
-        return _supervise(config, reporter, Path(scratch))
+        return _supervise(config, reporter, predecessor, Path(scratch))
 
 
-def _supervise(config: ServeConfig, reporter: Reporter, scratch: Path) -> bool:
+def _supervise(config: ServeConfig, reporter: Reporter, left: Predecessor, scratch: Path) -> Life:
     others = set(psutil.Process().children())
     registered = False
     doing = "starting"
     bridge = Partner("device.rpc.bridge", max_payload=0, scratch=scratch)
     try:
-        bridge.frames.send(config.model_dump(mode="json"))
+        bridge.frames.send({"config": config.model_dump(mode="json"), "predecessor": left.model_dump(mode="json")})
         within_s = _START_S
         while True:
             message, _ = bridge.frames.receive(within_s)
             if "within_s" in message:
                 within_s, doing = float(message["within_s"]), str(message["doing"])
+            elif "leaves" in message:
+                left = Predecessor.model_validate(message["leaves"])
             elif "registered" in message:
                 registered = True
                 reporter.say(f"{config.device}: {message['registered']}")
@@ -87,7 +105,7 @@ def _supervise(config: ServeConfig, reporter: Reporter, scratch: Path) -> bool:
         family = _descendants(bridge.process.pid)
         bridge.end()
         _kill([*family, *(set(psutil.Process().children(recursive=True)) - others)])
-    return registered
+    return Life(registered, left)
 
 
 def _refuse_unreachable(config: ServeConfig) -> None:

@@ -31,3 +31,17 @@ class ServeConfig(BaseModel):
     give_up_s: float = Field(default=600.0, ge=0)
     idle_s: float = Field(default=120.0, gt=0)
     max_trial_s: float = Field(default=300.0, gt=0)
+
+
+class Predecessor(BaseModel):
+    """What a bridge that ended leaves to the next one, kept by their supervisor.
+
+    Attributes:
+        served: whether the device was there: then one that is away may come back.
+        sessions: directories on a phone whose sessions nobody tidied up.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    served: bool = False
+    sessions: tuple[str, ...] = ()

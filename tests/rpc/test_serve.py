@@ -19,7 +19,7 @@ from device.local_target import LocalDevice
 from device.rpc import serve
 from device.rpc.address import Address
 from device.rpc.processes import Partner
-from device.rpc.serve_config import ServeConfig
+from device.rpc.serve_config import Predecessor, ServeConfig
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 
@@ -150,7 +150,7 @@ frames.send({"within_s": 0.2, "doing": "measuring"})
 time.sleep(1000)
 """
     started, heard = stand_in(monkeypatch, code), Heard()
-    assert serve.supervise(CONFIG, heard)
+    assert serve.supervise(CONFIG, heard, Predecessor()).registered
     assert heard.lines[-1] == "local: the bridge hung while measuring: killed, starting it again"
     assert not psutil.pid_exists(started[0].pid)
     assert not psutil.pid_exists(int(heard.lines[1].removeprefix("local: ")))
