@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.candidates import CandidateOutcome, DeviceFacts, Trial
@@ -14,7 +14,7 @@ from device.rpc.address import Address, check_key
 from device.rpc.archive import pack_bundle
 from device.rpc.fleet import common_facts, query_fleet
 from device.rpc.link import Link, LinkError
-from device.rpc.tracker_client import TrackerClient, TrackerError
+from device.rpc.tracker_client import Ticket, TrackerClient, TrackerError
 from structadmm.errors import UserError
 from structadmm.progress import Reporter, SilentReporter
 
@@ -24,10 +24,15 @@ MAX_ATTEMPTS = 3
 _POLL_S = 0.5
 _LOOK_FOR_WORK_S = 0.05
 _HOLD_S = 5.0
-"""A tuner thinks between two rounds; a new session would cost it two processes."""
+"""A tuner thinks between two rounds; a new session would cost it a process and a moment."""
+
+_TURN_S = 20.0
+"""For so long a device is kept although others wait: changing hands takes a second or two."""
 
 _LOOK_EVERY_S = 5.0
 _SAY_EVERY_S = 10.0
+_DISMISS_S = 5.0
+"""For threads that wait for a tracker's answer and hold no device."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +93,22 @@ class RpcMeasurer:
         """Try the bundles on whatever devices can be had; outcomes come as they end.
 
         A candidate whose device went away is tried again, on another where there is one; after `MAX_ATTEMPTS` it is
-        "lost".
+        "lost". A device that others wait for is given back between two candidates, and asked for again.
 
         Raises:
             UserError: no device could be had for `wait_s`, they differ, or a server refused a candidate as none.
+                Waiting for devices that others use does not count.
         """
-        crew = self._crew = self._crew or _Crew(self._tracker, self._key, self.device_facts(), self._trial)
+        crew = self._crew = self._crew or _Crew(
+            self._tracker, self._key, self.device_facts(), self._trial, self._workers
+        )
         positions = enumerate(bundles)
         outstanding, exhausted = 0, False
         waiting = _Waiting(self._wait_s, self._key, self._tracker, self._reporter)
-        look_at = 0.0
+        crew.busy.set()
         try:
             while True:
-                if time.monotonic() >= look_at:
-                    self._workers = crew.grow(self._workers)
-                    look_at = time.monotonic() + _LOOK_EVERY_S
+                self._workers = crew.fleet.servers
                 # One more than there are devices: the next one is at hand when a device becomes free.
                 while not exhausted and outstanding <= self._workers:
                     following = next(positions, None)
@@ -113,14 +119,12 @@ class RpcMeasurer:
                         crew.submit(_Job(index, pack_bundle(bundle)))
                         outstanding += 1
                 if not outstanding:
-                    if crew.others_wait():
-                        self.close()
                     return
                 ended = crew.next_end(_POLL_S)
                 for line in crew.news():
                     self._reporter.say(line)
                 if ended is None:
-                    waiting.look(has_device=crew.linked() > 0, why=crew.last_trouble)
+                    waiting.look(crew)
                     continue
                 waiting.reset()
                 outstanding -= 1
@@ -128,9 +132,11 @@ class RpcMeasurer:
         except BaseException:  # also the caller's, who stops in the middle
             self.close()
             raise
+        finally:
+            crew.busy.clear()
 
     def close(self) -> None:
-        """Give the devices back. Between calls of `measure` they are held for a moment, unless others wait for them."""
+        """Give the devices back. Between calls of `measure` they are held for a moment."""
         crew, self._crew = self._crew, None
         if crew is not None:
             crew.dismiss()
@@ -144,38 +150,62 @@ class _Waiting:
         self._key = key
         self._tracker = tracker
         self._reporter = reporter
-        self._since: float | None = None
-        self._say_at = 0.0
+        self.reset()
 
     def reset(self) -> None:
-        self._since = None
+        self._since: float | None = None
 
-    def look(self, *, has_device: bool, why: str) -> None:
-        if has_device:
-            self._since = None
+    def look(self, crew: _Crew) -> None:
+        if crew.linked():
+            self.reset()
             return
         now = time.monotonic()
         if self._since is None:
-            self._since, self._say_at = now, now + _SAY_EVERY_S
-        waited_s = now - self._since
-        if waited_s > self._wait_s:
-            reason = why or "all of them are busy"
+            self._since = self._hopeless_since = now
+            self._say_at = now + _SAY_EVERY_S
+        others = crew.fleet.used
+        if others:
+            self._hopeless_since = now
+        why = crew.fleet.trouble or crew.trouble or ("others use them" if others else "none is free")
+        if now - self._hopeless_since > self._wait_s:
             raise UserError(
                 f"no device of key {self._key!r} could be had from the tracker {self._tracker} for {self._wait_s:g} s "
-                f"({reason}): look with `structadmm rpc query`"
+                f"({why}): look with `structadmm rpc query`"
             )
         if now >= self._say_at:
             self._say_at = now + _SAY_EVERY_S
-            because = why or "all of them are busy"
-            self._reporter.say(
-                f"waiting for a device of key {self._key}: {waited_s:.0f} of {self._wait_s:g} s ({because})"
-            )
+            until = "" if others else f" of {self._wait_s:g}"
+            self._reporter.say(f"waiting for a device of key {self._key}: {now - self._since:.0f}{until} s ({why})")
+
+
+@dataclass(frozen=True)
+class _FleetState:
+    """What the tracker said last about the key.
+
+    Attributes:
+        servers: how many there are; at least 1.
+        used: whether somebody uses one of them, us included.
+        trouble: why none of them can be had; empty where there are some.
+    """
+
+    servers: int
+    used: bool = False
+    trouble: str = ""
 
 
 class _Crew:
-    """One thread for each device, which holds a session while there is work and a moment longer."""
+    """One thread for each device, which holds a session while there is work and a moment longer.
 
-    def __init__(self, tracker: Address, key: str, facts: DeviceFacts, trial: Trial) -> None:
+    Attributes:
+        fleet: kept up to date by a thread of its own: a tracker that is silent keeps nobody from working.
+        busy: set while there may be work.
+        trouble: what kept the last device that was asked for from being used.
+    """
+
+    def __init__(self, tracker: Address, key: str, facts: DeviceFacts, trial: Trial, servers: int) -> None:
+        self.fleet = _FleetState(servers)
+        self.busy = threading.Event()
+        self.trouble = ""
         self._tracker = tracker
         self._key = key
         self._facts = facts
@@ -184,10 +214,13 @@ class _Crew:
         self._ends: queue.Queue[_Ended | Exception] = queue.Queue()
         self._news: queue.Queue[str] = queue.Queue()
         self._threads: list[threading.Thread] = []
-        self._links: set[Link] = set()
         self._lock = threading.Lock()
+        self._links: set[Link] = set()
+        self._linked = 0
+        self._requests = 0
+        self._owed = 0
         self._stopped = threading.Event()
-        self.last_trouble = ""
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, job: _Job) -> None:
         self._jobs.put(job)
@@ -207,41 +240,44 @@ class _Crew:
             yield self._news.get()
 
     def linked(self) -> int:
+        """How many devices we have."""
         with self._lock:
-            return len(self._links)
-
-    def grow(self, known: int) -> int:
-        """Have a thread for each device that the tracker lists now; returns how many that are."""
-        try:
-            servers = query_fleet(self._tracker).of_key(self._key)
-            self.last_trouble = "" if servers else "none is registered"
-            known = max(1, len(servers))
-        except TrackerError as error:
-            self.last_trouble = str(error)
-        while len(self._threads) < known:
-            thread = threading.Thread(target=self._work, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        return known
-
-    def others_wait(self) -> bool:
-        """Whether somebody waits for a device of this key; if it is a thread of ours, somebody else has one."""
-        try:
-            return query_fleet(self._tracker).pending.get(self._key, 0) > 0
-        except TrackerError:
-            return False  # nobody can wait there
+            return self._linked
 
     def dismiss(self) -> None:
         """Give all devices back."""
-        self._stopped.set()
         with self._lock:
-            links = list(self._links)
+            self._stopped.set()
+            links, threads = list(self._links), list(self._threads)
         for link in links:
             link.close()
-        for _ in self._threads:
+        for _ in threads:
             self._jobs.put(None)  # wakes one that holds a device and waits for a candidate
-        for thread in self._threads:
-            thread.join()
+        deadline = time.monotonic() + _DISMISS_S
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _watch(self) -> None:
+        """Look what the tracker lists, and have a thread for each device."""
+        while not self._stopped.is_set():
+            ours = self._requests
+            try:
+                fleet = query_fleet(self._tracker)
+            except TrackerError as error:
+                self.fleet = replace(self.fleet, used=False, trouble=str(error))
+                pending = 0  # nobody can wait there
+            else:
+                servers = fleet.of_key(self._key)
+                used = any(server.busy for server in servers)
+                self.fleet = _FleetState(max(1, len(servers)), used, "" if servers else "none is registered")
+                pending = fleet.pending.get(self._key, 0)
+            with self._lock:
+                # One of ours may have been given a device while the tracker answered.
+                self._owed = max(0, pending - max(ours, self._requests))
+                while len(self._threads) < self.fleet.servers and not self._stopped.is_set():
+                    self._threads.append(threading.Thread(target=self._work, daemon=True))
+                    self._threads[-1].start()
+            self._stopped.wait(_LOOK_EVERY_S)
 
     def _work(self) -> None:
         try:
@@ -250,26 +286,39 @@ class _Crew:
                 if self._jobs.empty():
                     self._stopped.wait(_LOOK_FOR_WORK_S)
                     continue
-                link = self._obtain()
-                if link is not None:
-                    self._use(link)
+                try:
+                    self._use(self._obtain())
+                except TrackerError:
+                    self._stopped.wait(_POLL_S)  # `_watch` says it
+                except LinkError as error:
+                    self.trouble = str(error)
+                    self._stopped.wait(_POLL_S)
         except Exception as error:
             self._ends.put(error)
 
-    def _obtain(self) -> Link | None:
-        """A session with some device; None where there is none for now."""
-        try:
-            with TrackerClient(self._tracker) as client:
+    def _obtain(self) -> Ticket | None:
+        """The right to use some device; None: not needed any more."""
+        with TrackerClient(self._tracker) as client:
+            with self._lock:
+                self._requests += 1
+            try:
                 ticket = None
-                while ticket is None:
-                    if self._stopped.is_set():
-                        return None
+                while ticket is None and not self._stopped.is_set():
                     ticket = client.request(self._key, wait_s=_POLL_S)
-        except TrackerError as error:
-            self.last_trouble = str(error)
-            self._stopped.wait(_POLL_S)
-            return None
+                return ticket
+            finally:
+                with self._lock:
+                    self._requests -= 1
+
+    def _use(self, ticket: Ticket | None) -> None:
+        """Try candidates on a device until it breaks, others wait for it, or there are no more."""
+        if ticket is None:
+            return
         link = Link(ticket)
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            self._links.add(link)  # before it waits for anything: `dismiss` ends that
         try:
             facts = link.open()
             if facts.key != self._facts.key:
@@ -277,42 +326,50 @@ class _Crew:
                     f"the devices of key {self._key!r} differ ({self._facts.key}; {facts.key} at {link.server}): "
                     "give each kind a key of its own"
                 )
-        except BaseException as error:
-            link.close()
-            if not isinstance(error, LinkError):
-                raise
-            self.last_trouble = str(error)
-            self._stopped.wait(_POLL_S)
-            return None
-        return link
-
-    def _use(self, link: Link) -> None:
-        """Try candidates on a device until it breaks, or there are no more."""
-        with self._lock:
-            self._links.add(link)
-        try:
-            while not self._stopped.is_set():
-                try:
-                    job = self._jobs.get(timeout=_HOLD_S)
-                except queue.Empty:
-                    return
-                if job is None:
-                    return
-                try:
-                    outcome = link.measure(job.archive, self._trial)
-                except LinkError as error:
-                    outcome = CandidateOutcome(status="lost", message=str(error)[:500], device=self._facts.key)
-                if outcome.status != "lost":
-                    self._ends.put(_Ended(job.index, outcome))
-                    continue
-                self._retry(job, outcome)
-                if not self._stopped.is_set():
-                    self._news.put(f"{link.server} went away while it tried a candidate: {outcome.message}")
-                return
+            self.trouble = ""
+            with self._lock:
+                self._linked += 1
+            try:
+                self._try_candidates(link)
+            finally:
+                with self._lock:
+                    self._linked -= 1
         finally:
             with self._lock:
                 self._links.discard(link)
             link.close()
+
+    def _try_candidates(self, link: Link) -> None:
+        since = idle_since = time.monotonic()
+        while not self._stopped.is_set():
+            now = time.monotonic()
+            idle = now - idle_since > _HOLD_S
+            if (idle and not self.busy.is_set()) or ((idle or now - since > _TURN_S) and self._give_to_others()):
+                return
+            try:
+                job = self._jobs.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if job is None:
+                return
+            try:
+                outcome = link.measure(job.archive, self._trial)
+            except LinkError as error:
+                outcome = CandidateOutcome(status="lost", message=str(error)[:500], device=self._facts.key)
+            if outcome.status == "lost":
+                self._retry(job, outcome)
+                if not self._stopped.is_set():
+                    self._news.put(f"{link.server} went away while it tried a candidate: {outcome.message}")
+                return
+            self._ends.put(_Ended(job.index, outcome))
+            idle_since = time.monotonic()
+
+    def _give_to_others(self) -> bool:
+        """Whether somebody waits who has not been given a device since the tracker was asked."""
+        with self._lock:
+            owed = self._owed > 0
+            self._owed -= owed
+            return owed
 
     def _retry(self, job: _Job, outcome: CandidateOutcome) -> None:
         if job.attempts + 1 >= MAX_ATTEMPTS:

@@ -19,12 +19,14 @@ from device.rpc.address import Address
 _TRACKER_MAGIC = 0x2F271
 _MAX_REPLY_BYTES = 16 << 20
 _TIMEOUT_S = 10.0
+_PING_EVERY_S = 10.0
 
 
 class TrackerCode(IntEnum):
     """`tvm.rpc.base.TrackerCode`: a message is [code, argument, ...] as JSON after its length."""
 
     SUCCESS = 0
+    PING = 1
     PUT = 3
     REQUEST = 4
     UPDATE_INFO = 5
@@ -85,6 +87,8 @@ class TrackerClient:
         self.address = address
         self._timeout_s = timeout_s
         self._requested = False
+        self._heard_at = 0.0
+        self._pinged_at: float | None = None
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout=timeout_s)
         except OSError as error:
@@ -162,16 +166,40 @@ class TrackerClient:
     def request(self, key: str, *, wait_s: float, priority: int = 1) -> Ticket | None:
         """Ask for a server, once; may be called again to go on waiting.
 
+        Whoever waits hears nothing, also of a tracker that has forgotten this connection: it is asked now and then
+        whether it is there.
+
         Returns:
             None: all of them are still busy after `wait_s`.
+
+        Raises:
+            TrackerError: the tracker is gone, does not answer, or answers nonsense.
         """
         if not self._requested:
             self._send_json([TrackerCode.REQUEST, key, "", priority])
             self._requested = True
-        if not select.select([self._socket], [], [], wait_s)[0]:
-            return None
-        value = self._receive_json()
+            self._heard_at = time.monotonic()
+        deadline = time.monotonic() + wait_s
+        while True:
+            now = time.monotonic()
+            if self._pinged_at is None and now - self._heard_at > _PING_EVERY_S:
+                self._send_json([TrackerCode.PING])
+                self._pinged_at = now
+            if self._pinged_at is not None and now - self._pinged_at > self._timeout_s:
+                raise TrackerError(f"the tracker at {self.address} does not answer: is it running?")
+            if not select.select([self._socket], [], [], max(min(deadline - now, _PING_EVERY_S), 0.0))[0]:
+                if time.monotonic() >= deadline:
+                    return None
+                continue
+            value = self._receive_json()
+            self._heard_at = time.monotonic()
+            if value != TrackerCode.SUCCESS:
+                break
+            self._pinged_at = None
         self._requested = False
+        if self._pinged_at is not None:
+            self._receive_json()
+            self._pinged_at = None
         try:
             code, (host, port, match_key) = value
             if code != TrackerCode.SUCCESS:

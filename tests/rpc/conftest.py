@@ -34,16 +34,22 @@ def wait_for(what: Callable[[], object], description: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
-def tracker() -> Iterator[Address]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "structadmm", "rpc", "tracker", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
+@contextlib.contextmanager
+def tracker_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    """One `structadmm rpc tracker`, by default on a port of its own, and where it listens."""
+    argv = [sys.executable, "-m", "structadmm", "rpc", "tracker", *(options or ("--port", "0"))]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     with process.stdout:
-        yield parse_address(process.stdout.readline().removeprefix("RPC tracker at ").strip())
+        yield process, parse_address(process.stdout.readline().removeprefix("RPC tracker at ").strip())
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def tracker() -> Iterator[Address]:
+    with tracker_process() as (_, address):
+        yield address
 
 
 _KEYS = itertools.count()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any
 import pytest
 
 from device.candidates import CandidateOutcome, Trial
+from device.local_target import LocalDevice
+from device.rpc import measurer
 from device.rpc.address import Address
 from device.rpc.fleet import query_fleet
 from device.rpc.link import Link, LinkError
@@ -27,7 +33,7 @@ from tvm_build.precision import FLOAT32
 from tvm_build.tuning.candidate_bundle import write_candidate_bundle
 from tvm_build.tuning.expected import task_data
 
-from .conftest import ServeCommand, wait_for, write_candidate
+from .conftest import ServeCommand, tracker_process, wait_for, write_candidate
 
 QUICK = Trial(runs=2, warmup_runs=1)
 Serve = Callable[..., ServeCommand]
@@ -49,8 +55,8 @@ def measure(
     tracker: Address, key: str, bundles: Iterable[Path], *, trial: Trial = QUICK, **options: Any
 ) -> list[CandidateOutcome]:
     """An outcome for each bundle: each position once, or it fails."""
-    with closing(RpcMeasurer(tracker, key, trial=trial, **options)) as measurer:
-        pairs = list(measurer.measure(bundles))
+    with closing(RpcMeasurer(tracker, key, trial=trial, **options)) as measuring:
+        pairs = list(measuring.measure(bundles))
     assert sorted(index for index, _ in pairs) == list(range(len(pairs)))
     return [outcome for _, outcome in sorted(pairs, key=lambda pair: pair[0])]
 
@@ -106,8 +112,8 @@ def test_a_phone_that_vanishes_is_unregistered_until_it_is_back_and_loses_no_can
     listener = Listener(switch_on_again)
     bundles = [write_candidate(tmp_path, number) for number in range(4)]
     statuses = {}
-    with closing(RpcMeasurer(tracker, key, trial=QUICK, reporter=listener)) as measurer:
-        for index, outcome in measurer.measure(bundles):
+    with closing(RpcMeasurer(tracker, key, trial=QUICK, reporter=listener)) as measuring:
+        for index, outcome in measuring.measure(bundles):
             if not statuses:
                 phone.stop()  # while the second is tried, and with the last still to come
             statuses[index] = outcome.status
@@ -134,20 +140,123 @@ def test_a_candidate_that_loses_every_device_it_gets_is_lost_and_the_next_one_is
     wait_for(lambda: server.log().count("signal 9") == MAX_ATTEMPTS, "the last kill in the log")
 
 
-def test_a_device_that_another_client_never_gives_back_ends_the_wait_in_one_line(
-    shared: ServeCommand, tmp_path: Path
+def test_a_device_that_another_client_uses_is_waited_for_with_a_line_now_and_then(
+    shared: ServeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(measurer, "_SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(measurer, "_LOOK_EVERY_S", 0.1)
     tracker, key = shared.tracker, shared.key
     with TrackerClient(tracker) as client:
         ticket = client.request(key, wait_s=60)
         assert ticket
     with closing(Link(ticket)) as other:
         other.open()
-        with pytest.raises(UserError, match="all of them are busy") as caught:
-            measure(tracker, key, [write_candidate(tmp_path)], wait_s=1.0)
-        assert "\n" not in str(caught.value)
         assert [server.busy for server in query_fleet(tracker).of_key(key)] == [True]
-    assert [o.status for o in measure(tracker, key, [write_candidate(tmp_path)])] == ["ok"]
+
+        def give_back(line: str) -> None:
+            if ": 3 s (" in line:  # of which none counts
+                other.close()
+
+        listener = Listener(give_back)
+        outcomes = measure(tracker, key, [write_candidate(tmp_path)], wait_s=1.0, reporter=listener)
+    assert [outcome.status for outcome in outcomes] == ["ok"]
+    assert all(f"waiting for a device of key {key}: " in line for line in listener.lines)
+    assert listener.lines[-1].endswith("(others use them)")
+
+
+def test_waiting_for_a_device_that_nobody_has_ends_in_one_line(
+    tracker: Address, key: str, serve: Serve, tmp_path: Path
+) -> None:
+    server = serve()
+    with closing(RpcMeasurer(tracker, key, trial=QUICK, wait_s=1.0)) as measuring:
+        measuring.device_facts()
+        server.end()
+        with pytest.raises(UserError, match=r"could be had .* for 1 s \(none is registered\)") as caught:
+            next(measuring.measure([write_candidate(tmp_path)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_sessions_take_turns_within_their_rounds(
+    shared: ServeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurer, "_TURN_S", 0.5)
+    monkeypatch.setattr(measurer, "_LOOK_EVERY_S", 0.1)
+    tracker, key = shared.tracker, shared.key
+    a_round, second = write_candidate(tmp_path, 0), write_candidate(tmp_path, 1)
+    ended: list[CandidateOutcome] = []
+    others: list[CandidateOutcome] = []
+
+    def without_end() -> Iterator[Path]:
+        while not others:
+            yield a_round
+
+    def join_in() -> None:
+        while not ended:
+            time.sleep(0.01)
+        others.extend(measure(tracker, key, [second], wait_s=60.0))
+
+    thread = threading.Thread(target=join_in)
+    thread.start()
+    with closing(RpcMeasurer(tracker, key, trial=QUICK)) as measuring:
+        for _, outcome in measuring.measure(without_end()):
+            ended.append(outcome)
+    thread.join()
+    assert [outcome.status for outcome in others] == ["ok"]
+    assert {outcome.status for outcome in ended} == {"ok"}
+
+
+def test_a_tracker_that_hangs_takes_no_device_from_a_session(
+    gpu: LocalDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurer, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(measurer, "_HOLD_S", 0.3)
+    listener = Listener()
+    with tracker_process() as (process, address):
+        server = ServeCommand(address, "k", gpu.name, tmp_path / "serve.log")
+
+        def bundles() -> Iterator[Path]:
+            yield write_candidate(tmp_path)
+            for number in (1, 2, 3):
+                if outcomes:
+                    process.send_signal(signal.SIGSTOP)
+                time.sleep(1.0)  # what a tuner takes to build its next candidate
+                yield write_candidate(tmp_path, number)
+
+        outcomes: list[CandidateOutcome] = []
+        try:
+            with closing(RpcMeasurer(address, "k", trial=QUICK, wait_s=5.0, reporter=listener)) as measuring:
+                outcomes += [outcome for _, outcome in measuring.measure([write_candidate(tmp_path, 4)])]
+                outcomes += [outcome for _, outcome in measuring.measure(bundles())]
+        finally:
+            process.send_signal(signal.SIGCONT)
+            server.end()
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 5
+    assert listener.lines == []
+
+
+def test_an_interrupted_session_does_not_wait_for_a_server_that_says_nothing(
+    shared: ServeCommand, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurer, "_SAY_EVERY_S", 0.1)
+    [facts] = [server.facts for server in query_fleet(shared.tracker).of_key(shared.key)]
+    assert facts
+    interrupted: list[float] = []
+    accepted: list[socket.socket] = []  # and never answered
+    with TrackerClient(shared.tracker) as tracker, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        tracker.announce(key, port, {"facts": facts.model_dump(mode="json"), "busy": False})
+        tracker.offer(key, port)
+
+        def interrupt(line: str) -> None:
+            del line
+            accepted.append(listener.accept()[0])
+            interrupted.append(time.monotonic())
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            measure(shared.tracker, key, [write_candidate(tmp_path)], reporter=Listener(interrupt))
+    accepted[0].close()
+    assert time.monotonic() - interrupted[0] < measurer._DISMISS_S
 
 
 def test_a_caller_who_stops_in_the_middle_gives_the_device_back(shared: ServeCommand, tmp_path: Path) -> None:
