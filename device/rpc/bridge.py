@@ -9,13 +9,14 @@ long; when that has passed, the supervisor kills it and starts it anew.
 
 from __future__ import annotations
 
+import errno
 import select
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ ABOUT_SCHEMA = 1
 _PING_S = 2.0
 _CLAIM_S = 6.0
 """A client that got our match key and has not come after this will not come: offer another."""
+
+_RELIST_EVERY_S = 5.0
+_RELIST_S = 1.0
+"""A tracker that is silent holds a client up for so long, every now and then."""
+
+_LAST_WORD_S = 5.0
+"""For the last answer of a session to be sent."""
 
 _HEALTH_EVERY_S = 30.0
 _OPEN_DEVICE_S = 900.0
@@ -212,9 +220,12 @@ class Bridge:
                 client = accept_client(listener, self._config.key, match_key)
                 if client is None:
                     continue
+                listing = _Listing(tracker, lambda: self._announce(tracker, listener, device, busy=True))
                 with client:
-                    self._announce(tracker, listener, device, busy=True)
-                    self._hold_session(client, device)
+                    listing.announce()
+                    self._hold_session(client, device, listing)
+                if not tracker.connected:
+                    raise TrackerError(f"the tracker at {tracker.address} hung up")
                 self._announce(tracker, listener, device, busy=False)
                 match_key = tracker.offer(self._config.key, listener.getsockname()[1])
                 claimed_since = None
@@ -233,24 +244,40 @@ class Bridge:
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
-    def _hold_session(self, client: socket.socket, device: OpenDevice) -> None:
+    def _hold_session(self, client: socket.socket, device: OpenDevice, listing: _Listing) -> None:
         runner = self._session_runner(device)
         tried = self._tried
         partner = Partner("device.rpc.session_process", handed_over=[client], max_payload=MAX_ARCHIVE_BYTES)
         client.close()  # the session process has it: its end must be the client's end
+        heard_at = time.monotonic()
         try:
             while True:
                 self._expect(self._config.idle_s + _HOUSEKEEPING_S, "a client's session")
-                if not self._select([partner.frames.socket], self._config.idle_s):
-                    self._say(f"a client said nothing for {self._config.idle_s:g} s: its session is over")
-                    return
+                ready = self._select([partner.frames.socket, *listing.readers()], _PING_S)
+                listing.keep(ready)
+                if partner.frames.socket not in ready:
+                    if time.monotonic() - heard_at > self._config.idle_s:
+                        self._say(f"a client said nothing for {self._config.idle_s:g} s: its session is over")
+                        return
+                    continue
                 message, payload = partner.frames.receive(_HOUSEKEEPING_S / 2)
+                heard_at = time.monotonic()
+                if "receiving" in message:
+                    continue
                 if "refused" in message:
                     self._say(f"a client's session is over: it sent {str(message['refused'])[:200]}")
                     return
-                answer, lost = self._answer(device, runner, message, payload)
+                try:
+                    answer, lost = self._answer(device, runner, message, payload)
+                except Exception as error:
+                    # A session that just ended would be held against the candidate.
+                    partner.frames.send({"refused": f"its bridge failed ({type(error).__name__}: {error})"})
+                    partner.finish(_LAST_WORD_S)
+                    raise
                 partner.frames.send(answer)
+                heard_at = time.monotonic()
                 if lost:
+                    partner.finish(_LAST_WORD_S)
                     raise DeviceLostError(lost)
                 if self._tried >= tried + TIDY_EVERY:
                     runner, tried = self._session_runner(device), self._tried
@@ -285,6 +312,9 @@ class Bridge:
                 outcome = self._try(device, runner, bundle, trial)
         except UserError as error:
             return {"refused": str(error)}, ""
+        except OSError as error:  # of this machine's disk; a target's are `DeviceError`
+            why = f"its machine cannot keep a candidate ({error.strerror or error})"
+            return {"refused": f"{why}: free some space in {tempfile.gettempdir()}"}, ""
         self._tried += 1
         answer = {"outcome": outcome.model_dump(mode="json"), "trial": asdict(trial)}
         return answer, (outcome.message or "no word from it") if outcome.status == "lost" else ""
@@ -335,6 +365,32 @@ def end_session(target: Target, directory: str) -> None:
     target.shell(["rm", "-rf", directory], timeout_s=60.0, retry=True)
 
 
+class _Listing:
+    """The entry of a server that is in use, made again where its tracker ends and comes back."""
+
+    def __init__(self, tracker: TrackerClient, announce: Callable[[], None]) -> None:
+        self.announce = announce
+        self._tracker = tracker
+        self._again_at = 0.0
+
+    def readers(self) -> list[TrackerClient]:
+        """What to wait for, beside the client."""
+        return [self._tracker] if self._tracker.connected else []
+
+    def keep(self, ready: list[Any]) -> None:
+        """Between two requests of the client."""
+        if self._tracker in ready:
+            self._tracker.close()
+        if self._tracker.connected or time.monotonic() < self._again_at:
+            return
+        try:
+            self._tracker.reconnect(timeout_s=_RELIST_S)
+            self.announce()
+        except TrackerError:
+            self._tracker.close()
+            self._again_at = time.monotonic() + _RELIST_EVERY_S
+
+
 class _SayingReporter(SilentReporter):
     """Tells a person what a phone asks for, and everything once: a phone that is away is tried again and again."""
 
@@ -361,6 +417,10 @@ def main() -> None:
         Bridge(config, supervisor, Predecessor.model_validate(message["predecessor"])).run()
     except (StructadmmError, ValidationError) as error:
         supervisor.send({"fatal": " ".join(str(error).split())})
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        supervisor.send({"fatal": f"{error.strerror}: free some space in {tempfile.gettempdir()}"})
     except (SupervisorGoneError, FrameError):
         pass
 

@@ -49,6 +49,13 @@ class Partner:
             theirs.close()
         self.frames = Frames(ours, max_payload=max_payload)
 
+    def finish(self, within_s: float) -> None:
+        """Say that nothing more comes, and wait for it to end by itself, having done what it was told."""
+        with contextlib.suppress(OSError):
+            self.frames.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=within_s)
+
     def end(self, *, grace_s: float = 0.0) -> None:
         """Hang up and kill it.
 

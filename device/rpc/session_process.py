@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -31,6 +32,9 @@ MEASURE = "structadmm.measure"
 """(bundle: bytes, trial: JSON) -> JSON: an outcome, or why there is none."""
 
 MAX_PACKET_BYTES = MAX_ARCHIVE_BYTES + (1 << 16)
+_TELL_EVERY_BYTES = 1 << 18
+"""Of a packet on its way: to the bridge, a client in a slow network is not a silent one."""
+
 _MEMORY_BYTES = 8 * MAX_PACKET_BYTES
 """What a session may take beyond what it starts with: a packet is copied from Python to TVM's buffers and back."""
 
@@ -64,8 +68,8 @@ def _serve(tvm_ffi: Any, client: socket.socket, bridge: Frames) -> None:
     def receive(size: int) -> bytes:
         if not waiting:
             try:
-                waiting.extend(gate.next_packet(lambda count: _exactly(client, count)))
-            except PacketError as error:
+                waiting.extend(gate.next_packet(lambda count: _exactly(client, bridge, count)))
+            except (PacketError, FrameError) as error:
                 problems.append(error)
                 raise
         block = bytes(waiting[:size])
@@ -79,7 +83,7 @@ def _serve(tvm_ffi: Any, client: socket.socket, bridge: Frames) -> None:
     try:
         server_loop(tvm_ffi.convert(send), tvm_ffi.convert(receive))
     except Exception:
-        # Our own refusal comes back through C++ as an error of another class; so does a client that vanished.
+        # Our own errors come back through C++ as ones of another class; so does a client that vanished.
         if problems:
             raise problems[0] from None
 
@@ -126,13 +130,20 @@ def _complaint(text: str) -> str:
     return json.dumps({"refused": text})
 
 
-def _exactly(client: socket.socket, size: int) -> bytes:
+def _exactly(client: socket.socket, bridge: Frames, size: int) -> bytes:
+    """So many bytes; none at all where the client has hung up, an error where the bridge has."""
     data = bytearray()
+    told = 0
     while len(data) < size:
+        if bridge.socket in select.select([client, bridge.socket], [], [])[0]:
+            raise FrameError("the bridge has hung up")  # it says nothing unless it is asked
         block = client.recv(min(size - len(data), 1 << 20))
         if not block:
             return b""
         data += block
+        if len(data) - told >= _TELL_EVERY_BYTES:
+            told = len(data)
+            bridge.send({"receiving": told})
     return bytes(data)
 
 

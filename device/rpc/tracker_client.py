@@ -79,6 +79,9 @@ class TrackerSummary:
 class TrackerClient:
     """One connection; what a server registers lasts as long as it does.
 
+    Attributes:
+        connected: whether it has not been closed here.
+
     Raises:
         TrackerError: nothing listens there, or something that is no tracker.
     """
@@ -86,23 +89,29 @@ class TrackerClient:
     def __init__(self, address: Address, *, timeout_s: float = _TIMEOUT_S) -> None:
         self.address = address
         self._timeout_s = timeout_s
+        self._open(timeout_s)
+
+    def _open(self, timeout_s: float) -> None:
+        self.connected = False
         self._requested = False
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         try:
-            self._socket = socket.create_connection((address.host, address.port), timeout=timeout_s)
+            self._socket = socket.create_connection((self.address.host, self.address.port), timeout=timeout_s)
         except OSError as error:
             why = error.strerror or str(error)
             raise TrackerError(
-                f"no RPC tracker at {address} ({why}): start one with `structadmm rpc tracker`, or correct --tracker"
+                f"no RPC tracker at {self.address} ({why}): start one with `structadmm rpc tracker`, or correct "
+                "--tracker"
             ) from None
         try:
             self._send(struct.pack("<i", _TRACKER_MAGIC))
             if self._receive(4) != struct.pack("<i", _TRACKER_MAGIC):
-                raise TrackerError(f"what answers at {address} is no TVM RPC tracker: correct --tracker")
+                raise TrackerError(f"what answers at {self.address} is no TVM RPC tracker: correct --tracker")
         except BaseException:
             self._socket.close()
             raise
+        self.connected = True
 
     def __enter__(self) -> TrackerClient:
         return self
@@ -112,8 +121,21 @@ class TrackerClient:
 
     def close(self) -> None:
         """Hang up: the tracker forgets what was registered or asked for over this connection."""
+        self.connected = False
         with contextlib.suppress(OSError):
             self._socket.close()
+
+    def reconnect(self, *, timeout_s: float) -> None:
+        """Connect anew to a tracker that hung up; it knows nothing of us any more.
+
+        Args:
+            timeout_s: how long it may take to answer.
+
+        Raises:
+            TrackerError: it is not back.
+        """
+        self.close()
+        self._open(timeout_s)
 
     def fileno(self) -> int:
         """For `select`: readable between calls means that the tracker hung up."""

@@ -9,21 +9,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from device.candidates import Trial
 from device.local_target import LocalDevice
 from device.rpc import serve
 from device.rpc.address import Address
+from device.rpc.archive import pack_bundle
+from device.rpc.link import Link
 from device.rpc.processes import Partner
 from device.rpc.serve_config import Predecessor, ServeConfig
+from device.rpc.tracker_client import TrackerClient
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
 
-from .conftest import ServeCommand
+from .conftest import ServeCommand, tracker_process, wait_for, write_candidate
 
 
 def structadmm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +113,29 @@ def test_a_mistake_in_serve_is_one_line(options: list[str], match: str) -> None:
 
 def test_a_taken_port_is_one_line(tracker: Address) -> None:
     expect_one_line(structadmm("rpc", "tracker", "--port", str(tracker.port)), "choose another --host or --port")
+
+
+def test_a_server_in_use_is_listed_again_by_a_tracker_that_was_started_again(gpu: LocalDevice, tmp_path: Path) -> None:
+    with tracker_process() as (process, address):
+        server = ServeCommand(address, "k", gpu.name, tmp_path / "serve.log")
+        try:
+            with TrackerClient(address) as client:
+                ticket = client.request("k", wait_s=60)
+            assert ticket
+            with closing(Link(ticket)) as link:
+                link.open()
+                process.kill()
+                process.wait()
+                with tracker_process("--port", str(address.port)):
+                    wait_for(
+                        lambda: [found.busy for found in server.listed()] == [True], "the busy server to be listed"
+                    )
+                    archive = pack_bundle(write_candidate(tmp_path))
+                    assert link.measure(archive, Trial(runs=2, warmup_runs=1)).status == "ok"
+                    link.close()
+                    wait_for(server.is_free, "the server to be free")
+        finally:
+            server.end()
 
 
 class Heard(SilentReporter):
