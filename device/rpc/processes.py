@@ -12,12 +12,21 @@ from pathlib import Path
 
 from device.rpc.frames import Frames
 
+# `python -m` would import from the directory that the user happens to be in before anything else; so does `-c`, until
+# the first entry is gone. (`-P` says the same, from Python 3.11 on.)
+_RUN_MODULE = """\
+import sys
+if not sys.path[0]: del sys.path[0]
+import runpy
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
 
 class Partner:
     """A child process that runs one module and talks in `Frames`.
 
     Args:
-        module: run as `python -m MODULE FD... FD`, the last file descriptor being its end of the socket pair.
+        module: run as by `python -P -m MODULE FD... FD`, the last file descriptor being its end of the socket pair.
         handed_over: sockets whose descriptors it inherits, in this order before the last.
         max_payload: see `Frames`.
         scratch: where it puts temporary files; None: where everybody does.
@@ -36,7 +45,7 @@ class Partner:
         try:
             # A session of its own: Ctrl-C reaches the parent alone, which ends the others in order.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *map(str, descriptors)],
+                [sys.executable, "-c", _RUN_MODULE, module, *map(str, descriptors)],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

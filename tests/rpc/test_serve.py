@@ -29,6 +29,8 @@ from structadmm.progress import SilentReporter
 
 from .conftest import ServeCommand, tracker_process, wait_for, write_candidate
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 def structadmm(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "structadmm", *arguments]
@@ -138,6 +140,20 @@ def test_a_server_in_use_is_listed_again_by_a_tracker_that_was_started_again(gpu
             server.end()
 
 
+def test_a_directory_with_modules_of_our_names_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("device", "json", "runpy", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(77)")
+    monkeypatch.chdir(tmp_path)
+    bridge = Partner("device.rpc.bridge", max_payload=0)
+    try:
+        bridge.frames.send({"config": {}, "predecessor": {}})
+        assert "fatal" in bridge.frames.receive(60.0)[0]
+    finally:
+        bridge.end()
+
+
 class Heard(SilentReporter):
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -160,6 +176,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> list[psutil.Process]
         return made
 
     monkeypatch.setenv("STAND_IN", code)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
     monkeypatch.setattr(serve, "Partner", partner)
     monkeypatch.setattr(serve, "_adopt_orphans", lambda: None)  # this process has children of its own
     return started
