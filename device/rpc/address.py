@@ -43,6 +43,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether it means every address of this machine, which is none that others could connect to."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def parse_address(text: str) -> Address:
     """Read `HOST:PORT`, `HOST` (TVM's default port) or `[IPV6]:PORT`.
 
@@ -51,9 +59,17 @@ def parse_address(text: str) -> Address:
     """
     matched = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+))(?::(?P<port>[0-9]{1,5}))?", text)
     port = int(matched["port"] or DEFAULT_PORT) if matched else 0
-    if not matched or not 1 <= port <= 65535:
+    if not matched or not 1 <= port <= 65535 or not _can_be_looked_up(matched["host"] or ""):
         raise UserError(f"tracker {text!r}: expected HOST:PORT, such as {LOOPBACK}:{DEFAULT_PORT}")
     return Address(matched["six"] or matched["host"], port)
+
+
+def _can_be_looked_up(name: str) -> bool:
+    try:
+        name.encode("idna")  # as `socket` does, to which `a..b` is an error of its own kind
+    except UnicodeError:
+        return False
+    return True
 
 
 def check_key(key: str) -> str:

@@ -35,7 +35,7 @@ from device.candidates import (
     try_candidate,
 )
 from device.errors import DeviceError, RunnerError, RunnerStatus
-from device.rpc.address import check_key, parse_address
+from device.rpc.address import check_key, is_loopback, is_wildcard, parse_address
 from device.rpc.archive import MAX_ARCHIVE_BYTES, unpack_bundle
 from device.rpc.frames import FrameError, Frames, FrameTimeoutError
 from device.rpc.handshake import accept_client
@@ -181,6 +181,7 @@ class Bridge:
         address = parse_address(self._config.tracker)
         deadline = time.monotonic() + self._config.give_up_s
         pause_s = 0.5
+        waiting = False
         while True:
             self._expect(_HOUSEKEEPING_S, "registering with the tracker")
             try:
@@ -189,6 +190,9 @@ class Bridge:
             except TrackerError as error:
                 if time.monotonic() + pause_s > deadline:
                     raise UserError(f"{error} (waited {self._config.give_up_s:g} s)") from None
+                if not waiting:
+                    self._say(f"{error}; waiting for it, {self._config.give_up_s:g} s at most")
+                waiting = True
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, 10.0)
         with tracker:
@@ -202,11 +206,14 @@ class Bridge:
             "busy": busy,
             "tried": self._tried,
         }
-        tracker.announce(self._config.key, listener.getsockname()[1], about)
+        tracker.announce(self._config.key, _advertised_host(listener, tracker), listener.getsockname()[1], about)
+
+    def _offer(self, tracker: TrackerClient, listener: socket.socket) -> str:
+        return tracker.offer(self._config.key, _advertised_host(listener, tracker), listener.getsockname()[1])
 
     def _offer_sessions(self, tracker: TrackerClient, listener: socket.socket, device: OpenDevice) -> None:
         self._announce(tracker, listener, device, busy=False)
-        match_key = tracker.offer(self._config.key, listener.getsockname()[1])
+        match_key = self._offer(tracker, listener)
         port = listener.getsockname()[1]
         self._supervisor.send({"registered": f"{device.facts.key}: serving port {port} as {self._config.key}"})
         claimed_since: float | None = None
@@ -227,7 +234,7 @@ class Bridge:
                 if not tracker.connected:
                     raise TrackerError(f"the tracker at {tracker.address} hung up")
                 self._announce(tracker, listener, device, busy=False)
-                match_key = tracker.offer(self._config.key, listener.getsockname()[1])
+                match_key = self._offer(tracker, listener)
                 claimed_since = None
                 continue
             now = time.monotonic()
@@ -236,7 +243,7 @@ class Bridge:
             elif claimed_since is None:
                 claimed_since = now
             elif now - claimed_since > _CLAIM_S:
-                match_key = tracker.offer(self._config.key, listener.getsockname()[1])
+                match_key = self._offer(tracker, listener)
                 claimed_since = None
             if now > health_due:
                 self._check_health(device)
@@ -345,6 +352,24 @@ class Bridge:
         if self._supervisor.socket in ready:
             raise SupervisorGoneError
         return ready
+
+
+def _advertised_host(listener: socket.socket, tracker: TrackerClient) -> str | None:
+    """Where clients are told to find the listener; None: where the tracker sees us come from.
+
+    Raises:
+        UserError: we listen on every address, but not on that one, or it is one that means another machine there.
+    """
+    host = str(listener.getsockname()[0])
+    if not is_wildcard(host):
+        return host
+    family, ours = tracker.local_address()
+    if family != listener.family or is_loopback(ours):
+        raise UserError(
+            f"listening on {host}, and the tracker at {tracker.address} sees this server as {ours}, where other "
+            "machines do not find it: give --host this machine's address in a network that you trust"
+        )
+    return None
 
 
 def end_session(target: Target, directory: str) -> None:

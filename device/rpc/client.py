@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from device.rpc.handshake import greet_server, receive_exactly
+from device.rpc.keepalive import notice_who_vanishes
 from device.rpc.packets import (
     PROTOCOL_VERSION,
     STRINGS,
@@ -114,6 +115,7 @@ class RpcClient:
         sock.settimeout(_CONNECT_S)
         sock.connect(address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        notice_who_vanishes(sock)
         return sock
 
     @contextmanager

@@ -7,6 +7,8 @@ import socket
 import struct
 import time
 
+from device.rpc.keepalive import notice_who_vanishes
+
 _MAGIC = 0xFF271
 _MISMATCH = _MAGIC + 2
 _MAX_KEY_BYTES = 1024
@@ -30,8 +32,7 @@ def accept_client(listener: socket.socket, key: str, match_key: str) -> socket.s
     try:
         client.settimeout(_TIMEOUT_S)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A client machine that lost its power sends nothing any more, also no end.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        notice_who_vanishes(client)
         deadline = time.monotonic() + _TIMEOUT_S
         magic, length = struct.unpack("<ii", receive_exactly(client, 8, deadline))
         if magic != _MAGIC or not 0 < length <= _MAX_KEY_BYTES:

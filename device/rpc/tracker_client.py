@@ -141,21 +141,32 @@ class TrackerClient:
         """For `select`: readable between calls means that the tracker hung up."""
         return self._socket.fileno()
 
-    def announce(self, key: str, port: int, about: dict[str, Any]) -> None:
-        """Say that a server of `key` exists at this machine's `port`; may be said again with news.
+    def local_address(self) -> tuple[socket.AddressFamily, str]:
+        """Family and host of our end: what the tracker takes for a server's address that does not say its own."""
+        return self._socket.family, str(self._socket.getsockname()[0])
+
+    def announce(self, key: str, host: str | None, port: int, about: dict[str, Any]) -> None:
+        """Say that a server of `key` exists; may be said again with news.
 
         Args:
             key: see `device.rpc.address.check_key`.
-            port: where it listens; the tracker knows the host from this connection.
+            host: where it listens; None: where the tracker sees this connection come from.
+            port: and there.
             about: shown to whoever asks the tracker.
         """
-        info = {"key": f"server:{key}", "addr": [None, port], "structadmm": about}
+        info = {"key": f"server:{key}", "addr": [host, port], "structadmm": about}
         self._expect_success([TrackerCode.UPDATE_INFO, info])
 
-    def offer(self, key: str, port: int) -> str:
-        """Offer one session; returns the match key that the client who gets it will show."""
+    def offer(self, key: str, host: str | None, port: int) -> str:
+        """Offer one session; returns the match key that the client who gets it will show.
+
+        Args:
+            key: as for `announce`.
+            host: likewise.
+            port: likewise.
+        """
         match_key = f"{key}:{secrets.token_hex(16)}"
-        self._expect_success([TrackerCode.PUT, key, [port, match_key], None])
+        self._expect_success([TrackerCode.PUT, key, [port, match_key], host])
         return match_key
 
     def unclaimed(self) -> list[str]:
@@ -169,20 +180,12 @@ class TrackerClient:
         """All servers and queues."""
         value = self._call([TrackerCode.SUMMARY])
         try:
-            queues, infos = value[1]["queue_info"], value[1]["server_info"]
-            servers = [
-                RegisteredServer(
-                    str(info["key"]).removeprefix("server:"),
-                    str(info["addr"][0]),
-                    int(info["addr"][1]),
-                    info["structadmm"] if isinstance(info.get("structadmm"), dict) else {},
-                )
-                for info in infos
-            ]
+            queues, infos = value[1]["queue_info"], list(value[1]["server_info"])
             free = {str(key): int(queue["free"]) for key, queue in queues.items()}
             pending = {str(key): int(queue["pending"]) for key, queue in queues.items()}
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             raise self._misunderstood(value) from None
+        servers = [server for info in infos if (server := _server(info))]
         return TrackerSummary(tuple(sorted(servers, key=lambda s: (s.key, s.host, s.port))), free, pending)
 
     def request(self, key: str, *, wait_s: float, priority: int = 1) -> Ticket | None:
@@ -280,3 +283,15 @@ class TrackerClient:
     def _gone(self, error: OSError) -> TrackerError:
         why = error.strerror or str(error)
         return TrackerError(f"the tracker at {self.address} does not answer ({why}): is it running?")
+
+
+def _server(info: Any) -> RegisteredServer | None:
+    """A server from what it said itself; None for what is none: the others are there all the same."""
+    try:
+        host, port = info["addr"]
+        about = info.get("structadmm")
+        return RegisteredServer(
+            str(info["key"]).removeprefix("server:"), str(host), int(port), about if isinstance(about, dict) else {}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -244,8 +244,8 @@ def test_an_interrupted_session_does_not_wait_for_a_server_that_says_nothing(
     accepted: list[socket.socket] = []  # and never answered
     with TrackerClient(shared.tracker) as tracker, socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        tracker.announce(key, port, {"facts": facts.model_dump(mode="json"), "busy": False})
-        tracker.offer(key, port)
+        tracker.announce(key, None, port, {"facts": facts.model_dump(mode="json"), "busy": False})
+        tracker.offer(key, None, port)
 
         def interrupt(line: str) -> None:
             del line

@@ -23,6 +23,7 @@ from device.rpc.archive import pack_bundle
 from device.rpc.link import Link
 from device.rpc.processes import Partner
 from device.rpc.serve_config import Predecessor, ServeConfig
+from device.rpc.tracker import listen
 from device.rpc.tracker_client import TrackerClient
 from structadmm.errors import UserError
 from structadmm.progress import SilentReporter
@@ -138,6 +139,56 @@ def test_a_server_in_use_is_listed_again_by_a_tracker_that_was_started_again(gpu
                     wait_for(server.is_free, "the server to be free")
         finally:
             server.end()
+
+
+def test_serve_says_at_once_that_it_waits_for_a_tracker(gpu: LocalDevice, tmp_path: Path) -> None:
+    tracker = f"127.0.0.1:{free_port()}"
+    argv = [sys.executable, "-m", "structadmm", "rpc", "serve", "--tracker", tracker, "--key", "k"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*argv, "--device", gpu.name], stderr=log)
+    try:
+        wait_for(lambda: "; waiting for it, 600 s at most" in (tmp_path / "log").read_text(), "a word")
+    finally:
+        process.terminate()
+        process.wait()
+    assert f"no RPC tracker at {tracker}" in (tmp_path / "log").read_text()
+
+
+def has_ipv6() -> bool:
+    try:
+        listen("::1", 0).close()
+    except UserError:
+        return False
+    return True
+
+
+NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on the loopback")
+
+
+@NEEDS_IPV6
+def test_a_server_is_listed_where_it_listens_however_it_reaches_the_tracker(gpu: LocalDevice, tmp_path: Path) -> None:
+    with tracker_process("--host", "::1", "--port", "0") as (_, address):
+        server = ServeCommand(address, "k", gpu.name, tmp_path / "serve.log")
+        try:
+            [listed] = server.listed()
+            assert listed.address.startswith("127.0.0.1:")
+            with TrackerClient(address) as client:
+                ticket = client.request("k", wait_s=60)
+            assert ticket
+            with closing(Link(ticket)) as link:
+                link.open()
+        finally:
+            server.end()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=NEEDS_IPV6)])
+def test_a_server_that_clients_would_look_for_elsewhere_is_one_line(
+    host: str, tracker: Address, gpu: LocalDevice
+) -> None:
+    done = structadmm("rpc", "serve", "--tracker", str(tracker), "--key", "k", "--device", gpu.name, "--host", host)
+    assert done.returncode == 2
+    _, line = done.stderr.splitlines()  # the first warns of strangers
+    assert f"listening on {host}, and the tracker at {tracker} sees this server as 127.0.0.1" in line
 
 
 def test_a_directory_with_modules_of_our_names_is_not_imported_from(

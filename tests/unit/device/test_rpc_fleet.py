@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from device.candidates import DeviceFacts
-from device.rpc.address import Address, check_key, parse_address
+from device.rpc.address import Address, check_key, is_wildcard, parse_address
 from device.rpc.fleet import Fleet, FleetServer, common_facts
 from structadmm.errors import UserError
 
@@ -54,7 +54,10 @@ def test_an_address_is_read_and_written_alike(text: str, expected: Address) -> N
     assert parse_address(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", ":9190", "a:b:c", "lab:0", "lab:70000", "lab:-1", "a b:1", "::1:9190", "lab/x:1"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ":9190", "a:b:c", "lab:0", "lab:70000", "lab:-1", "a b:1", "::1:9190", "lab/x:1", "a..b:1", f"{'x' * 64}:1"],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected HOST:PORT"):
         parse_address(text)
@@ -71,3 +74,10 @@ def test_a_key_that_the_tracker_would_misread_is_refused(key: str) -> None:
 )
 def test_the_loopback_is_known(host: str, alone: bool) -> None:
     assert Address(host, 1).is_loopback is alone
+
+
+@pytest.mark.parametrize(
+    ("host", "every"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("10.0.0.1", False), ("lab", False)]
+)
+def test_every_address_is_known_from_one(host: str, every: bool) -> None:
+    assert is_wildcard(host) is every
