@@ -28,7 +28,10 @@ def pack_bundle(bundle: Path) -> bytes:
     if len(paths) > _MAX_FILES or not all(path.is_file() and _NAME.fullmatch(path.name) for path in paths):
         raise UserError(f"{bundle} is not a flat directory of at most {_MAX_FILES} files: compile it again")
     if sum(path.stat().st_size for path in paths) > MAX_ARCHIVE_BYTES * 0.99:
-        raise UserError(f"{bundle} is larger than {MAX_ARCHIVE_BYTES >> 20} MiB: too large to send as a candidate")
+        raise UserError(
+            f"{bundle} is larger than {MAX_ARCHIVE_BYTES >> 20} MiB, the most that a server takes as a candidate: try "
+            "it on a device of this machine, with --device instead of --tracker"
+        )
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for path in paths:

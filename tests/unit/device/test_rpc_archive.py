@@ -93,3 +93,10 @@ def test_what_is_no_bundle_is_not_sent(bundle: Path) -> None:
     (bundle / "directory").mkdir()
     with pytest.raises(UserError, match="not a flat directory"):
         pack_bundle(bundle)
+
+
+def test_what_no_server_would_take_is_not_sent(bundle: Path) -> None:
+    with (bundle / "weights.bin").open("wb") as weights:
+        weights.truncate(MAX_ARCHIVE_BYTES)
+    with pytest.raises(UserError, match=r"larger than 64 MiB.* --device instead of --tracker"):
+        pack_bundle(bundle)
