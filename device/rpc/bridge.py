@@ -276,10 +276,13 @@ class Bridge:
                     return
                 try:
                     answer, lost = self._answer(device, runner, message, payload)
+                except FrameError:
+                    raise SupervisorGoneError from None
                 except Exception as error:
                     # A session that just ended would be held against the candidate.
-                    partner.frames.send({"refused": f"its bridge failed ({type(error).__name__}: {error})"})
-                    partner.finish(_LAST_WORD_S)
+                    with suppress(FrameError):
+                        partner.frames.send({"refused": f"its bridge failed ({type(error).__name__}: {error})"})
+                        partner.finish(_LAST_WORD_S)
                     raise
                 partner.frames.send(answer)
                 heard_at = time.monotonic()
@@ -358,7 +361,7 @@ def _advertised_host(listener: socket.socket, tracker: TrackerClient) -> str | N
     """Where clients are told to find the listener; None: where the tracker sees us come from.
 
     Raises:
-        UserError: we listen on every address, but not on that one, or it is one that means another machine there.
+        UserError: we listen on every address, and the tracker sees one that we do not listen on or others do not reach.
     """
     host = str(listener.getsockname()[0])
     if not is_wildcard(host):

@@ -258,26 +258,32 @@ class _Crew:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _watch(self) -> None:
-        """Look what the tracker lists, and have a thread for each device."""
-        while not self._stopped.is_set():
-            ours = self._requests
-            try:
-                fleet = query_fleet(self._tracker)
-            except TrackerError as error:
-                self.fleet = replace(self.fleet, used=False, trouble=str(error))
-                pending = 0  # nobody can wait there
-            else:
-                servers = fleet.of_key(self._key)
-                used = any(server.busy for server in servers)
-                self.fleet = _FleetState(max(1, len(servers)), used, "" if servers else "none is registered")
-                pending = fleet.pending.get(self._key, 0)
-            with self._lock:
-                # One of ours may have been given a device while the tracker answered.
-                self._owed = max(0, pending - max(ours, self._requests))
-                while len(self._threads) < self.fleet.servers and not self._stopped.is_set():
-                    self._threads.append(threading.Thread(target=self._work, daemon=True))
-                    self._threads[-1].start()
-            self._stopped.wait(_LOOK_EVERY_S)
+        try:
+            while not self._stopped.is_set():
+                self._look()
+                self._stopped.wait(_LOOK_EVERY_S)
+        except Exception as error:
+            self._ends.put(error)
+
+    def _look(self) -> None:
+        """Ask the tracker what there is, and have a thread for each device."""
+        ours = self._requests
+        try:
+            fleet = query_fleet(self._tracker)
+        except TrackerError as error:
+            self.fleet = replace(self.fleet, used=False, trouble=str(error))
+            pending = 0  # nobody can wait there
+        else:
+            servers = fleet.of_key(self._key)
+            used = any(server.busy for server in servers)
+            self.fleet = _FleetState(max(1, len(servers)), used, "" if servers else "none is registered")
+            pending = fleet.pending.get(self._key, 0)
+        with self._lock:
+            # One of ours may have been given a device while the tracker answered.
+            self._owed = max(0, pending - max(ours, self._requests))
+            while len(self._threads) < self.fleet.servers and not self._stopped.is_set():
+                self._threads.append(threading.Thread(target=self._work, daemon=True))
+                self._threads[-1].start()
 
     def _work(self) -> None:
         try:
@@ -367,9 +373,10 @@ class _Crew:
     def _give_to_others(self) -> bool:
         """Whether somebody waits who has not been given a device since the tracker was asked."""
         with self._lock:
-            owed = self._owed > 0
-            self._owed -= owed
-            return owed
+            if not self._owed:
+                return False
+            self._owed -= 1
+            return True
 
     def _retry(self, job: _Job, outcome: CandidateOutcome) -> None:
         if job.attempts + 1 >= MAX_ATTEMPTS:

@@ -106,7 +106,7 @@ class TrackerClient:
             ) from None
         try:
             self._send(struct.pack("<i", _TRACKER_MAGIC))
-            if self._receive(4) != struct.pack("<i", _TRACKER_MAGIC):
+            if self._receive(4, timeout_s) != struct.pack("<i", _TRACKER_MAGIC):
                 raise TrackerError(f"what answers at {self.address} is no TVM RPC tracker: correct --tracker")
         except BaseException:
             self._socket.close()
@@ -264,9 +264,9 @@ class TrackerClient:
         except OSError as error:
             raise self._gone(error) from None
 
-    def _receive(self, size: int) -> bytes:
+    def _receive(self, size: int, timeout_s: float | None = None) -> bytes:
         data = bytearray()
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         while len(data) < size:
             try:
                 self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from device.rpc.archive import MAX_ARCHIVE_BYTES
-from device.rpc.bridge import Bridge
-from device.rpc.frames import Frames
+from device.rpc.bridge import Bridge, SupervisorGoneError
+from device.rpc.frames import FrameError, Frames
 from device.rpc.packets import PROTOCOL_VERSION, Code, arguments, packet, string, text
 from device.rpc.processes import Partner
 from device.rpc.serve_config import Predecessor, ServeConfig
@@ -109,7 +109,7 @@ def held_session(idle_s: float = 60.0) -> Iterator[tuple[socket.socket, Frames, 
         try:
             made = Bridge(config, Frames(ours, max_payload=0), Predecessor())
             made._hold_session(accepted, cast(Any, None), cast(Any, NoTracker()))
-        except KeyError as error:
+        except (KeyError, SupervisorGoneError) as error:
             failures.append(error)
 
     thread = threading.Thread(target=hold)
@@ -132,6 +132,21 @@ def test_a_client_hears_that_a_bridge_failed_before_the_session_ends(monkeypatch
         answer = ask(client, packet(Code.CALL_FUNCTION, handle, arguments()))[1]
     assert b"its bridge failed (KeyError: 'a mistake of ours')" in answer
     assert len(failures) == 1  # it ends, and its supervisor starts another
+
+
+def test_a_server_that_is_ended_in_the_middle_of_a_candidate_is_lost_and_has_not_refused_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def say(*_: object) -> NoReturn:
+        raise FrameError("the other process is gone")
+
+    monkeypatch.setattr(Bridge, "_answer", say)
+    with held_session() as (client, _, failures):
+        ask(client, INIT)
+        handle = ask(client, GET)[1][-8:]
+        client.sendall(packet(Code.CALL_FUNCTION, handle, arguments()))
+        assert client.recv(1000) == b""
+    assert isinstance(failures[0], SupervisorGoneError)
 
 
 def test_a_client_that_sends_slowly_is_not_a_silent_one() -> None:

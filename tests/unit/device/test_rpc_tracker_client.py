@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,3 +87,14 @@ def test_who_waits_for_a_device_goes_on_while_the_tracker_answers_and_gets_one(m
         assert (ticket.host, ticket.port, ticket.match_key) == ("phone", 9000, "k:1")
         assert client.unclaimed() == ["k:2"]
     assert pings == 4
+
+
+def test_a_tracker_that_takes_a_connection_and_says_nothing_is_given_the_time_that_was_asked_for() -> None:
+    with tracker_that(lambda message, say: None) as address, TrackerClient(address) as client:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client.address = Address("127.0.0.1", silent.getsockname()[1])
+            since = time.monotonic()
+            with pytest.raises(TrackerError, match="does not answer"):
+                client.reconnect(timeout_s=0.1)
+        assert time.monotonic() - since < 5.0  # of the 10 that a first connection is given
+        assert not client.connected
