@@ -114,7 +114,8 @@ class Bridge:
             finally:
                 with suppress(FrameError):  # nobody is there any more to be promised anything
                     self._expect(_HOUSEKEEPING_S, "letting go of the device")
-                device.target.close()
+                with _undisturbed():
+                    device.target.close()
 
     # -- the device ----------------------------------------------------------------------------------------------------
 
@@ -133,11 +134,12 @@ class Bridge:
                 return OpenDevice(target, facts_of_target(Runner(target, use_program_cache=False)))
             except StructadmmError as error:
                 if target is not None:
-                    target.close()
+                    with _undisturbed():
+                        target.close()
                 if time.monotonic() + pause_s > deadline:
                     after = f" (waited {patience_s:g} s)" if patience_s else ""
                     raise UserError(f"{error}{after}") from None
-            except BaseException:
+            except BaseException:  # a SIGTERM's, which comes once
                 if target is not None:
                     target.close()
                 raise
@@ -442,7 +444,11 @@ def main() -> None:
         message, _ = supervisor.receive(_HOUSEKEEPING_S)
         config = ServeConfig.model_validate(message["config"])
         check_key(config.key)
-        Bridge(config, supervisor, Predecessor.model_validate(message["predecessor"])).run()
+        bridge = Bridge(config, supervisor, Predecessor.model_validate(message["predecessor"]))
+        try:
+            bridge.run()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to be tidied
     except (StructadmmError, ValidationError) as error:
         supervisor.send({"fatal": " ".join(str(error).split())})
     except OSError as error:
@@ -457,6 +463,16 @@ def _unwind(number: int, frame: object) -> None:
     del frame
     signal.signal(number, signal.SIG_IGN)  # once is enough: tidying up is not to be interrupted
     sys.exit(0)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore a SIGTERM, with which half of the tidying up would be done; whoever sends it hangs up besides."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

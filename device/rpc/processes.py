@@ -71,11 +71,12 @@ class Partner:
         Args:
             grace_s: first ask it to end with a SIGTERM, and wait for so long.
         """
+        if grace_s:
+            self.process.terminate()
         # Not `close`, which would leave a thread of ours that waits for an answer waiting.
         with contextlib.suppress(OSError):
             self.frames.socket.shutdown(socket.SHUT_RDWR)
         if grace_s:
-            self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=grace_s)
         self.process.kill()
