@@ -227,11 +227,11 @@ def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
     return replace(work, half_arithmetic=True, registers=registers)
 
 
-def _products_in_half(op: Conv2d, schedule: ConvSchedule) -> int:
+def _products_in_half(op: Conv2d, schedule: ConvSchedule, depthwise: bool) -> int:
     """Products that are added up in half, if they are half, before they go into an accumulator."""
     if op.columns is not None:
         return together_in_half(schedule.gather) * (4 if schedule.gather == "blocks" else 1)
-    row = op.kernel[1] * (1 if is_depthwise(op) else min(4, op.in_channels))
+    row = op.kernel[1] * (1 if depthwise else min(4, op.in_channels))
     return row * steps_in_half(row)
 
 
@@ -246,6 +246,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
     reads: dict[Memory, float] = {"buffer": 0.0, "view": 0.0, "image": 0.0, "constant": 0.0}
     predicated: dict[Memory, float] = {"buffer": 0.0, "view": 0.0, "image": 0.0}
     inputs_held = weight_bytes = input_bytes = 0
+    depthwise = is_depthwise(op)
     for source in (op, op.shortcut):
         if source is None:
             continue
@@ -276,7 +277,6 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
             rows_read = sum(len(tiled.rows_inside(ky if known else None)) for ky in range(kh))
             products = rows_read * sum(len(inside) for inside in pixels)
             shared = len({p * source.stride[1] + kx * source.dilation[1] for kx in range(kw) for p in pixels[kx]})
-            depthwise = is_depthwise(source)
             block_count = 1 if depthwise else input_blocks(source, schedule)[1]
             depth = 1 if depthwise else min(4, source.in_channels) if block_count == 1 else 4
             macs += block_count * depth * products * schedule.vectors
@@ -284,7 +284,7 @@ def _conv(op: Conv2d, schedule: ConvSchedule) -> _Work:
             weight_reads = weights * schedule.vectors
             input_reads = block_count * rows_read * shared
             inputs_held = max(inputs_held, shared if depthwise else schedule.rows * shared)
-        short_sums += (macs - macs_before) / _products_in_half(source, schedule)
+        short_sums += (macs - macs_before) / _products_in_half(source, schedule, depthwise)
         # A scalar is spread by its load, a lane of a vector by an instruction of its own.
         if source.columns is None or schedule.gather == "blocks":
             spreads += (macs - macs_before) / schedule.vectors

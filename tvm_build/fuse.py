@@ -16,6 +16,7 @@ import numpy as np
 from tvm_build.cost import predict_us
 from tvm_build.gpu import Gpu
 from tvm_build.kernels import default_schedule, supports
+from tvm_build.kernels.depthwise import is_depthwise
 from tvm_build.network import (
     Activate,
     Array,
@@ -200,7 +201,11 @@ def _residual(network: Network, index: int) -> Network | None:
 
 
 def _shortcut(network: Network, index: int) -> Network | None:
-    """`conv(x) + conv(y)` is one launch of two reductions, if nobody else reads either of them."""
+    """`conv(x) + conv(y)` is one launch of two reductions, if nobody else reads either of them.
+
+    A depthwise convolution beside a dense one is multiplied like it, by zeros for the most part: nothing for the single
+    tap of a normalisation, too much for a window.
+    """
     node = network.nodes[index]
     if not (isinstance(node.op, Elementwise) and node.op.operator == "add" and not node.op.broadcast_pixels):
         return None
@@ -215,6 +220,9 @@ def _shortcut(network: Network, index: int) -> Network | None:
         if conv.op.has_residual or conv.op.activation != "none" or conv.op.shortcut is not None:
             return None
         convs.append((conv, conv.op))
+    depthwise = [op for _, op in convs if is_depthwise(op)]
+    if len(depthwise) == 1 and depthwise[0].kernel != (1, 1):
+        return None
     (main, main_op), (side, side_op) = sorted(convs, key=lambda pair: pair[1].reduction, reverse=True)
     op = replace(main_op, shortcut=side_op)
     if not supports(op):

@@ -141,6 +141,27 @@ def test_a_sum_of_two_convolutions_is_one_launch(tmp_path: Path) -> None:
     assert_means_the_same(network, path, (1, 6, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("groups", "tap", "launches"), [((8, 8), 1, 1), ((8, 8), 3, 1), ((1, 8), 1, 1), ((1, 8), 3, 2), ((8, 1), 1, 2)]
+)
+def test_a_depthwise_window_is_summed_with_another_depthwise_convolution_alone(
+    groups: tuple[int, int], tap: int, launches: int, tmp_path: Path
+) -> None:
+    nodes = [
+        conv("main", "x", "m", pads=[2] * 4, group=groups[0]),
+        conv("side", "x", "s", pads=[tap // 2] * 4, group=groups[1]),
+        helper.make_node("Add", ["m", "s"], ["y"]),
+    ]
+    constants = {
+        "main.weight": weights(8, 8 // groups[0], 5, 5),
+        "side.weight": weights(8, 8 // groups[1], tap, tap, seed=1),
+    }
+    path = save(tmp_path / "a.onnx", nodes, {"x": [1, 8, 7, 6]}, ["y"], constants)
+    network = fused(path)
+    assert operators(network) == ["Conv2d"] * launches
+    assert_means_the_same(network, path, (1, 8, 7, 6))
+
+
 def test_a_convolution_that_two_operators_read_is_not_fused_away(tmp_path: Path) -> None:
     nodes = [
         conv("c", "x", "a", pads=[1, 1, 1, 1]),

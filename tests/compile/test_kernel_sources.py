@@ -17,6 +17,7 @@ from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import GPUS, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
 from tvm_build.kernels.conv_tiling import ConvSchedule
+from tvm_build.kernels.space import weight_steps
 from tvm_build.ops import (
     ConcatChannels,
     Conv2d,
@@ -37,6 +38,7 @@ CONV = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1), activation="relu"
 SPARSE = replace(CONV, columns=tuple(range(0, 576, 4)))
 BLOCKS = replace(CONV, columns=tuple(range(0, 36)))
 SMALL = Conv2d(1, 72, 4, 4, 72, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+DEPTHWISE = Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18)
 OPERATORS: tuple[Operator, ...] = (
     CONV,
     SPARSE,
@@ -45,7 +47,9 @@ OPERATORS: tuple[Operator, ...] = (
     Conv2d(1, 3, 33, 33, 20, (7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
     replace(CONV, has_residual=False, shortcut=Conv2d(1, 32, 64, 64, 64, (1, 1), stride=(2, 2))),
     Conv2d(1, 30, 9, 9, 45, (3, 3), groups=15),
-    Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18),
+    DEPTHWISE,
+    replace(DEPTHWISE, shortcut=Conv2d(1, 18, 18, 18, 18, (1, 1), stride=(2, 2), groups=18)),
+    replace(DEPTHWISE, groups=1, shortcut=Conv2d(1, 18, 9, 9, 18, (1, 1), groups=18)),
     Pool2d("max", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     Pool2d("avg", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     GlobalAverage(1, 10, 7, 7),
@@ -126,6 +130,28 @@ def test_a_layer_without_some_columns_holds_and_multiplies_the_others_alone(gath
         assert np.count_nonzero(built.constants["weight"]) == 64 * len(op.columns)
     case, _, _ = make_case(CONV)
     assert build_kernel(CONV, case.constants, ADRENO).constants["weight"].size == 64 * 576
+
+
+def test_depthwise_convolutions_in_one_launch_hold_and_multiply_their_taps_alone() -> None:
+    op = replace(DEPTHWISE, shortcut=replace(DEPTHWISE, kernel=(1, 1), padding=(0, 0, 0, 0)))
+    case, _, _ = make_case(op)
+    for schedule in candidates(op, ADRENO):
+        built = build_kernel(op, case.constants, ADRENO, schedule)
+        assert built.constants["weight"].size + built.constants["shortcut_weight"].size == 20 * (9 + 1)
+        cost = estimate(op, schedule, ADRENO)
+        assert cost.flops <= 2 * 4 * (9 + 1) * schedule.pixels * schedule.rows * cost.work_items
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if isinstance(op, Conv2d)])
+def test_weights_are_as_many_as_their_place_in_memory_was_chosen_for(op: Conv2d) -> None:
+    case, _, _ = make_case(op)
+    for schedule in candidates(op, ADRENO)[::5]:
+        built = build_kernel(op, case.constants, ADRENO, schedule)
+        size = sum(array.size for name, array in built.constants.items() if name.endswith("weight"))
+        channels = schedule.tile_channels * -(-op.out_channels // schedule.tile_channels)
+        assert size == channels * sum(weight_steps(op, schedule))
+        if schedule.weights == "constant":
+            assert 4 * size <= ADRENO.constant_bytes
 
 
 def test_the_source_of_a_layer_does_not_grow_with_its_channels() -> None:

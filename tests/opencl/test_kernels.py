@@ -192,6 +192,8 @@ def test_kernel_rows_beside_the_image_are_left_out_of_column_sparse_layers(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_shortcut_convolution_adds_to_the_same_launch(runner: Runner, target: str, tmp_path: Path) -> None:
+    depthwise = Conv2d(2, 22, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), groups=22, activation="relu")
+    affine = Conv2d(2, 22, 8, 8, 22, (1, 1), groups=22)
     shortcut = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2))
     pruned = Conv2d(2, 10, 16, 15, 22, (1, 1), stride=(2, 2), columns=(0, 3, 4, 9))
     cases: list[tuple[Operator, Any]] = []
@@ -202,6 +204,13 @@ def test_a_shortcut_convolution_adds_to_the_same_launch(runner: Runner, target: 
             )
             schedules = candidates(op, gpu_by_name(target))
             cases += [(op, schedule) for schedule in schedules[:: len(schedules) // 3]]
+    for op in (
+        replace(depthwise, shortcut=replace(affine, in_height=16, in_width=15, stride=(2, 2))),
+        replace(depthwise, shortcut=replace(depthwise, kernel=(5, 5), padding=(2, 2, 2, 2)), has_residual=True),
+        Conv2d(2, 13, 8, 8, 22, (3, 3), padding=(1, 1, 1, 1), shortcut=affine),
+    ):
+        schedules = candidates(op, gpu_by_name(target))
+        cases += [(op, schedule) for schedule in schedules[:: max(1, len(schedules) // 3)]]
     check(runner, tmp_path, cases, target)
 
 
@@ -389,11 +398,12 @@ def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner,
     gpu, precision = gpu_by_name("adreno-640"), PRECISIONS[name]
     small = Conv2d(1, 20, 4, 5, 34, (3, 3), padding=(1, 1, 1, 1), activation="hard_swish", has_residual=True)
     shortcut = Conv2d(1, 10, 8, 10, 34, (1, 1), stride=(2, 2))
+    depthwise = Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18, activation="relu6")
     ops: list[Operator] = [
         small,
         replace(small, has_residual=False, shortcut=shortcut, columns=tuple(range(3, 180, 5))),
         replace(small, columns=tuple(range(36))),
-        Conv2d(1, 18, 9, 9, 18, (3, 3), padding=(1, 1, 1, 1), groups=18, activation="relu6"),
+        depthwise,
         Pool2d("max", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
         Pool2d("avg", 1, 10, 9, 9, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
         GlobalAverage(1, 10, 32, 32),
@@ -404,6 +414,7 @@ def test_kernels_that_store_half_match_float64_within_its_digits(runner: Runner,
         Unpack(1, 10, 9, 9),
         ConcatChannels(1, (3, 5, 8), 4, 4),
         Interleave(1, 10, 5, 4, (2, 2), (0, 1), 10, 7),
+        replace(depthwise, shortcut=replace(depthwise, kernel=(1, 1), padding=(0, 0, 0, 0))),
     ]
     cases = [(op, None) for op in ops]
     split = next(schedule for schedule in candidates(small, gpu) if schedule.split > 1 and schedule.vectors > 1)

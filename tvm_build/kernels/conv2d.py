@@ -51,12 +51,14 @@ def build_conv2d(
     """The kernel for a convolution of any kind."""
     op = flatten_pixels(op)
     tiling = Tiling(op, schedule, precision)
-    reductions = [_reduction(tiling, weight)]
+    depthwise = is_depthwise(op)
+    reductions = [_reduction(tiling, weight, depthwise)]
     if op.shortcut is not None:
         _check_shortcut(op, op.shortcut)
         if shortcut_weight is None:
             raise InvariantError("a convolution with a shortcut needs the constant 'shortcut_weight'")
-        reductions.append(_reduction(Tiling(op.shortcut, schedule, precision), shortcut_weight, "shortcut_"))
+        shortcut = Tiling(op.shortcut, schedule, precision)
+        reductions.append(_reduction(shortcut, shortcut_weight, depthwise, "shortcut_"))
 
     padded_bias = np.zeros(tiling.channel_tiles * schedule.tile_channels, np.float32)
     padded_bias[: op.out_channels] = bias
@@ -116,19 +118,16 @@ def _constant_parameter(name: str, array: Array, tiling: Tiling) -> Parameter:
     return Parameter(lines, width, f"{array.dtype}x{lanes}", schedule.weights)
 
 
-def _reduction(tiling: Tiling, weight: Array, prefix: str = "") -> Reduction:
-    op = tiling.op
-    if op.columns is not None:
+def _reduction(tiling: Tiling, weight: Array, depthwise: bool, prefix: str = "") -> Reduction:
+    if tiling.op.columns is not None:
         return SparseReduction(tiling, weight, prefix)
-    if is_depthwise(op) and not prefix and op.shortcut is None:
-        return DepthwiseReduction(tiling, weight)
-    return DenseReduction(tiling, weight, prefix)
+    return (DepthwiseReduction if depthwise else DenseReduction)(tiling, weight, prefix)
 
 
 def _name(op: Conv2d) -> str:
     if op.columns is not None:
         return "column_sparse"
-    return "depthwise" if is_depthwise(op) and op.shortcut is None else "conv2d"
+    return "depthwise" if is_depthwise(op) else "conv2d"
 
 
 def _check_shortcut(op: Conv2d, shortcut: Conv2d) -> None:

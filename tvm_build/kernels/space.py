@@ -109,7 +109,6 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision =
     sparse = [source for source in sources if source.columns is not None]
     if schedule.gather == "lanes" and any(memory_of(source, "input0") != "buffer" for source in sparse):
         return []
-    steps = [weight_steps(source, schedule) for source in sources]
     tables = sum(4 * len(list_entries(source, schedule.gather).offsets) for source in sparse)
     constant_bytes = gpu.constant_bytes if gpu.memory == "auto" else 0
     fast_tables = 0 < tables <= constant_bytes
@@ -122,7 +121,7 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision =
     if gpu.memory != "image" or not found:
         found.append(schedule)
     channels = schedule.tile_channels * ceil_div(op.out_channels, schedule.tile_channels)
-    size = precision.item_bytes * sum(steps) * channels
+    size = precision.item_bytes * sum(weight_steps(op, schedule)) * channels
     if schedule.split == 1 and op.filter_sets == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
         # All of a wave must read the same weights.
         found.append(replace(schedule, weights="constant", local_channels=1))
@@ -170,8 +169,7 @@ def _whole_pixels(op: Conv2d) -> list[tuple[int, int, int]]:
 def why_no_weight_image(op: Any, schedule: Any, gpu: Gpu) -> str | None:
     """Why the weights of a launch cannot lie in an image, or None if they can, or there are none."""
     if isinstance(op, Conv2d):
-        sources = [op] if op.shortcut is None else [op, op.shortcut]
-        width = max(weight_steps(source, schedule) for source in sources) * schedule.vectors
+        width = max(weight_steps(op, schedule)) * schedule.vectors
         height = op.filter_sets * ceil_div(op.out_channels, schedule.tile_channels)
     elif isinstance(op, Dense):
         width, height = ceil_div(op.out_features, 4), 4 * blocks(op.in_features)
@@ -182,15 +180,23 @@ def why_no_weight_image(op: Any, schedule: Any, gpu: Gpu) -> str | None:
     return f"{width} x {height} texels, {gpu.name} takes {gpu.image_max}"
 
 
-def weight_steps(op: Conv2d, schedule: ConvSchedule) -> int:
-    """Weight vectors per accumulator of a pixel: the length of a tile's line of weights, in reduction steps."""
-    if op.columns is not None:
-        return int(list_entries(op, schedule.gather).columns.size)
-    taps = op.kernel[0] * op.kernel[1]
-    if is_depthwise(op):
-        return taps
-    count = input_blocks(op, schedule)[1]
-    return count * taps * (min(4, op.in_channels) if count == 1 else 4)
+def weight_steps(op: Conv2d, schedule: ConvSchedule) -> list[int]:
+    """Weight vectors per accumulator of a pixel, for each of a launch's reductions.
+
+    That is the length of a tile's line of weights, in reduction steps.
+    """
+    depthwise = is_depthwise(op)
+
+    def steps(source: Conv2d) -> int:
+        if source.columns is not None:
+            return int(list_entries(source, schedule.gather).columns.size)
+        taps = source.kernel[0] * source.kernel[1]
+        if depthwise:
+            return taps
+        count = input_blocks(source, schedule)[1]
+        return count * taps * (min(4, source.in_channels) if count == 1 else 4)
+
+    return [steps(source) for source in ([op] if op.shortcut is None else [op, op.shortcut])]
 
 
 def _power_of_two(limit: int) -> int:

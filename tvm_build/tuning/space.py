@@ -199,7 +199,7 @@ def _memory_fits(op: Conv2d, sources: Sequence[Conv2d], schedule: ConvSchedule, 
     if schedule.weights == "constant":
         if schedule.split > 1 or schedule.local_channels > 1:
             return False
-        constant_bytes += 16 * sum(weight_steps(source, schedule) for source in sources) * blocks(op.out_channels)
+        constant_bytes += 16 * sum(weight_steps(op, schedule)) * blocks(op.out_channels)
     if constant_bytes > gpu.constant_bytes:
         return False
     return schedule.weights != "image" or (schedule.lanes == 4 and why_no_weight_image(op, schedule, gpu) is None)
