@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tvm_build.cost import estimate, predict_us
 from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import GPUS, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
-from tvm_build.kernels.conv_tiling import ConvSchedule
+from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.space import weight_steps
 from tvm_build.ops import (
     ConcatChannels,
@@ -161,6 +162,18 @@ def test_the_source_of_a_layer_does_not_grow_with_its_channels() -> None:
         case, _, _ = make_case(op)
         source = emit_opencl(build_kernel(op, case.constants, ADRENO, schedule).func).source
         assert len(source) < 40_000
+
+
+@pytest.mark.parametrize("channels", [32, 960])
+@pytest.mark.parametrize("gpu_name", ["adreno-540", "adreno-640"])
+def test_a_group_of_a_depthwise_layer_fills_a_wave_however_small_the_image_is(gpu_name: str, channels: int) -> None:
+    gpu = gpu_by_name(gpu_name)
+    op = Conv2d(1, channels, 7, 7, channels, (3, 3), padding=(1, 1, 1, 1), groups=channels)
+    for schedule in candidates(op, gpu):
+        tiling = Tiling(op, schedule)
+        # Constant memory gives all of a wave the same weights, so a group has tiles of one channel block alone.
+        most = tiling.count * (1 if schedule.weights == "constant" else tiling.channel_tiles)
+        assert min(gpu.wave, most) // 2 < math.prod(tiling.grid.local) <= gpu.wave
 
 
 def test_a_small_layer_is_split_over_work_items_and_a_large_one_is_not() -> None:

@@ -124,7 +124,7 @@ def _placed(op: Conv2d, schedule: ConvSchedule, gpu: Gpu, precision: Precision =
     size = precision.item_bytes * sum(weight_steps(op, schedule)) * channels
     if schedule.split == 1 and op.filter_sets == 1 and size + (tables if fast_tables else 0) <= constant_bytes:
         # All of a wave must read the same weights.
-        found.append(replace(schedule, weights="constant", local_channels=1))
+        found.append(replace(schedule, weights="constant", local=gpu.wave, local_channels=1))
     return found
 
 
@@ -132,32 +132,34 @@ def _adreno_conv(op: Conv2d, gpu: Gpu, precision: Precision) -> list[ConvSchedul
     """Tiles of 1 to 4 pixels and 1 to 4 vectors, and splits of the reduction for layers that are small."""
     flat = flatten_pixels(op)
     if is_depthwise(op):
-        tiles = [(p, r) for p, r in ((2, 2), (4, 1), (2, 1), (1, 1)) if p <= flat.out_width and r <= flat.out_height]
-        return [s for p, r in tiles for s in _placed(op, _finish(op, pixels=p, rows=r, local=gpu.wave), gpu, precision)]
+        shapes = [(p, r) for p, r in ((2, 2), (4, 1), (2, 1), (1, 1)) if p <= flat.out_width and r <= flat.out_height]
+        tiles = [_grouped(flat, _finish(op, pixels=pixels, rows=rows), gpu) for pixels, rows in shapes]
+        return [schedule for tile in tiles for schedule in _placed(op, tile, gpu, precision)]
     found = []
     for gather in _gathers(op):
         steps = _steps(flat, gather)
         for pixels, rows, vectors in (*_ADRENO_TILES, *_whole_pixels(op)):
             if pixels > flat.out_width or rows > flat.out_height or vectors > blocks(op.out_channels):
                 continue
-            image_tiles = op.batch * ceil_div(flat.out_height, rows) * ceil_div(flat.out_width, pixels)
             for split in (1, 2, 4, 8, 16):
                 if split > steps:
                     continue
-                # A group takes neighbouring tiles of the image first, then of the channels; partial sums must fit into
-                # half of its local memory.
-                local = _power_of_two(min(image_tiles, gpu.max_work_group // split, gpu.wave))
-                channel_tiles = ceil_div(op.out_channels, 4 * vectors)
-                room = min(gpu.max_work_group // (local * split), gpu.wave // local)
-                local_channels = _power_of_two(min(channel_tiles, max(1, room)))
-                partial_bytes = split * pixels * rows * vectors * 16
-                while split > 1 and local * local_channels * partial_bytes > gpu.local_bytes // 2:
-                    local, local_channels = (local, local_channels // 2) if local_channels > 1 else (local // 2, 1)
-                if local == 0:
-                    continue
-                shape = {"pixels": pixels, "rows": rows, "vectors": vectors, "local_channels": local_channels}
-                found += _placed(op, _finish(op, **shape, split=split, local=local, gather=gather), gpu, precision)
+                tile = _finish(op, pixels=pixels, rows=rows, vectors=vectors, split=split, gather=gather)
+                found += _placed(op, _grouped(flat, tile, gpu), gpu, precision)
     return found
+
+
+def _grouped(op: Conv2d, tile: ConvSchedule, gpu: Gpu) -> ConvSchedule:
+    """`tile` in groups that fill a wave with neighbouring tiles of the image first, then of the channels."""
+    tiling, split = Tiling(op, tile), tile.split
+    local = _power_of_two(min(tiling.count, gpu.max_work_group // split, gpu.wave))
+    room = min(gpu.max_work_group // (local * split), gpu.wave // local)
+    local_channels = _power_of_two(min(tiling.channel_tiles, max(1, room)))
+    # Partial sums, of a work-item 4 KB at most, must fit into half of a group's local memory.
+    partial_bytes = split * tile.pixels * tile.rows * tile.vectors * 16
+    while split > 1 and local * local_channels * partial_bytes > gpu.local_bytes // 2:
+        local, local_channels = (local, local_channels // 2) if local_channels > 1 else (local // 2, 1)
+    return replace(tile, local=local, local_channels=local_channels)
 
 
 def _whole_pixels(op: Conv2d) -> list[tuple[int, int, int]]:
