@@ -18,6 +18,7 @@ from tvm_build.emit import OpenClKernel, emit_opencl
 from tvm_build.gpu import GPUS, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
+from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.space import weight_steps
 from tvm_build.ops import (
     ConcatChannels,
@@ -174,6 +175,22 @@ def test_a_group_of_a_depthwise_layer_fills_a_wave_however_small_the_image_is(gp
         # Constant memory gives all of a wave the same weights, so a group has tiles of one channel block alone.
         most = tiling.count * (1 if schedule.weights == "constant" else tiling.channel_tiles)
         assert min(gpu.wave, most) // 2 < math.prod(tiling.grid.local) <= gpu.wave
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "split"), [(25088, 10, 256), (8192, 2, 256), (512, 10, 128)])
+def test_a_dense_layer_with_few_outputs_splits_its_reduction_over_all_work_items(
+    inputs: int, outputs: int, split: int
+) -> None:
+    op = Dense(1, inputs, outputs)
+    schedule = default_schedule(op, ADRENO)
+    cost = estimate(op, schedule, ADRENO)
+    assert schedule.split == split
+    wide = predict_us(op, DenseSchedule(tiles=8, split=32, weights="image"), ADRENO)
+    assert cost.predicted_us - ADRENO.launch_us < 0.7 * (wide - ADRENO.launch_us)
+    # No work-item adds up all parts one after the other.
+    case, _, _ = make_case(Dense(1, 64, outputs))
+    source = emit_opencl(build_kernel(Dense(1, 64, outputs), case.constants, ADRENO, schedule).func).source
+    assert source.count("barrier(") == 1 + {256: 3, 128: 2}[split]
 
 
 def test_a_small_layer_is_split_over_work_items_and_a_large_one_is_not() -> None:

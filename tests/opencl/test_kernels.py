@@ -20,6 +20,7 @@ from tests.kernel_references import ACTIVATIONS, make_case
 from tvm_build.gpu import gpu_by_name, with_memory
 from tvm_build.kernel_bundle import write_kernel_bundle
 from tvm_build.kernels import candidates
+from tvm_build.kernels.dense import DenseSchedule
 from tvm_build.kernels.winograd import TransformSchedule
 from tvm_build.ops import (
     ConcatChannels,
@@ -235,6 +236,13 @@ def test_the_other_operators_match_float64(runner: Runner, target: str, tmp_path
     ]
     gpu = gpu_by_name(target)
     check(runner, tmp_path, [(op, schedule) for op in ops for schedule in candidates(op, gpu)[::3]], target)
+
+
+def test_a_reduction_split_over_a_whole_group_matches_float64(runner: Runner, tmp_path: Path) -> None:
+    ops = (Dense(2, 2100, 10, activation="relu"), Dense(1, 70, 2), Dense(2, 37, 10, pooled_pixels=12, input_is_c4=True))
+    shapes = ((2, 128), (1, 256), (1, 100), (3, 67))
+    cases = [(op, DenseSchedule(tiles=tiles, split=split)) for op in ops for tiles, split in shapes]
+    check(runner, tmp_path, cases, "adreno-640")
 
 
 def test_every_operator_reads_and_writes_images_and_reads_buffers_as_images(runner: Runner, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ from tvm_build.precision import FLOAT32, Precision
 
 Array = np.ndarray[Any, Any]
 
+# Parts of a sum that one work-item adds up, one after the other.
+_MOST_PARTS = 32
+
 
 @dataclass(frozen=True)
 class DenseSchedule:
@@ -127,16 +130,24 @@ def build_dense(
             accumulator.set(total)
 
         exists = tile < feature_tiles if ragged else None
+        parts = split
         if split > 1:
             partial = body.shared(split * tiles, vector)
-            body.store(partial, part * tiles + item[0], accumulator.value)
+            own = body.let(part * tiles + item[0])
+            body.store(partial, own, accumulator.value)
             body.barrier()
+            while parts > _MOST_PARTS:
+                half = ceil_div(parts, 2)
+                with body.when(part < parts - half):
+                    body.store(partial, own, partial[own] + partial[own + half * tiles])
+                body.barrier()
+                parts = half
             exists = both(exists, part == 0)
         with body.when(exists):
             total = accumulator.value
             if split > 1:
                 total = partial[item[0]]
-                for other in range(1, split):
+                for other in range(1, parts):
                     total = total + partial[other * tiles + item[0]]
             total = body.let(total + buffers["bias"][tile])
             for q in range(quarters):

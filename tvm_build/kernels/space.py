@@ -25,6 +25,8 @@ _WEIGHTS: tuple[Literal["buffer", "image"], ...] = ("buffer", "image")
 _ADRENO_TILES = ((4, 1, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (4, 1, 1), (1, 1, 1), (4, 1, 4), (2, 2, 4))
 # Engines that hold all weights in constants stop at 32 output channels.
 _MOST_VECTORS = 8
+# Tiles of outputs with which a dense layer is a single group of its widest shape.
+_FEW_TILES = 8
 # Of column-sparse kernels. With 16 items to a group Intel's compiler was seen to spread a dense kernel over them.
 _CPU_MOST_ITEMS, _CPU_GROUPS_PER_CORE = 8, 8
 
@@ -220,12 +222,14 @@ def _steps(op: Conv2d, gather: Literal["blocks", "lanes"]) -> int:
 
 
 def _dense(op: Dense, gpu: Gpu) -> list[DenseSchedule]:
-    """On a CPU one work-item per tile; on a GPU a reduction split that fills two waves."""
+    """On a CPU one work-item per tile; on a GPU groups of two waves, whose reduction has more parts for few outputs."""
     if gpu.kind == "cpu":
         lanes = 4 if gpu.memory == "image" else 16 if op.out_features > 8 else 8 if op.out_features > 4 else 4
         found = [DenseSchedule(lanes=lanes, tiles=1, split=1)]
     else:
-        shapes = ((8, 32), (4, 32), (2, 32), (8, 8))
+        shapes = [(8, 32), (4, 32), (2, 32), (8, 8)]
+        if ceil_div(op.out_features, 4) <= _FEW_TILES:
+            shapes[-1:-1] = [(tiles, split) for tiles, split in ((2, 128), (1, 256)) if split <= blocks(op.in_features)]
         found = [DenseSchedule(lanes=4, tiles=tiles, split=split) for tiles, split in shapes]
         # `fuse` pools nothing that is too wide for the last of them.
         found = [schedule for schedule in found if local_bytes(op, schedule) <= gpu.local_bytes] or found[-1:]
