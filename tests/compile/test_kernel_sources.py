@@ -15,7 +15,7 @@ from structadmm.errors import InvariantError, UserError
 from tests.kernel_references import make_case
 from tvm_build.cost import estimate, predict_us
 from tvm_build.emit import OpenClKernel, emit_opencl
-from tvm_build.gpu import GPUS, gpu_by_name, with_memory
+from tvm_build.gpu import GPUS, Gpu, gpu_by_name, with_memory
 from tvm_build.kernels import build_kernel, candidates, default_schedule, supports
 from tvm_build.kernels.conv_tiling import ConvSchedule, Tiling
 from tvm_build.kernels.dense import DenseSchedule
@@ -191,6 +191,16 @@ def test_a_dense_layer_with_few_outputs_splits_its_reduction_over_all_work_items
     case, _, _ = make_case(Dense(1, 64, outputs))
     source = emit_opencl(build_kernel(Dense(1, 64, outputs), case.constants, ADRENO, schedule).func).source
     assert source.count("barrier(") == 1 + {256: 3, 128: 2}[split]
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_groups_of_kernels_that_share_nothing_are_whole_waves(gpu: Gpu) -> None:
+    flat = [op for op in OPERATORS if isinstance(op, Pool2d | Elementwise | Pack | Unpack | ConcatChannels)]
+    assert len(flat) == 6
+    for op in flat:
+        for schedule in candidates(op, gpu):
+            assert schedule.local >= 64
+            assert schedule.local % gpu.wave == 0
 
 
 def test_a_small_layer_is_split_over_work_items_and_a_large_one_is_not() -> None:

@@ -43,13 +43,18 @@ def schedules(op: Operator, gpu: Gpu, precision: Precision = FLOAT32) -> list[An
         case WinogradInput() | WinogradOutput():
             return _transforms(op, gpu)
         case _:
-            return [FlatSchedule(64)]
+            return [FlatSchedule(_whole_waves(gpu))]
+
+
+def _whole_waves(gpu: Gpu) -> int:
+    """Work-items of a group where nothing is shared: a wave; on CPUs enough to be worth a group's start."""
+    return max(64, gpu.wave)
 
 
 def _transforms(op: WinogradInput | WinogradOutput, gpu: Gpu) -> list[TransformSchedule]:
     """On a CPU all rows of as many tiles as lie in a row and a register; on a GPU a row of one tile."""
     if gpu.kind != "cpu":
-        return [TransformSchedule(max(64, gpu.wave))]
+        return [TransformSchedule(_whole_waves(gpu))]
     widths = [tiles for tiles in (4, 2, 1) if op.tiles_x % tiles == 0]
     return [TransformSchedule(1, tiles, whole=True) for tiles in (widths if not (op.images or op.views) else [1])]
 
