@@ -213,8 +213,8 @@ def _stored_as(work: _Work, op: Operator, precision: Precision) -> _Work:
     """
     if precision.storage == "float32":
         return work
-    # One side of a conversion is float32.
-    memory_bytes = work.memory_bytes * 3 // 4 if isinstance(op, Pack | Unpack) else work.memory_bytes // 2
+    # The plain side of a conversion stays float32; of the other, each work-item has a vector.
+    memory_bytes = work.memory_bytes - (8 * work.items if isinstance(op, Pack | Unpack) else work.memory_bytes // 2)
     work = replace(work, item_bytes=precision.item_bytes, memory_bytes=memory_bytes)
     if precision.arithmetic == "float32" or not isinstance(op, Conv2d | Elementwise):
         return work
@@ -371,25 +371,36 @@ def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
 
 def _streaming(op: Operator, schedule: Any) -> _Work:
     """Kernels that read each value once, or a window of them, and compute next to nothing."""
+    # Bytes beside those of the C4 tensor whose vectors the work-items stand for.
+    other_bytes: int
     match op:
         case Pool2d():
             outputs = op.batch * blocks(op.channels) * op.out_height * op.out_width
             reads = op.kernel[0] * op.kernel[1]
+            other_bytes = 16 * op.batch * blocks(op.channels) * op.in_height * op.in_width
         case GlobalAverage():
             outputs = op.batch * blocks(op.channels)
             reads = op.height * op.width
+            other_bytes = 16 * outputs * reads
         case ConcatChannels():
-            outputs = op.batch * blocks(sum(op.channels)) * op.height * op.width
+            plane = op.batch * op.height * op.width
+            outputs = plane * blocks(sum(op.channels))
             reads = 1 if all(c % 4 == 0 for c in op.channels[:-1]) else 2
+            other_bytes = 16 * plane * sum(blocks(c) for c in op.channels)
         case Interleave():
             outputs = op.batch * blocks(op.channels) * op.out_height * op.out_width
             reads = 1
+            phases = op.stride[0] * op.stride[1]
+            other_bytes = 16 * op.batch * phases * blocks(op.channels) * op.in_height * op.in_width
         case Elementwise():
             outputs = op.batch * blocks(op.channels) * op.height * op.width
             reads = 1 if op.operator == "copy" else 2
+            second = outputs // (op.height * op.width) if op.broadcast_pixels else outputs
+            other_bytes = 16 * (outputs if op.operator == "copy" else outputs + second)
         case Pack() | Unpack():
             outputs = op.batch * blocks(op.channels) * op.height * op.width
             reads = 4
+            other_bytes = 4 * op.batch * op.channels * op.height * op.width
         case _:
             raise InvariantError(f"there is no cost model for {op}")
     split = min(schedule.split, reads) if isinstance(schedule, MeanSchedule) else 1
@@ -411,7 +422,7 @@ def _streaming(op: Operator, schedule: Any) -> _Work:
         tile_weight_bytes=0,
         registers=6,
         local_bytes=items * 32 if split > 1 else 0,
-        memory_bytes=outputs * 16 * (2 if isinstance(op, Pool2d | Pack | Unpack) else 1 + reads),
+        memory_bytes=16 * outputs + other_bytes,
     )
 
 

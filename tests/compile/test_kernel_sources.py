@@ -33,7 +33,7 @@ from tvm_build.ops import (
     Unpack,
     with_images,
 )
-from tvm_build.precision import PRECISIONS
+from tvm_build.precision import PRECISIONS, Precision
 
 ADRENO = gpu_by_name("adreno-640")
 CONV = Conv2d(1, 64, 32, 32, 64, (3, 3), padding=(1, 1, 1, 1), activation="relu", has_residual=True)
@@ -201,6 +201,18 @@ def test_groups_of_kernels_that_share_nothing_are_whole_waves(gpu: Gpu) -> None:
         for schedule in candidates(op, gpu):
             assert schedule.local >= 64
             assert schedule.local % gpu.wave == 0
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
+def test_what_must_move_is_what_a_kernel_reads_and_writes_once(precision: Precision) -> None:
+    # Of convolutions and dense layers, bias and tables are left out.
+    ops = [op for op in OPERATORS if not isinstance(op, Conv2d | Dense)]
+    ops += [Pool2d("avg", 1, 8, 28, 28, 4, 4, (7, 7), (7, 7), (0, 0, 0, 0))]
+    ops += [Elementwise("mul", 1, 10, 9, 9, broadcast_pixels=True), Elementwise("copy", 2, 10, 9, 9)]
+    for op in ops:
+        case, _, _ = make_case(op)
+        built = build_kernel(op, case.constants, ADRENO, None, precision)
+        assert estimate(op, built.schedule, ADRENO, precision).memory_bytes == built.bytes
 
 
 def test_a_small_layer_is_split_over_work_items_and_a_large_one_is_not() -> None:
