@@ -17,7 +17,8 @@ All but the last are stretched where the launch has too few waves to keep every 
 that few waves fit: `fill` is the share of the waves needed to hide latency that are there.
 
 CPUs are different enough for an arithmetic of their own: vector instructions per work-item with the width's cost, the
-latency of a multiply-add where there are fewer accumulators than it takes to hide it, and a cost per work-group.
+latency of a multiply-add where there are fewer accumulators than it takes to hide it, and of a long sum's additions,
+and a cost per work-group.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ _CPU_CYCLES = {4: 0.55, 8: 0.55, 16: 1.0}
 _CPU_LOAD_CYCLES = 0.6
 _CPU_SPREAD_CYCLES = 0.6
 _CPU_LATENCY = 4.0
+# Additions of one sum that a core has in sight while it waits: shorter sums overlap with those that follow.
+_CPU_AHEAD = 256
 _CPU_SPILL_CYCLES = 0.35
 _CPU_REGISTERS = 26
 _CPU_GROUP_US = 0.03
@@ -121,7 +124,8 @@ class _Work:
     `folded` of the narrow loads have one use, no condition, and follow others of the same block of channels, so that
     they are in the first cache: a CPU's multiply-add reads them itself.
     `short_sums` are vectors of half, in half arithmetic, that are converted and added to float32 ones. `spreads` are
-    scalars copied into all lanes, `inputs_held` registers live beside the accumulators on a CPU.
+    scalars copied into all lanes. On a CPU, `inputs_held` registers live beside the accumulators, and `chained`
+    additions wait for each other beside those to accumulators.
     """
 
     items: int
@@ -144,6 +148,7 @@ class _Work:
     half_arithmetic: bool = False
     folded: float = 0.0
     short_sums: float = 0.0
+    chained: float = 0.0
 
 
 def predict_us(op: Operator, schedule: Any, gpu: Gpu, precision: Precision = FLOAT32) -> float:
@@ -348,13 +353,15 @@ def _dense(op: Dense, schedule: DenseSchedule) -> _Work:
     groups = ceil_div(feature_tiles, tiles) * op.batch
     items = groups * tiles * schedule.split
     pooled = op.input_is_c4 and op.pooled_pixels > 1
-    pooling = in_blocks * op.pooled_pixels / (tiles * schedule.split) if pooled else 0.0
+    # One work-item averages a block of channels, in each group anew; if there are fewer of them, some have none.
+    pooling = in_blocks * op.pooled_pixels / min(in_blocks, tiles * schedule.split) if pooled else 0.0
     steps = in_blocks / schedule.split
     as_texels = memory_of(op, "input0") != "buffer"
     return _Work(
         items=items,
         groups=groups,
         vector_macs=steps * 4,
+        chained=pooling * min(1.0, op.pooled_pixels / _CPU_AHEAD),
         loads=(0 if schedule.weights == "image" else steps * 4) + (0 if as_texels else steps + pooling),
         texels=(steps * 4 if schedule.weights == "image" else 0) + (steps + pooling if as_texels else 0),
         narrow_loads=0.0,
@@ -507,7 +514,7 @@ def _adreno(work: _Work, gpu: Gpu) -> KernelCost:
 
 def _cpu(work: _Work, gpu: Gpu) -> KernelCost:
     multiply = work.vector_macs * _CPU_CYCLES[work.lanes]
-    latency = work.vector_macs / work.accumulators * _CPU_LATENCY
+    latency = (work.vector_macs / work.accumulators + work.chained) * _CPU_LATENCY
     # A scalar of the input is spread over a register once for all vectors of its pixel.
     loads = (work.loads + work.narrow_loads - work.folded) * _CPU_LOAD_CYCLES + work.spreads * _CPU_SPREAD_CYCLES
     spilled = max(0, work.accumulators + work.inputs_held - _CPU_REGISTERS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ from tvm_build.network import (
     ZeroPad,
     zeros,
 )
-from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Interleave, Pool2d, blocks
+from tvm_build.ops import Activation, Conv2d, Dense, Elementwise, GlobalAverage, Interleave, Operator, Pool2d, blocks
 from tvm_build.precision import FLOAT32, Precision
 from tvm_build.transposed import per_phase
 
@@ -50,13 +51,14 @@ def fuse(network: Network, gpu: Gpu, precision: Precision = FLOAT32, tuned: Tune
 
     Args:
         network: as recognized.
-        gpu: decides whether leaving out zero columns pays.
+        gpu: decides whether leaving out zero columns pays, and averaging within a dense layer.
         precision: of the kernels; what they cost depends on it.
         tuned: what was measured, which goes before what the cost model predicts.
 
     Ensures: no `ChannelAffine`, `ZeroPad` or `Activate` remains; what no kernel takes is `Generic`.
     """
-    for rules in _PHASES:
+    pooled_dense: Rule = partial(_pooled_dense, gpu=gpu, precision=precision)
+    for rules in (*_PHASES, (pooled_dense,)):
         network = _until_settled(network, rules)
     settled = (_settle(node, network) for node in network.nodes)
     compacted = (_without_zero_columns(node, gpu, precision, tuned) for node in settled)
@@ -252,8 +254,11 @@ def _activation(network: Network, index: int) -> Network | None:
     return _replace(network, index, replace(before, op=op, outputs=node.outputs, source=source), before)
 
 
-def _pooled_dense(network: Network, index: int) -> Network | None:
-    """Global average, flatten and dense layer are one launch."""
+def _pooled_dense(network: Network, index: int, gpu: Gpu, precision: Precision) -> Network | None:
+    """Global average, flatten and dense layer are one launch where that is predicted to pay.
+
+    It spares a launch, but each work-group averages the whole image for itself.
+    """
     node = network.nodes[index]
     if not isinstance(node.op, Dense) or node.op.input_is_c4:
         return None
@@ -271,6 +276,9 @@ def _pooled_dense(network: Network, index: int) -> Network | None:
     if 4 * node.op.in_features > _MOST_POOLED_BYTES:
         return None
     op = replace(node.op, input_is_c4=True, pooled_pixels=pooled.op.height * pooled.op.width)
+    apart_us = sum(_predicted_us(part, gpu, precision) for part in (pooled.op, node.op))
+    if _predicted_us(op, gpu, precision) > apart_us:
+        return None
     joined = replace(node, op=op, inputs=pooled.inputs, source=pooled.source + view.source + node.source)
     return _replace(network, index, joined)
 
@@ -314,9 +322,13 @@ def _without_zero_columns(node: Node, gpu: Gpu, precision: Precision, tuned: Tun
     measured = tuned.measured_us(options) if tuned is not None else None
     if measured is not None:
         return replace(node, op=min(options, key=measured.__getitem__))
-    cost = {option: predict_us(option, default_schedule(option, gpu, precision), gpu, precision) for option in options}
+    cost = {option: _predicted_us(option, gpu, precision) for option in options}
     best = min(options, key=cost.__getitem__)
     return replace(node, op=best) if cost[best] <= (1 - MIN_SAVING) * cost[op] else node
+
+
+def _predicted_us(op: Operator, gpu: Gpu, precision: Precision) -> float:
+    return predict_us(op, default_schedule(op, gpu, precision), gpu, precision)
 
 
 def column_options(node: Node) -> list[Conv2d]:
@@ -346,7 +358,7 @@ def _kept_columns(op: Conv2d, weight: Array) -> tuple[int, ...] | None:
 _PHASES: tuple[tuple[Rule, ...], ...] = (
     (_self_gate, _pad_into_window, _before_interleaving, _affine_into_weights),
     (_affine_is_depthwise, _lone_pad),
-    (_shortcut, _residual, _activation, _pooled_dense),
+    (_shortcut, _residual, _activation),
 )
 
 

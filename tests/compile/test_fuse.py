@@ -12,6 +12,7 @@ from onnx import helper
 
 from tests.compile.interpreter import evaluate
 from tests.compile.onnx_models import Array, conv, save, weights
+from tvm_build.cost import estimate, predict_us
 from tvm_build.fuse import flatten_into_dense, fuse
 from tvm_build.gpu import gpu_by_name
 from tvm_build.import_onnx import import_onnx
@@ -230,19 +231,50 @@ def test_global_average_flatten_and_dense_are_one_launch(tmp_path: Path) -> None
     assert_means_the_same(network, path, (2, 6, 5, 4))
 
 
-@pytest.mark.parametrize(("channels", "launches"), [(7168, 1), (8192, 2)])
-def test_a_pooled_dense_layer_stays_within_a_groups_local_memory(channels: int, launches: int) -> None:
-    pooled = GlobalAverage(1, channels, 7, 7)
-    dense = Dense(1, channels, 10)
-    shapes = {"x": (1, channels, 7, 7), "p": (1, channels, 1, 1), "v": (1, channels), "y": (1, 10)}
+def head(channels: int, side: int, outputs: int) -> Network:
+    """Global average, flatten and dense layer."""
+    shapes = {"x": (1, channels, side, side), "p": (1, channels, 1, 1), "v": (1, channels), "y": (1, outputs)}
     nodes = (
-        Node("pool", pooled, ("x",), ("p",)),
+        Node("pool", GlobalAverage(1, channels, side, side), ("x",), ("p",)),
         Node("flat", View(), ("p",), ("v",)),
-        Node("fc", dense, ("v",), ("y",), {"weight": weights(10, channels), "bias": zeros(10)}),
+        Node(
+            "fc",
+            Dense(1, channels, outputs),
+            ("v",),
+            ("y",),
+            {"weight": weights(outputs, channels), "bias": zeros(outputs)},
+        ),
     )
     tensors = {name: Tensor(name, shape) for name, shape in shapes.items()}
+    return Network(tensors, nodes, (Port("x", "x"),), (Port("y", "y"),))
+
+
+@pytest.mark.parametrize("target", ["opencl-cpu", "adreno-640"])
+@pytest.mark.parametrize(
+    ("channels", "side", "outputs", "launches"),
+    # Of the last two, each of many groups would average a large image again, in the last with eight of its work-items.
+    [(512, 4, 10, 1), (64, 8, 10, 1), (512, 14, 1000, 2), (32, 112, 1000, 2)],
+)
+def test_a_dense_layer_averages_its_input_itself_where_its_groups_are_few_or_the_image_small(
+    channels: int, side: int, outputs: int, launches: int, target: str
+) -> None:
+    network = fuse(head(channels, side, outputs), gpu_by_name(target))
+    assert operators(network) == (["Dense"] if launches == 1 else ["GlobalAverage", "View", "Dense"])
+
+
+def test_a_pooled_dense_layer_is_predicted_to_take_as_long_as_one_channel_block_s_average() -> None:
+    op = Dense(1, 32, 1000, pooled_pixels=112 * 112, input_is_c4=True, input_width=112)
     gpu = gpu_by_name("adreno-640")
-    network = fuse(Network(tensors, nodes, (Port("x", "x"),), (Port("y", "y"),)), gpu)
+    cost = estimate(op, DenseSchedule(tiles=8, split=32), gpu)
+    assert cost.load_bytes >= 16 * op.pooled_pixels * cost.work_items
+    # Each of 63 groups on two cores adds up 8 blocks of 12544 vectors, an addition of 4 cycles after the other.
+    assert predict_us(op, DenseSchedule(lanes=16, tiles=1, split=1), GPU) > 32 * 8 * 112 * 112 * 4 / 3.4e3
+
+
+@pytest.mark.parametrize(("channels", "launches"), [(7168, 1), (8192, 2)])
+def test_a_pooled_dense_layer_stays_within_a_groups_local_memory(channels: int, launches: int) -> None:
+    gpu = gpu_by_name("adreno-640")
+    network = fuse(head(channels, 7, 10), gpu)
     ops = [node.op for node in network.nodes if not isinstance(node.op, View)]
     assert len(ops) == launches
     assert isinstance(ops[-1], Dense)
