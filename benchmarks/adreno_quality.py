@@ -21,7 +21,7 @@ from tvm_build.bundle import read_bundle
 from tvm_build.compile import compile_onnx
 from tvm_build.precision import PRECISIONS
 
-KERNEL = re.compile(r"__kernel void (\w+)\((.*?)\) \{\n(.*?)\n\}\n", re.DOTALL)
+KERNEL = re.compile(r"__kernel (?:__attribute__\(\(.*?\)\) )?void (\w+)\((.*?)\) \{\n(.*?)\n\}\n", re.DOTALL)
 _PARAMETER = re.compile(r"__global (float|half|int|uint)(\d*)\s*\*\s*(?:restrict )?(\w+)")
 _LOOP = re.compile(r"for \(int \w+ = (\d+); \w+ < (\d+);")
 _PRIVATE = re.compile(r"^\s*(?:float|half|int)\d* (\w+)\[(\d+)\];")

@@ -9,10 +9,11 @@ import pytest
 
 from structadmm.files import read_json
 from tvm_build.cost import estimate, estimate_counted
+from tvm_build.emit import emit_opencl
 from tvm_build.gpu import gpu_by_name
-from tvm_build.kernels import default_schedule
+from tvm_build.kernels import build_kernel, default_schedule
 from tvm_build.kernels.conv_tiling import ConvSchedule
-from tvm_build.ops import Conv2d
+from tvm_build.ops import Conv2d, Elementwise
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "results/reference/compiler/cost_model/results.json"
@@ -26,6 +27,18 @@ def test_the_page_is_what_its_record_makes(monkeypatch: pytest.MonkeyPatch) -> N
     record = read_json(RECORD, schema=1)
     assert record["kind"] == "predicted"
     assert (ROOT / "docs/cost-model.md").read_text() == page(record)
+
+
+def test_the_accesses_of_an_emitted_kernel_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from adreno_quality import KERNEL, count  # type: ignore[import-not-found]
+
+    op = Elementwise("add", 1, 8, 8, 8)
+    source = emit_opencl(build_kernel(op, {}, gpu_by_name("adreno-640")).func).source
+    ((name, parameters, body),) = KERNEL.findall(source)
+    assert name == "elementwise_kernel"
+    counted = count(parameters, body)
+    assert (counted.loads, counted.bytes, counted.wide_bytes) == (2, 48, 48)
 
 
 def test_a_kernel_known_by_its_counts_is_predicted_like_one_known_by_its_schedule() -> None:
