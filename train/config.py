@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Structure = Literal["filter", "channel", "column", "nonstructured"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -13,6 +14,22 @@ _HELD_OUT = 0.05
 CHECKSUMMED = ("cifar10", "fashion_mnist", "mnist")
 """Data sets whose publishers give checksums of the files, which `data.verify` compares."""
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _fits_json(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are written into `pruning.json`, after the training: what cannot be is refused before."""
+    for name, value in kwargs.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name} is {value!r:.100}, expected what JSON can hold (strings, finite numbers, true or false, lists "
+                "and tables of them): write it as a string, say, and convert that in the callable"
+            ) from None
+    return kwargs
+
+
+Kwargs = Annotated[dict[str, Any], AfterValidator(_fits_json)]
 
 
 class _Section(BaseModel):
@@ -29,7 +46,7 @@ class ModelConfig(_Section):
     """
 
     entry: str = "cifar_resnet18"
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
     weights: Path | None = None
 
 
@@ -54,7 +71,7 @@ class DataConfig(_Section):
     download: bool = True
     augment: bool = True
     held_out: Fraction | None = None
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
 
 
 class OptimizerConfig(_Section):

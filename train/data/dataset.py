@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,8 @@ class Augmentation:
 class Dataset:
     """Training and test images with their labels.
 
+    `mean` and `std` may be given as arrays or tensors, too; they are kept as tuples of floats.
+
     Attributes:
         name: what it is called in reports.
         train_images: uint8 [N, C, H, W], in memory or in files.
@@ -55,6 +59,11 @@ class Dataset:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        # Results are written as JSON, after the training: scalars of NumPy and PyTorch must not get that far.
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            object.__setattr__(self, name, _floats(f"data {self.name!r}: {name}", values))
+        object.__setattr__(self, "name", str(self.name))
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         for split, images, labels in (
             ("train", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
@@ -119,8 +128,16 @@ class Dataset:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Map uint8 [N, C, H, W] to float32 with the data set's mean and standard deviation removed."""
-        mean, std = (_of_channels(tuple(values), images.device) for values in (self.mean, self.std))
+        mean, std = (_of_channels(values, images.device) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
+
+
+def _floats(what: str, values: Iterable[Any]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError):
+        told = " ".join(f"{values!r:.100}".split())
+        raise UserError(f"{what} is {told}, expected a number for each channel: give a tuple of them") from None
 
 
 @lru_cache

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import pickle
 import struct
 import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,8 @@ def test_a_shift_moves_each_image_by_its_own_offset() -> None:
         ({"mean": (0.5,)}, "must have 2 finite entries"),
         ({"std": (0.2, float("nan"))}, "must have 2 finite entries, std positive ones"),
         ({"mean": (float("nan"), 0.5)}, "must have 2 finite entries"),
+        ({"mean": 0.5}, "mean is 0.5, expected a number for each channel"),
+        ({"std": torch.ones(2, 6, 5)}, "expected a number for each channel"),
         ({"test_images": torch.zeros(3, 2, 5, 5, dtype=torch.uint8)}, "must be of one size"),
     ],
 )
@@ -178,6 +182,16 @@ def test_a_data_set_that_contradicts_itself_is_refused(changes: dict[str, Any], 
     }
     with pytest.raises(UserError, match=message):
         Dataset(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "convert", [tuple, list, np.asarray, torch.from_numpy, lambda values: tuple(torch.tensor(values))]
+)
+def test_statistics_of_any_kind_are_kept_as_plain_numbers(convert: Callable[[Any], Any]) -> None:
+    mean, std = np.array([0.5, 0.25], np.float32), np.array([0.125, 1.0], np.float32)
+    data = replace(random_dataset(), mean=convert(mean), std=convert(std), classes=[0, 1, 2])
+    assert json.dumps([data.mean, data.std, data.classes]) == '[[0.5, 0.25], [0.125, 1.0], ["0", "1", "2"]]'
+    assert torch.equal(data.normalised(data.test_images), replace(data, mean=(0.5, 0.25)).normalised(data.test_images))
 
 
 def test_unknown_names_and_callables_are_refused_with_what_is_near() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,14 @@ def one_convolution() -> nn.Module:
             "costs is the table of a latency target, the measure is 'macs': leave it out",
         ),
         ({"rounds": [{"structure": "filter", "sparsity": 0.5, "rho_max": float("inf")}]}, "finite number"),
+        (
+            {"model": {"entry": "tests.unit.train.tiny:resnet", "kwargs": {"clip": [float("inf")]}}},
+            "[train.model.kwargs]: clip is [inf], expected what JSON can hold",
+        ),
+        (
+            {"data": {"name": "tests.unit.train.tiny:few_digits", "kwargs": {"since": datetime.date(2020, 1, 1)}}},
+            "[train.data.kwargs]: since is datetime.date(2020, 1, 1), expected what JSON can hold",
+        ),
         ({"dense": {"lr": float("nan")}}, "[train.dense] lr = nan: expected it to be a finite number"),
     ],
 )
