@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that it hides nothing
     try:
-        value: Any = importlib.import_module(module_name)
+        with exit_is_an_error():
+            value: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{what} {path!r}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from error
     except Exception as error:  # the user's code may raise anything
@@ -47,3 +50,18 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     if not callable(value):
         raise UserError(f"{what} {path!r}: {module_name} has no callable {attribute!r}")
     return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def exit_is_an_error() -> Iterator[None]:
+    """Run the user's code, which must not end the command: the caller tells of the error that its `sys.exit` becomes.
+
+    Raises:
+        RuntimeError: the code called `sys.exit`. The exit that a SIGTERM asks for passes.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            raise
+        raise RuntimeError(f"it calls sys.exit({error.code!r})") from error

@@ -26,6 +26,7 @@ from train.config import ModelConfig, TrainConfig
 from train.data import Dataset, load_dataset
 from train.data.images import Images
 from train.earlier import read_earlier
+from train.import_path import exit_is_an_error
 from train.layers import Network, kept_filters_and_columns
 from train.living import FindSmaller
 from train.loop import process_group, reproducible
@@ -112,7 +113,7 @@ def _check_outputs(config: ModelConfig, model: nn.Module, dataset: Dataset) -> N
     images = dataset.normalised(dataset.test_images[:2])
     images = images.expand(2, -1, -1, -1) if len(images) == 1 else images
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with exit_is_an_error(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = model.eval()(images)
             # On a copy: a step in training mode moves running statistics.
             trained = copy.deepcopy(model).train()(images)

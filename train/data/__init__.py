@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from structadmm.errors import UserError
 from train.data.dataset import Augmentation, Dataset
-from train.import_path import import_callable
+from train.import_path import exit_is_an_error, import_callable
 
 if TYPE_CHECKING:
     from train.config import DataConfig
@@ -26,7 +26,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     if ":" in config.name:
         load = import_callable(config.name, "data")
         try:
-            dataset = load(**config.kwargs)
+            with exit_is_an_error():
+                dataset = load(**config.kwargs)
         except UserError:
             raise
         except Exception as error:  # the user's code may raise anything

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -68,6 +69,12 @@ class Dataset:
             ("train", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
         ):
+            for what, found, kinds in (("images", images, Images), ("labels", labels, Tensor)):
+                if not isinstance(found, kinds):
+                    raise UserError(
+                        f"data {self.name!r}: {split} {what} are a {type(found).__name__}, expected a torch.Tensor: "
+                        "torch.from_numpy(...) makes one of an array"
+                    )
             if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
                 raise UserError(
                     f"data {self.name!r}: {split} images are {images.dtype} {tuple(images.shape)}, "
@@ -94,6 +101,12 @@ class Dataset:
             raise UserError(
                 f"data {self.name!r}: mean {self.mean} and std {self.std} must have {channels} finite entries, std "
                 "positive ones"
+            )
+        size, shift = min(self.train_images.shape[2:]), self.augmentation.shift
+        if not isinstance(shift, Integral) or not 0 <= shift < size:
+            raise UserError(
+                f"data {self.name!r}: augmentation shifts by {shift}, expected whole pixels in [0, {size - 1}]: "
+                "an eighth of the image is usual"
             )
 
     @property

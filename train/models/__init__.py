@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from structadmm.errors import UserError
-from train.import_path import import_callable
+from train.import_path import exit_is_an_error, import_callable
 from train.models.cifar_resnet import cifar_resnet18, cifar_resnet20, cifar_resnet56
 from train.models.imagenet_resnet import resnet18, resnet50
 from train.models.mobilenet import cifar_mobilenet_v2, mobilenet_v2
@@ -47,7 +47,8 @@ def build_model(entry: str, kwargs: dict[str, Any]) -> nn.Module:
         near = difflib.get_close_matches(entry, MODELS, n=3) or sorted(MODELS)
         raise UserError(f"unknown model {entry!r}: use {', '.join(near)}, or module:callable")
     try:
-        model = build(**kwargs)
+        with exit_is_an_error():
+            model = build(**kwargs)
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything

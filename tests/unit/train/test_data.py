@@ -162,6 +162,11 @@ def test_a_shift_moves_each_image_by_its_own_offset() -> None:
         ({"mean": (0.5,)}, "must have 2 finite entries"),
         ({"std": (0.2, float("nan"))}, "must have 2 finite entries, std positive ones"),
         ({"mean": (float("nan"), 0.5)}, "must have 2 finite entries"),
+        ({"train_images": np.zeros((3, 2, 6, 5), np.uint8)}, "train images are a ndarray, expected a torch.Tensor"),
+        ({"test_labels": np.arange(3)}, "test labels are a ndarray, expected a torch.Tensor"),
+        ({"augmentation": Augmentation(shift=-1)}, r"shifts by -1, expected whole pixels in \[0, 4\]"),
+        ({"augmentation": Augmentation(shift=5)}, r"shifts by 5, expected whole pixels in \[0, 4\]"),
+        ({"augmentation": Augmentation(shift=0.5)}, "shifts by 0.5, expected whole pixels"),  # type: ignore[arg-type]
         ({"mean": 0.5}, "mean is 0.5, expected a number for each channel"),
         ({"std": torch.ones(2, 6, 5)}, "expected a number for each channel"),
         ({"test_images": torch.zeros(3, 2, 5, 5, dtype=torch.uint8)}, "must be of one size"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from pipeline.cli import run_command_line
 from tests.unit.train import tiny
 from train.checkpoint import load_checkpoint
+from train.config import DataConfig
+from train.data import load_dataset
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -146,6 +149,18 @@ def raises(**options: Any) -> Any:
     raise KeyError("no such split", options)
 
 
+def exits(**options: Any) -> Any:
+    raise SystemExit(options.get("status", 3))
+
+
+def exits_in_use() -> nn.Module:
+    class Exits(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit
+
+    return Exits(1, 4, 3)
+
+
 def small_images_only() -> nn.Module:
     class Asserts(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
@@ -188,6 +203,9 @@ def one_convolution() -> nn.Module:
         ),
         ({"data": {"name": "tests.unit.train.test_refusals:raises"}}, "does not load: ('no such split'"),
         ({"model": {"entry": "tests.unit.train.test_refusals:raises"}}, "cannot be built with {}: ('no such split'"),
+        ({"data": {"name": "tests.unit.train.test_refusals:exits"}}, "does not load: it calls sys.exit(3)"),
+        ({"model": {"entry": "tests.unit.train.test_refusals:exits"}}, "with {}: it calls sys.exit(3)"),
+        ({"model": {"entry": "tests.unit.train.test_refusals:exits_in_use"}}, "images (2, 1, 8, 8): it calls sys.exit"),
         ({"model": {"entry": "tests.unit.train.test_refusals:small_images_only"}}, "does not take images (2, 1, 8, 8)"),
         (
             {"model": {"entry": "tests.unit.train.test_refusals:two_results_while_training"}},
@@ -249,6 +267,15 @@ def test_a_module_that_does_not_compile(
     monkeypatch.syspath_prepend(str(tmp_path))
     line = refused(capsys, write(tmp_path / "x.toml", model={"entry": "half_written_module:net"}), tmp_path / "run")
     assert "half_written_module does not import (SyntaxError: " in line
+    (tmp_path / "module_that_exits.py").write_text("import sys\nsys.exit('no data here')\n")
+    line = refused(capsys, write(tmp_path / "x.toml", model={"entry": "module_that_exits:net"}), tmp_path / "run")
+    assert "module_that_exits does not import (RuntimeError: it calls sys.exit('no data here')): correct it" in line
+
+
+def test_the_exit_that_a_sigterm_asks_for_passes_through_the_users_code() -> None:
+    data = DataConfig(name="tests.unit.train.test_refusals:exits", kwargs={"status": 128 + signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        load_dataset(data)
 
 
 def test_a_layer_that_a_pattern_names_in_vain_is_told_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
