@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from structadmm.graph import Graph, Node
-from structadmm.graph.count import LayerCount, count, filter_matrices
+from structadmm.graph.count import LayerCount, count, filter_matrices, unread_parameters
 from train.costs import CostTable, Extent, Floats
 
 Measure = Literal["conv_params", "params", "macs", "latency"]
@@ -52,10 +52,11 @@ class Footprint:
     def __init__(self, graph: Graph, measure: Measure, table: CostTable | None = None) -> None:
         self._measure = measure
         self._table = table
+        unread = set(unread_parameters(graph))
         self._others = {
             name: math.prod(entry.shape)
             for name, entry in graph.state.items()
-            if entry.kind == "parameter" and entry.alias_of is None
+            if entry.kind == "parameter" and entry.alias_of is None and name not in unread
         }
         nodes = graph.by_name()
         sites: list[Site] = []

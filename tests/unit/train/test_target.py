@@ -278,6 +278,23 @@ def test_a_target_that_no_choice_of_units_meets_says_what_does() -> None:
         Budget(round_config(target={"measure": "macs", "limit": 1e12}), Network.of(graph), graph)
 
 
+def test_a_budget_of_parameters_leaves_out_what_reaches_no_output() -> None:
+    class WithUnusedHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build_model("cifar_resnet20", {"width": 8, "num_classes": 10, "in_channels": 3})
+            self.head = nn.Linear(3, 1000)
+
+        def forward(self, x: Tensor) -> Any:
+            self.head(x.mean(dim=(2, 3)))
+            return self.net(x)
+
+    graph, state = captured(WithUnusedHead())
+    budget = Budget(round_config(target={"measure": "params", "reduction": 8.0}), Network.of(graph), graph)
+    assert budget.dense == count(graph).params
+    assert budget.allocate(state, {}, random_damages).size <= budget.dense / 8
+
+
 def test_the_table_of_macs_gives_the_same_rates_as_the_measure_macs(tmp_path: Path) -> None:
     graph, state = wide("cifar_resnet18")
     path = tmp_path / "macs.json"
