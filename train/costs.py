@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from structadmm.errors import UserError
 from structadmm.files import read_json
 from structadmm.graph import Graph
-from structadmm.graph.count import count
+from structadmm.graph.count import LayerCount, count
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -147,7 +147,8 @@ def load_costs(path: Path, graph: Graph) -> CostTable:
     """Read a table and check that it is about this network.
 
     Raises:
-        UserError: the file is absent, malformed, or lists a layer that the network does not have, or none of them.
+        UserError: the file is absent, malformed, lists a layer that the network does not have, or none of them, or is
+            of a narrower network.
     """
     try:
         table = CostTable.model_validate(read_json(path, schema=1))
@@ -155,14 +156,36 @@ def load_costs(path: Path, graph: Graph) -> CostTable:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {place or 'the table'}: {first['msg']}") from error
-    names = {layer.name for layer in count(graph).layers}
+    layers = count(graph).layers
+    names = {layer.name for layer in layers}
     strange = sorted(set(table.layers) - names)
     if strange or not table.layers:
         raise UserError(
             f"{path} lists {strange[0] if strange else 'no layer'!r}, the network has layers such as "
             f"{', '.join(sorted(names)[:3])}: make the table for this network"
         )
+    for layer in layers:
+        if layer.name in table.layers:
+            _refuse_narrower(path, table.layers[layer.name], layer)
     return table
+
+
+def _refuse_narrower(path: Path, costs: LayerCosts, layer: LayerCount) -> None:
+    """Beyond a grid costs are constant: what is removed there would seem to save nothing."""
+    inputs = layer.columns // math.prod(layer.shape[2:])
+    for kind, grid in (("dense", costs.dense), ("compact", costs.compact)):
+        if grid is None:
+            continue
+        across, whole = ("inputs", inputs) if grid.columns is None else ("columns", layer.columns)
+        for axis, largest, needed in (
+            ("filters", grid.filters[-1], layer.filters),
+            (across, grid.across[-1], whole),
+        ):
+            if largest < needed:
+                raise UserError(
+                    f"{path}: layers.{layer.name}.{kind}.{axis} ends at {largest}, the dense layer has {needed}: make "
+                    "the table of the dense network (`structadmm layer-costs`)"
+                )
 
 
 def macs_table(graph: Graph) -> dict[str, Any]:

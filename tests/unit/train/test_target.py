@@ -27,7 +27,7 @@ from train.budget import keep_count
 from train.checkpoint import load_checkpoint
 from train.config import RoundConfig
 from train.constraint import Constraint, LayerConstraint, with_keep
-from train.costs import Grid, macs_table
+from train.costs import Grid, load_costs, macs_table
 from train.footprint import Footprint
 from train.footprint_model import FootprintModel
 from train.layers import Network
@@ -314,8 +314,8 @@ def test_a_table_with_steps_is_met_although_most_removals_save_nothing(tmp_path:
     graph, state = wide("cifar_resnet18")
     layers = {}
     for layer in count(graph).layers:
-        steps = range(8, layer.filters + 1, 8)
-        filters = [value for step in steps for value in (step - 7, step)] or [layer.filters]
+        steps = range(8, layer.filters + 8, 8)
+        filters = [value for step in steps for value in (step - 7, step)]
         inputs = layer.columns // math.prod(layer.shape[2:])
         cost = [[-(-count // 8) * 0.1, -(-count // 8) * (0.1 + inputs / 64)] for count in filters]
         layers[layer.name] = {"dense": {"filters": filters, "inputs": [0, inputs], "cost": cost}}
@@ -348,6 +348,25 @@ def test_a_bad_cost_table_is_refused_in_one_line(tmp_path: Path, change: dict[st
     with pytest.raises(UserError, match=message) as refused:
         Budget(round_config(target={"measure": "latency", "costs": path, "limit": 1.0}), Network.of(graph), graph)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axis", "message"),
+    [
+        ("dense", "filters", r"layer1.0.conv1.dense.filters ends at 16, the dense layer has 32: make the table of"),
+        ("dense", "inputs", r"layer1.0.conv1.dense.inputs ends at 16, the dense layer has 32"),
+        ("compact", "columns", r"layer1.0.conv1.compact.columns ends at 144, the dense layer has 288"),
+    ],
+)
+def test_the_cost_table_of_a_narrower_network_is_refused(tmp_path: Path, kind: str, axis: str, message: str) -> None:
+    graph, _ = wide("cifar_resnet18")
+    table = macs_table(graph)
+    grid = table["layers"]["layer1.0.conv1"][kind]
+    grid[axis] = (0, grid[axis][-1] // 2)
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=message):
+        load_costs(path, graph)
 
 
 def test_a_grid_is_linear_between_points_and_constant_beyond() -> None:
