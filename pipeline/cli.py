@@ -24,7 +24,8 @@ import pipeline.rpc_commands
 import pipeline.stage_commands
 import pipeline.tune_commands
 import structadmm
-from structadmm.errors import StructadmmError
+from structadmm.errors import StructadmmError, UserError
+from structadmm.files import disk_problem
 
 INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
@@ -104,6 +105,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if (told := disk_problem(error)) is not None:
+            return _fail(told, UserError.exit_status, debug)
         again = shlex.join(["structadmm", "--debug", *arguments])
         return _fail(f"unexpected {type(error).__name__}: {error}; `{again}` shows where", 1, debug)
 

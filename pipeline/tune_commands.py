@@ -213,7 +213,7 @@ def layer_costs(
     from device.runner_client import Runner
     from device.target import open_target
     from pipeline.progress import console_reporter
-    from structadmm.files import refuse_folder, write_json
+    from structadmm.files import refuse_unwritable, write_json
     from tvm_build.compile import compile_onnx
     from tvm_build.import_onnx import import_onnx
     from tvm_build.precision import precision_by_name
@@ -223,7 +223,7 @@ def layer_costs(
     from tvm_build.tuning.tasks import weight_bytes
     from tvm_build.tuning.tuned import load_tuned
 
-    refuse_folder(out)
+    refuse_unwritable(out)
     reporter = console_reporter()
     opened = open_target(device, reporter)
     try:

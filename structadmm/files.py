@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 import platformdirs
 
 from structadmm.errors import UserError
+
+_CANNOT_WRITE = frozenset({errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS})
 
 
 def cache_dir() -> Path:
@@ -48,19 +51,53 @@ def refuse_folder(path: Path) -> None:
         raise UserError(f"{path} is a folder, expected a file to write: name one in it")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Say at once, not after the work, that a file cannot be written; makes the folder that it goes into.
+
+    Raises:
+        UserError: `path` is a folder, or nothing can be written beside it.
+    """
+    refuse_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another place") from None
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What to tell of a full disk, or of a place that may not be written; None if `error` is about something else."""
+    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
+        return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (
+        f"{error.filename or 'a file'} cannot be {'used' if error.errno == errno.EACCES else 'written'} "
+        f"({error.strerror}): {'free some space, or ' if full else ''}name another place (the cache's is "
+        "STRUCTADMM_CACHE)"
+    )
+
+
+@contextmanager
+def names_in_errors(path: Path) -> Iterator[None]:
+    """Let the error of a disk name `path`, where it names a temporary sibling (`.NAME.*`) or no file at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CANNOT_WRITE and (error.filename is None or f".{path.name}." in str(error.filename)):
+            error.filename = str(path)
+        raise
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is synced and renamed over `path`, else removed.
 
     Raises:
         UserError: `path` is a folder.
+        OSError: it cannot be written.
     """
     refuse_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with names_in_errors(path), _temporary_sibling(path) as temporary:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -69,6 +106,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+
+
+@contextmanager
+def _temporary_sibling(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,6 +130,7 @@ def staged_folder(out: Path, last: str) -> Iterator[Path]:
 
     Raises:
         UserError: `out` is a file, or cannot be written.
+        OSError: the disk is full.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a folder to write into: choose another one")
@@ -92,11 +140,12 @@ def staged_folder(out: Path, last: str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): choose another folder") from None
     try:
-        yield staged
-        out.mkdir(exist_ok=True)
-        (out / last).unlink(missing_ok=True)
-        for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
-            path.replace(out / path.name)
+        with names_in_errors(out):
+            yield staged
+            out.mkdir(exist_ok=True)
+            (out / last).unlink(missing_ok=True)
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
+                path.replace(out / path.name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +75,11 @@ class Checkpoint:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically, whatever the memory format and device of `tensors`."""
+    """Write a safetensors file atomically, whatever the memory format and device of `tensors`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -82,7 +88,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         plain[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+        try:
+            save_file(plain, temporary, metadata=metadata)
+        except SafetensorError as error:
+            if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

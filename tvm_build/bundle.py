@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structadmm.errors import InvariantError, UserError
-from structadmm.files import read_json, sha256_file
+from structadmm.files import names_in_errors, read_json, sha256_file
 from tvm_build.launch_plan import Constant, ConstantImage2d, Endpoint, LaunchPlan
 from tvm_build.plan_text import read_plan, write_plan
 
@@ -66,6 +66,7 @@ def write_bundle(
     Raises:
         UserError: `path` has another ending, or is something other than a bundle.
         InvariantError: the plan breaks a rule of the format.
+        OSError: it cannot be written.
     """
     check_destination(path)
     files: dict[str, bytes] = {
@@ -78,14 +79,21 @@ def write_bundle(
         files[sample.file] = _npy(array)
     for expected, array in zip(plan.sample_outputs, outputs, strict=True):
         files[expected.file] = _npy(array)
-    sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    files["SHA256SUMS"] = "".join(
+        f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)
+    ).encode()
+    with names_in_errors(path):
+        _write_folder(path, files)
+    return read_bundle(path)
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         partial.chmod(0o755)
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        (partial / "SHA256SUMS").write_text(sums)
         try:
             read_bundle(partial)
         except UserError as error:
@@ -100,7 +108,6 @@ def write_bundle(
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return read_bundle(path)
 
 
 def check_destination(path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -57,6 +58,17 @@ def test_writing_twice_gives_the_same_bytes_and_replaces_the_first(tmp_path: Pat
     first = contents(write(tmp_path / "a.clbundle"))
     assert contents(write(tmp_path / "a.clbundle")) == first
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.clbundle"]
+
+
+def test_a_full_disk_names_the_bundle_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device") as told:
+        write(tmp_path / "a.clbundle")
+    assert told.value.filename == str(tmp_path / "a.clbundle")
+    assert not list(tmp_path.iterdir())
 
 
 def test_sha256sum_accepts_the_sums(tmp_path: Path) -> None:

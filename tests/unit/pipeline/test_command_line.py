@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -199,6 +200,31 @@ def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
     )
     assert run_command_line(["--debug", "doctor"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x/y"),
+            "x/y cannot be written (No space left on device)",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "a file cannot be written (No space left on device): free"),
+        (OSError(errno.EROFS, "Read-only file system", "x/y"), "x/y cannot be written (Read-only file system): name"),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y cannot be used (Permission denied): name"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_a_mistake_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def fails(_phones: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.doctor.examine", fails)
+    assert run_command_line(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"structadmm: {said}")
+    assert "another place" in told
 
 
 def test_a_broken_proof_ends_in_one_line_and_status_1(

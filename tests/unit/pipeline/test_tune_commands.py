@@ -50,6 +50,15 @@ def test_a_run_directory_without_exported_networks_is_named(tmp_path: Path, caps
     assert "baseline.onnx does not exist" in line
 
 
+def test_layer_costs_that_cannot_be_written_are_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device.target.open_target", None)  # a call would end in status 1
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "costs.json"
+    assert f"{out} cannot be written (" in fails(capsys, "layer-costs", "model.onnx", "--out", str(out))
+
+
 def test_a_malformed_database_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "db.jsonl").write_text("nonsense\n")
     assert "line 1 is no tuning record" in fails(capsys, "tuned", "show", str(tmp_path / "db.jsonl"))
