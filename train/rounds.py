@@ -195,8 +195,12 @@ def _rates_of(config: RoundConfig) -> float | Mapping[str, float]:
     return 0.0 if config.sparsity is None else config.sparsity
 
 
-def _kept_whole(rate: float, alive: int, keeps: Mapping[str, int] | None) -> str:
-    return f"{rate:g} of {alive} units is less than one" if keeps is None else f"the target leaves all {alive} units"
+def _kept_whole(rate: float, alive: int, keeps: Mapping[str, int] | None, multiple: int = 1) -> str:
+    if keeps is not None:
+        return f"the target leaves all {alive} units"
+    if (wanted := keep_count(alive, rate)) < alive:
+        return f"multiple = {multiple} rounds the {wanted} units to keep up to all {alive}"
+    return f"{rate:g} of {alive} units is less than one"
 
 
 def _plan_groups(
@@ -237,7 +241,7 @@ def _plan_groups(
         alive = _alive_units(group, masks)
         keep = keep_count(alive, rate, config.multiple) if keeps is None else keeps.get(group.name, 1)
         if keep >= alive:
-            unpruned.append(Unpruned(owners, _kept_whole(rate, alive, keeps)))
+            unpruned.append(Unpruned(owners, _kept_whole(rate, alive, keeps, config.multiple)))
             continue
         members = ranked
         if config.structure == "filter":

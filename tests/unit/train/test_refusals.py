@@ -231,6 +231,10 @@ def one_convolution() -> nn.Module:
             "has nothing to prune (0: shares its filters with the first layer (first_layer = true prunes them)",
         ),
         (
+            {"rounds": [{"structure": "filter", "sparsity": 0.5, "multiple": 1000}]},
+            "multiple = 1000 rounds the 4 units to keep up to all 8",
+        ),
+        (
             {"rounds": {"structure": "filter", "sparsity": 0.5}},
             "one table, expected a list of tables: write [[train",
         ),
