@@ -100,7 +100,8 @@ class _Reading:
         inputs: the root of each input channel.
         outputs: the root of each output channel.
         values: float64 [inputs]; NaN where a channel is no constant.
-        uneven: bool [inputs], constants that add different numbers at different places, because of padding.
+        uneven: bool [inputs], constants that add different numbers at different places, because of padding, or of the
+            phases of a transposed convolution.
         use: which output reads which input.
     """
 
@@ -212,9 +213,9 @@ class _Work:
         elif bool(reading.uneven[channel]):
             group = channel * convolution_groups(node) // len(reading.inputs)
             self.padded[root].append(ConstantRead(node.name, group, channel, value))
-            self.blockers.setdefault(
-                root, f"its constant {value:.4g} meets the padding of {layer}, so folding is inexact"
-            )
+            # A transposed convolution has other weights for each phase of its stride, padded or not.
+            what = "other weights from place to place" if ROLES[node.op] == "conv_transpose" else "the padding"
+            self.blockers.setdefault(root, f"its constant {value:.4g} meets {what} of {layer}, so folding is inexact")
         elif self.times_used[self._bias(node.name) or ""] > 1:
             self.blockers.setdefault(root, f"the bias of {layer} is shared, so nothing is folded")
             self.firm.add(root)

@@ -103,14 +103,14 @@ class _Probe:
             return
         assert why is not None, f"filter {index} of {name} is zero and nothing says why it stays"
         read = self._read(group, unit, self.real)
-        if "meets the padding" in why:
+        if "meets the padding" in why or "meets other weights" in why:
             constant = [
                 (node, channel) for node, channel, value in read if float(value.min()) == float(value.max()) != 0.0
             ]
             assert any(self._makes_a_picture(node, channel) for node, channel in constant), (
                 f"filter {index} of {name}: {why}, but every convolution turns the constant into another"
             )
-            self._note("a constant that meets padding")
+            self._note("a constant that meets padding, or phases of a stride")
         elif "reads it" in why:
             # A ReLU may happen to be off; without it the value varies. So does what padding makes of a constant.
             read += self._read(group, unit, self.linear)

@@ -167,6 +167,17 @@ def test_a_constant_channel_that_meets_padding_stays_and_says_so() -> None:
     assert relative_error(masked, shrunk, (1, 3, 12, 12)) < TOLERANCE
 
 
+def test_a_constant_channel_that_a_transposed_convolution_reads_in_phases_stays_and_says_so() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 5, 2, stride=2), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[0].bias[1] = 0.7
+    _, removal, _ = shrunk_with_zeros_of(model)
+    assert (
+        removal.kept["0"][1] == "its constant 0.7 meets other weights from place to place of 2, so folding is inexact"
+    )
+
+
 def test_a_filter_behind_a_zero_batch_norm_is_dead() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Conv2d(4, 5, 1), nn.Flatten())
     with torch.no_grad():
