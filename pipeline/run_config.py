@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from device.config import MeasureConfig
 from export.config import ExportConfig
@@ -20,7 +20,8 @@ class RunConfig(BaseModel):
     """A whole experiment: one TOML file.
 
     Attributes:
-        name: names the run: in its results, and its directory under `runs/` where no `--out` is given.
+        name: names the run: in its results, and its directory under `runs/` where no `--out` is given. At
+            most 80 of the letters A to Z and a to z, digits, `.`, `_` and `-`, a letter or a digit first.
         train: what is trained on what, and how it is pruned.
         export: how the pruned network is shrunk, saved and verified.
         build: how both networks are compiled.
@@ -30,12 +31,22 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+    name: str
     train: TrainConfig
     export: ExportConfig = Field(default_factory=ExportConfig)
     build: BuildConfig = Field(default_factory=BuildConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+            raise ValueError(
+                "expected at most 80 of the letters A to Z and a to z, digits, '.', '_' and '-', a letter or a digit "
+                "first: rename it"
+            )
+        return name
 
     @model_validator(mode="after")
     def _purified_on_images_held_out(self) -> RunConfig:

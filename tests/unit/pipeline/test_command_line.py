@@ -52,7 +52,8 @@ def test_bad_configurations_end_in_one_line_and_status_2(
         (MINIMAL.replace("sparsity", "sparsty"), "[train.rounds.0] has no key 'sparsty': did you mean 'sparsity'?"),
         (MINIMAL.replace("0.5", "1.0"), "[train.rounds.0] sparsity = 1.0: expected it to be less than 1"),
         (MINIMAL + "[mesure]\n", "the top level has no key 'mesure': did you mean 'measure'?"),
-        (MINIMAL.replace('"x"', '"a b/c"'), "name = 'a b/c'"),
+        (MINIMAL.replace('"x"', '"a b/c"'), "name = 'a b/c': expected at most 80 of the letters A to Z and a to z,"),
+        (MINIMAL.replace('"x"', '"ünï"'), "digits, '.', '_' and '-', a letter or a digit first"),
         (MINIMAL.replace("0.5", "much"), "not valid TOML"),
     ):
         config.write_text(text)
