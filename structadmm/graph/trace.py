@@ -71,7 +71,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
 
     Raises:
         UserError: the model cannot be exported, mutates a tensor that is also read through a view, or returns
-            something other than tensors; names the node.
+            something other than tensors, or numbers that are not finite; names the node.
     """
     return capture(model, example_inputs).graph
 
@@ -461,7 +461,12 @@ def _check_same(model: nn.Module, inputs: tuple[Tensor, ...], graph: Graph, stat
     for node in graph.nodes:
         if "dropout" in node.op and node.args[2] is True:
             raise UserError(f"{node.op} at {node.label} is random in evaluation mode, too: pass training=self.training")
-    for reference, value in zip(expected, arrived, strict=True):
+    for position, (reference, value) in enumerate(zip(expected, arrived, strict=True)):
+        if not bool(reference.isfinite().all()):
+            raise UserError(
+                f"{type(model).__name__} returns NaN or infinity (output {position}) for the example input: check its "
+                "weights, and logarithms, roots and divisions in its forward"
+            )
         error = (reference - value).abs().max().item() if reference.numel() else 0.0
         if not error <= _SAME * max(1.0, reference.abs().max().item()):
             raise InvariantError(f"the traced network differs from {type(model).__name__} by {error:.3g}")

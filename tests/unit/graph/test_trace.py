@@ -133,3 +133,13 @@ def test_an_operator_off_the_list_is_refused_by_name() -> None:
     changed: Graph = graph_from_json(body)
     with pytest.raises(UserError, match=r"aten\.from_file\.default"):
         GraphModule(changed, {"0.weight": torch.zeros(3, 3), "0.bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_model_whose_output_is_not_finite_is_told_of_as_that(factor: float) -> None:
+    class Diverged(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * factor
+
+    with pytest.raises(UserError, match=r"Diverged returns NaN or infinity \(output 0\) for the example input: check"):
+        capture(Diverged(3, 4, 3), (torch.zeros(2, 3, 8, 8),))
