@@ -10,7 +10,7 @@ and constant launch extents. With fixed shapes that is all there is to launch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,8 +129,9 @@ def lower_relax(
         target: the TVM target.
         inputs: tensor names of `main`'s parameters.
         prefix: begins the name of every tensor and constant that is created here.
-        layer_of: layer by the name of the Relax variable that a launch computes.
-        layer: the layer of all other launches.
+        layer_of: layer by the name of the Relax variable that an operator computes. What TVM writes for an operator
+            before that variable belongs to it, too; a launch of several operators has the layer of the heaviest.
+        layer: the layer of launches that nothing of this leads to.
 
     Raises:
         UserError: TVM has no GPU kernel for an operator, or fails in a pass.
@@ -138,12 +139,13 @@ def lower_relax(
     """
     import tvm
 
+    trace = _FusionTrace(layer_of, layer)
     with target:
         try:
-            module = tvm.transform.Sequential([*passes, *straight_line_passes()])(module)
+            module = tvm.transform.Sequential([*trace.around_fusion(passes), *straight_line_passes()])(module)
         except Exception as error:
             raise UserError(f"{layer}: TVM cannot lower this operator ({first_line(error)}): replace it") from error
-    return _StraightLine(module, target, prefix, layer_of, layer).run(inputs)
+    return _StraightLine(module, target, prefix, trace.layers, layer).run(inputs)
 
 
 def first_line(error: BaseException) -> str:
@@ -152,6 +154,142 @@ def first_line(error: BaseException) -> str:
     said = [line for line in lines if re.search(r"(Error|failed|error)", line)]
     # Addresses differ from run to run.
     return re.sub(r" ?\(?\b0x[0-9a-f]{6,}\b\)?", "", (said or lines or [type(error).__name__])[-1])
+
+
+class _FusionTrace:
+    """Finds the layers that a fused function computes.
+
+    Fusion renames the variable of a function's result and shares one function among equal groups, so that names do not
+    tell. But operators before and after it are the same functions of the same tensors: a tensor goes by the operator
+    that computes it and what that reads, and an operator of a fused function is that which computed the same before.
+    """
+
+    def __init__(self, layer_of: Mapping[str, str], layer: str) -> None:
+        self.layer_of = layer_of
+        self.layer = layer
+        self.layers: dict[str, str] = {}  # by variable of `main` after fusion
+        self.numbers: dict[Any, int] = {}  # by operator and the numbers of what it reads
+        self.weights: dict[str, int] = {}  # floating-point operations by TIR function
+        self.unfused: dict[int, list[str]] = {}  # layers by what they compute, in order
+
+    def around_fusion(self, passes: Sequence[Any]) -> list[Any]:
+        """`passes` with a look at the module before and after fusion."""
+        import tvm
+
+        def look(at: Callable[[Any], None]) -> Any:
+            def watch(module: Any, context: Any) -> Any:
+                del context
+                at(module)
+                return module
+
+            return tvm.transform.module_pass(watch, opt_level=0, name="FollowLayers")
+
+        watched = []
+        for each in passes:
+            is_fusion = str(each.info.name) == "FuseOps"
+            watched.extend([look(self._before), each, look(self._after)] if is_fusion else [each])
+        return watched
+
+    def _before(self, module: Any) -> None:
+        main = module["main"]
+        values = self._parameters(main)
+        unnamed: list[int] = []
+        for binding in _bindings(main):
+            values[binding.var] = self._number(binding.value, values)
+            if _operator(binding.value):
+                unnamed.append(values[binding.var])
+            layer = self.layer_of.get(str(binding.var.name))
+            if layer is not None:
+                self._name(unnamed, layer)
+                unnamed = []
+        self._name(unnamed, self.layer)
+
+    def _name(self, numbers: Sequence[int], layer: str) -> None:
+        for number in numbers:
+            self.unfused.setdefault(number, []).append(layer)
+
+    def _after(self, module: Any) -> None:
+        from tvm import relax
+
+        main = module["main"]
+        values = self._parameters(main)
+        functions = {str(variable.name_hint): function for variable, function in module.functions.items()}
+        for binding in _bindings(main):
+            name, value = str(binding.var.name), binding.value
+            called = functions.get(_operator(value))
+            if isinstance(called, relax.Function):
+                arguments = [self._number(argument, values) for argument in value.args]
+                values[binding.var], self.layers[name] = self._fused(called, arguments, functions)
+                continue
+            values[binding.var] = self._number(value, values)
+            if _operator(value):
+                self.layers[name] = self._layer(values[binding.var])
+            elif str(getattr(value, "name", "")) in self.layers:
+                self.layers[name] = self.layers[str(value.name)]
+
+    def _fused(self, function: Any, arguments: Sequence[int], functions: Mapping[str, Any]) -> tuple[int, str]:
+        """What a call of a fused function computes, and the layer of its heaviest operator."""
+        values = dict(zip(function.params, arguments, strict=True))
+        parts: list[tuple[int, str]] = []
+        for binding in _bindings(function):
+            values[binding.var] = self._number(binding.value, values)
+            operator = _operator(binding.value)
+            if operator:
+                parts.append((self._weight(operator, functions), self._layer(values[binding.var])))
+        # Of equally heavy ones the last: the result is its.
+        _, layer = max(reversed(parts), key=lambda part: part[0], default=(0, self.layer))
+        return self._number(function.body.body, values), layer
+
+    def _weight(self, operator: str, functions: Mapping[str, Any]) -> int:
+        if operator not in self.weights:
+            self.weights[operator] = _flops(functions[operator]) if operator in functions else 0
+        return self.weights[operator]
+
+    def _layer(self, number: int) -> str:
+        """The next of the layers that compute this, the last one for all that are left."""
+        layers = self.unfused.get(number, [self.layer])
+        return layers.pop(0) if len(layers) > 1 else layers[0]
+
+    def _parameters(self, main: Any) -> dict[Any, int]:
+        return {parameter: self._known(("parameter", k)) for k, parameter in enumerate(main.params)}
+
+    def _number(self, expression: Any, values: Mapping[Any, int]) -> int:
+        """Of what an expression computes: equal for the same operator on the same tensors."""
+        import tvm
+        from tvm import relax
+
+        if isinstance(expression, relax.Call):
+            operands = tuple(self._number(argument, values) for argument in _operands(expression))
+            return self._known((_operator(expression), operands))
+        if isinstance(expression, relax.Tuple):
+            return self._known(("tuple", tuple(self._number(field, values) for field in expression.fields)))
+        if isinstance(expression, relax.TupleGetItem):
+            return self._known(("item", self._number(expression.tuple_value, values), int(expression.index)))
+        if isinstance(expression, tvm.ir.Var):
+            return values.get(expression, -1)
+        return self._known(expression)
+
+    def _known(self, key: Any) -> int:
+        return self.numbers.setdefault(key, len(self.numbers))
+
+
+def _bindings(function: Any) -> list[Any]:
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
+def _operator(value: Any) -> str:
+    """The function or operator that a binding's value calls; empty if it calls none."""
+    from tvm import relax
+
+    if not isinstance(value, relax.Call):
+        return ""
+    called = value.args[0] if getattr(value.op, "name", "") == "relax.call_tir" else value.op
+    return str(getattr(called, "name_hint", getattr(called, "name", called)))
+
+
+def _operands(call: Any) -> list[Any]:
+    """What a call reads, without the function that a `call_tir` names."""
+    return list(call.args[1:] if getattr(call.op, "name", "") == "relax.call_tir" else call.args)
 
 
 class _StraightLine:
@@ -168,6 +306,7 @@ class _StraightLine:
         self.constants: dict[str, Array] = {}
         self.images: dict[str, ImageRow] = {}
         self.launches: list[KernelLaunch] = []
+        self.writers: dict[str, range] = {}  # by tensor, the launches of the last call that wrote it
         self.compiled: dict[str, CompiledFunction] = {}
 
     def run(self, inputs: Sequence[str]) -> LoweredFunction:
@@ -225,15 +364,12 @@ class _StraightLine:
             raise UserError(f"{self.layer}: TVM has no GPU kernel for {operator}: replace this operator in the model")
 
     def _name_launches_of(self, tensor: str, variable: str) -> None:
-        """Once a result is bound to a variable that carries an ONNX node's mark, its launches get that layer."""
+        """Once a result is bound to a variable of which the layer is known, the launches of its function get that."""
         layer = self.layer_of.get(variable)
         if layer is None:
             return
-        for position in range(len(self.launches) - 1, -1, -1):
-            launch = self.launches[position]
-            if tensor in launch.writes:
-                self.launches[position] = replace(launch, layer=layer)
-                return
+        for position in self.writers.get(tensor, ()):
+            self.launches[position] = replace(self.launches[position], layer=layer)
 
     def _call(self, function: str, arguments: Sequence[Any]) -> None:
         if function not in self.compiled:
@@ -248,11 +384,13 @@ class _StraightLine:
             workspaces.append(f"{self.prefix}.a{len(self.sizes)}")
             self.sizes[workspaces[-1]] = size
         share = compiled.flops // max(1, len(compiled.kernels))
+        own = range(len(self.launches), len(self.launches) + len(compiled.kernels))
         for kernel, operands, written in compiled.kernels:
             used = tuple(names[i] if i < len(names) else workspaces[i - len(names)] for i in operands)
             traffic = sum(self._bytes_of(name, compiled, i) for name, i in zip(used, operands, strict=True))
             writes = frozenset(used[k] for k in written)
             self.launches.append(KernelLaunch(kernel, used, writes, share, traffic, self.layer))
+            self.writers.update(dict.fromkeys(writes, own))
 
     def _bytes_of(self, name: str, compiled: CompiledFunction, operand: int) -> int:
         if operand < len(compiled.parameter_bytes):
