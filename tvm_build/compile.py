@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from tvm_build.explain import Explanation, explain
 from tvm_build.gpu import Gpu, gpu_by_name, with_memory
 from tvm_build.import_onnx import ImportedNetwork, import_onnx, load_onnx
 from tvm_build.lowered import KernelLaunch, LoweredNetwork
+from tvm_build.network import Generic, Network
 from tvm_build.precision import FLOAT32, Precision, precision_by_name
 from tvm_build.reference import expected_outputs, sample_inputs, tolerance
 from tvm_build.tuning.database import network_digest
@@ -38,7 +40,8 @@ class CompileSummary:
         path: the bundle.
         launches: kernel launches of one inference.
         kernels: distinct kernels.
-        macs: multiply-adds of convolutions and dense layers that are really done (kept columns only).
+        macs: multiply-adds of convolutions and dense layers that are really done (kept columns only), those of TVM's
+            kernels included; products of two activations count as none.
         parameters: of the ONNX file.
         activation_bytes: of all buffers.
         live_bytes: the most that is alive at one launch; no plan needs less.
@@ -221,7 +224,7 @@ def _lower(
         bound -= max(excess, _LEAST_STEP)
 
 
-def _macs(network: Any) -> int:
+def _macs(network: Network) -> int:
     from tvm_build.ops import Conv2d, Dense
 
     total = 0
@@ -230,7 +233,32 @@ def _macs(network: Any) -> int:
             total += node.op.macs
         elif isinstance(node.op, Dense):
             total += node.op.batch * node.op.in_features * node.op.out_features
+        elif isinstance(node.op, Generic):
+            total += sum(_binding_macs(binding) for binding in node.source)
     return total
+
+
+def _binding_macs(binding: Any) -> int:
+    """Of a Relax binding that TVM lowers: a product with a constant weight, or none."""
+    import tvm
+
+    operator = str(getattr(getattr(binding.value, "op", None), "name", ""))
+    is_product, is_convolution = operator == "relax.matmul", operator.startswith("relax.nn.conv")
+    if not is_product and not is_convolution:
+        return 0
+    operands = binding.value.args[:2]
+    if not any(isinstance(operand, tvm.ir.GenericConst) for operand in operands[int(is_convolution) :]):
+        return 0
+    out, (data, weight) = _shape_of(binding.var), (_shape_of(operand) for operand in operands)
+    if is_product:
+        return math.prod(out) * data[-1]
+    # Weights are [O, I / groups, ...], transposed [I, O / groups, ...]: each pixel of the former's result, or of what
+    # the latter reads, takes part in as many products as the others of its channel.
+    return math.prod(data if operator.endswith("_transpose") else out) * math.prod(weight[1:])
+
+
+def _shape_of(expression: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in expression.ty.shape.values)
 
 
 def _predicted_ms(lowered: LoweredNetwork) -> float:

@@ -37,6 +37,33 @@ def test_the_manifest_says_what_was_compiled_and_from_what(network: Path, tmp_pa
     assert {layer["layer"] for layer in manifest["layers"]} <= {"stem", "act", "output:y"}
 
 
+@pytest.mark.parametrize("schedules", ["structadmm", "upstream"])
+def test_multiply_adds_of_tvms_kernels_count_where_the_weight_is_constant(tmp_path: Path, schedules: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "first.weight"], ["a"]),  # a linear layer for each of 7 tokens
+        helper.make_node("MatMul", ["a", "heads.weight"], ["b"]),  # for each token and head
+        helper.make_node("Transpose", ["b"], ["turned"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["b", "turned"], ["scores"]),  # of two activations
+        helper.make_node("MatMul", ["left", "scores"], ["y"]),
+    ]
+    constants = {"first.weight": weights(6, 10), "heads.weight": weights(2, 10, 4), "left": weights(3, 7)}
+    path = save(tmp_path / "net.onnx", nodes, {"x": [2, 2, 7, 6]}, ["y"], constants)
+    summary = compile_onnx(path, tmp_path / "net.clbundle", schedules=schedules)  # type: ignore[arg-type]
+    assert summary.macs == 4 * 7 * (6 * 10 + 10 * 4) + 4 * 3 * 7 * 7
+
+
+def test_multiply_adds_of_tvms_convolutions_count(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "grouped"], ["a"], strides=[2, 2], group=2),
+        helper.make_node("Unsqueeze", ["a", "axis"], ["b"]),
+        helper.make_node("Conv", ["b", "cube"], ["y"]),
+    ]
+    constants = {"grouped": weights(4, 3, 2, 2), "cube": weights(5, 6, 1, 3, 3), "axis": np.array([2], np.int64)}
+    path = save(tmp_path / "net.onnx", nodes, {"x": [1, 4, 3, 5]}, ["y"], constants)
+    summary = compile_onnx(path, tmp_path / "net.clbundle")
+    assert summary.macs == (4 * 3 * 5) * (3 * 2 * 2) + (5 * 4 * 8) * (6 * 9)
+
+
 def test_the_sample_is_what_the_user_gives(network: Path, tmp_path: Path) -> None:
     sample = np.linspace(-1, 1, 108, dtype=np.float32).reshape(1, 3, 6, 6)
     compile_onnx(network, tmp_path / "net.clbundle", sample={"x": sample})
