@@ -91,6 +91,7 @@ def compile_model(
     from pipeline.progress import console_reporter
     from structadmm.progress import SilentReporter
     from tvm_build.compile import compile_onnx
+    from tvm_build.explain import caveat_of_tvm
 
     if schedules not in ("structadmm", "upstream"):
         raise UserError(f"--schedules {schedules}: expected structadmm or upstream")
@@ -119,10 +120,11 @@ def compile_model(
         _print_explanation(summary.explanation)
     if summary.tuned is not None:
         typer.echo(f"{out}: {summary.tuned}")
+    caveat = f"; {caveat_of_tvm(summary.tvm_launches)}" if summary.tvm_launches else ""
     typer.echo(
         f"{out}: {summary.launches} launches of {summary.kernels} kernels, {summary.macs:,} MACs, "
         f"{summary.weight_bytes / 1e6:.2f} MB of weights, {summary.activation_bytes / 1e6:.2f} MB of activations; "
-        f"predicted {summary.predicted_ms:.2f} ms on {target} (a model's figure, not a measurement)"
+        f"predicted {summary.predicted_ms:.2f} ms on {target} (a model's figure, not a measurement{caveat})"
     )
 
 

@@ -215,5 +215,12 @@ def _method(records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         databases = sorted({str(found["database"]) for found in tuned.values()})
         method["Tuned"] = f"{told}, from {' and '.join(databases)}"
     if all(build["networks"][name]["predicted_ms"] > 0 for name in ("baseline", "pruned")):
-        method["Predicted"] = f"{predicted}: the cost model's figures for {settings['target']}, not measurements"
+        # Absent from builds that are older than the count.
+        tvm = {name: build["networks"][name].get("tvm_launches", 0) for name in ("baseline", "pruned")}
+        told = ", ".join(f"{name} {count}" for name, count in tvm.items())
+        caveat = f"; launches of TVM's kernels ({told}) count as if perfect and may be far slower"
+        method["Predicted"] = (
+            f"{predicted}: the cost model's figures for {settings['target']}, not measurements"
+            f"{caveat if any(tvm.values()) else ''}"
+        )
     return method

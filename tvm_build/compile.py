@@ -39,6 +39,7 @@ class CompileSummary:
     Attributes:
         path: the bundle.
         launches: kernel launches of one inference.
+        tvm_launches: those of them that are of TVM's kernels, which `predicted_ms` takes for perfect.
         kernels: distinct kernels.
         macs: multiply-adds of convolutions and dense layers that are really done (kept columns only), those of TVM's
             kernels included; products of two activations count as none.
@@ -55,6 +56,7 @@ class CompileSummary:
 
     path: Path
     launches: int
+    tvm_launches: int
     kernels: int
     macs: int
     parameters: int
@@ -148,9 +150,11 @@ def compile_onnx(
         inputs=[inputs[name] for name, _ in imported.inputs],
         outputs=outputs,
     )
+    explanation = explain(lowered.launches, gpu)
     return CompileSummary(
         path=out,
         launches=len(plan.launches),
+        tvm_launches=explanation.tvm_launches,
         kernels=len({launch.kernel for launch in plan.launches}),
         macs=macs,
         parameters=imported.parameters,
@@ -159,7 +163,7 @@ def compile_onnx(
         weight_bytes=len(assembly.weights),
         predicted_ms=_predicted_ms(lowered),
         compile_s=time.perf_counter() - started,
-        explanation=explain(lowered.launches, gpu),
+        explanation=explanation,
         lowered=lowered.launches,
         tuned=use,
     )

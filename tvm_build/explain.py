@@ -75,11 +75,14 @@ class Explanation:
     launches: tuple[ExplainedLaunch, ...]
 
     @property
+    def tvm_launches(self) -> int:
+        """How many launches are of TVM's kernels: the model knows their traffic and arithmetic, not their schedules."""
+        return sum(launch.bound_by is None for launch in self.launches)
+
+    @property
     def total(self) -> str:
         """The sum in words."""
-        others = sum(launch.bound_by is None for launch in self.launches)
-        # The model knows their traffic and arithmetic, and nothing of their schedules.
-        caveat = f"; {others} kernels of TVM's own count as if perfect and may be far slower" if others else ""
+        caveat = f"; {caveat_of_tvm(self.tvm_launches)}" if self.tvm_launches else ""
         return (
             f"predicted, not measured: {self.predicted_ms:.3f} ms on {self.device}, believed within a factor of "
             f"{self.uncertainty:g} ({self.low_ms:.3f} to {self.high_ms:.3f} ms); {self.launch_ms:.3f} ms of it is the "
@@ -101,6 +104,16 @@ def explain(launches: Iterable[KernelLaunch], gpu: Gpu) -> Explanation:
         launch_ms=len(rows) * gpu.launch_us / 1e3,
         launches=rows,
     )
+
+
+def caveat_of_tvm(launches: int) -> str:
+    """What must be said beside every prediction that counts launches of TVM's kernels.
+
+    Args:
+        launches: how many it counts, at least one.
+    """
+    counts = "1 launch of TVM's kernels counts" if launches == 1 else f"{launches} launches of TVM's kernels count"
+    return f"{counts} as if perfect and may be far slower"
 
 
 def describe(schedule: Any) -> str:

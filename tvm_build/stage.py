@@ -9,6 +9,7 @@ from structadmm.files import write_json
 from structadmm.progress import Reporter
 from tvm_build.compile import CompileSummary, compile_onnx, network_inputs, sample_from_npz
 from tvm_build.config import BuildConfig
+from tvm_build.explain import caveat_of_tvm
 
 NETWORKS = ("baseline", "pruned")
 BUILD_SCHEMA = 1
@@ -51,10 +52,11 @@ def run_build(
             reporter=reporter,
         )
         networks[name] = _record(summary)
+        caveat = f" ({caveat_of_tvm(summary.tvm_launches)})" if summary.tvm_launches else ""
         reporter.say(
             f"{name}: {summary.launches} launches of {summary.kernels} kernels, {summary.macs / 1e6:.1f} M MACs, "
             f"{summary.weight_bytes / 1e6:.2f} MB weights, predicted {summary.predicted_ms:.2f} ms on "
-            f"{config.resolved_target}, compiled in {summary.compile_s:.1f} s"
+            f"{config.resolved_target}{caveat}, compiled in {summary.compile_s:.1f} s"
         )
         if summary.tuned is not None:
             reporter.say(f"{name}: {summary.tuned}")
@@ -71,6 +73,7 @@ def _record(summary: CompileSummary) -> dict[str, Any]:
     return {
         "bundle": summary.path.name,
         "launches": summary.launches,
+        "tvm_launches": summary.tvm_launches,
         "kernels": summary.kernels,
         "macs": summary.macs,
         "parameters": summary.parameters,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_the_stage_compiles_both_networks_alike(network: Path, tmp_path: Path) -
         bundle = read_bundle(out / summary["bundle"])
         assert bundle.manifest["name"] == name
         assert np.array_equal(np.load(bundle.path / "input_0.npy"), images[:1])
+
+
+def test_the_stage_says_and_records_how_many_kernels_are_tvms(network: Path, tmp_path: Path) -> None:
+    class Told(SilentReporter):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    lines: list[str] = []
+    foreign = save(tmp_path / "net2.onnx", [helper.make_node("Tanh", ["x"], ["y"])], {"x": [1, 3, 6, 6]}, ["y"])
+    for name, source in (("baseline", foreign), ("pruned", network)):
+        (tmp_path / f"{name}.onnx").write_bytes(source.read_bytes())
+    run_build(BuildConfig(), tmp_path, tmp_path, Told())
+    caveat = r"\(1 launch of TVM's kernels counts as if perfect and may be far slower\), compiled in"
+    assert re.search(rf"^baseline: 1 launches .* predicted \S+ ms on opencl-cpu {caveat}", lines[0])
+    assert re.search(r"^pruned: .* predicted \S+ ms on opencl-cpu, compiled in", lines[1])
+    record = json.loads((tmp_path / "build.json").read_text())
+    assert {name: found["tvm_launches"] for name, found in record["networks"].items()} == {"baseline": 1, "pruned": 0}
 
 
 def test_the_stage_names_a_missing_network(tmp_path: Path) -> None:

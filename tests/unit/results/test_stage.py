@@ -164,6 +164,19 @@ def test_that_schedules_were_tuned_is_said_with_the_database_and_the_number_of_l
     assert found.result.environment["tuned"] == {"baseline": tuned}
 
 
+def test_a_prediction_that_takes_tvms_kernels_for_perfect_says_so(tmp_path: Path) -> None:
+    records = stage_records()
+    plain = "baseline 1 ms, pruned 1 ms: the cost model's figures for adreno-640, not measurements"
+    assert report(tmp_path / "older", records).method["Predicted"] == plain
+    network = records["build"]["networks"]["baseline"]
+    records["build"]["networks"] = {name: network | {"tvm_launches": 0} for name in ("baseline", "pruned")}
+    assert report(tmp_path / "none", records).method["Predicted"] == plain
+    records["build"]["networks"]["pruned"]["tvm_launches"] = 2
+    assert report(tmp_path / "some", records).method["Predicted"] == (
+        f"{plain}; launches of TVM's kernels (baseline 0, pruned 2) count as if perfect and may be far slower"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "verify", "expected"),
     [("cifar10", True, True), ("mnist", False, False), ("fashion_mnist", False, False), ("digits", False, None)],
