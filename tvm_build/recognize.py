@@ -6,6 +6,8 @@ Nothing is fused here: a convolution is a convolution without bias, a bias is a 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,10 @@ class _Recognizer:
         self.value: dict[Any, Any] = {}
         self.tuples: dict[Any, Any] = {}
         self.rows: dict[str, str] = {}  # a 3-D tensor, and the image of one row that it is another shape of
+        # A tensor that one operator alone reads, and the result of a dense layer that it is another shape of. What that
+        # operator does per feature, the dense layer takes along.
+        self.matrices: dict[str, str] = {}
+        self.readers = _readers(imported)
 
     def run(self) -> Network:
         inputs = tuple(Port(name, self._new_tensor(variable)) for name, variable in self.imported.inputs)
@@ -108,6 +114,9 @@ class _Recognizer:
         source = self.value[sources[0]]
         if source in self.rows:
             self._add_row(step, Activate(activation), (self.rows[source],), last)
+        elif source in self.matrices:
+            # Of several activations a dense layer takes one: what follows is left to TVM.
+            self._add_matrix(step, Activate(activation), self.matrices[source], last)
         else:
             self._add(step, Activate(activation), (source,), last, source_bindings=step.bindings)
         return True
@@ -200,6 +209,26 @@ class _Recognizer:
         self.tensors[row.name] = row
         return row.name
 
+    def _add_matrix(
+        self, step: Step, op: NodeOperator, data: str, variable: Any, constants: dict[str, Array] | None = None
+    ) -> str:
+        """A node on the matrix `data`, and its result, of which `variable` is a view."""
+        *outer, features = _shape(variable)
+        matrix = self._new_matrix(math.prod(outer), features)
+        self.nodes.append(Node(step.layer, op, (data,), (matrix,), constants or {}))
+        self._add(step, View(), (matrix,), variable)
+        return matrix
+
+    def _new_matrix(self, rows: int, features: int) -> str:
+        matrix = Tensor(f"t{len(self.tensors)}", (rows, features))
+        self.tensors[matrix.name] = matrix
+        return matrix.name
+
+    def _remember(self, variable: Any, matrix: str) -> None:
+        """Only if whatever comes next can be joined: as a node of its own it has no bindings for TVM."""
+        if self.readers[variable] == 1:
+            self.matrices[self.value[variable]] = matrix
+
     def _as_row(self, step: Step, name: str) -> str:
         """A 3-D tensor as an image of one row: what it is a view of, if it is one."""
         if name not in self.rows:
@@ -235,11 +264,8 @@ class _Recognizer:
             return self._pool(step, binding, name, call.attrs, data)
         if _averages_pixels(name, call, len(shape), out) and (len(shape) == 4 or data in self.rows):
             return self._global_average(step, binding, self.rows.get(data, data))
-        if name == "relax.matmul" and len(shape) == 2 and isinstance(values[1], np.ndarray) and values[1].ndim == 2:
-            weight = np.ascontiguousarray(values[1].T)
-            dense = Dense(shape[0], shape[1], weight.shape[0])
-            self._add(step, dense, (data,), binding.var, {"weight": weight, "bias": zeros(len(weight))}, (binding,))
-            return True
+        if name == "relax.matmul" and len(shape) >= 2 and isinstance(values[1], np.ndarray) and values[1].ndim == 2:
+            return self._dense(step, binding, data, np.ascontiguousarray(values[1].T))
         if name in _VIEWS:
             self._add(step, View(), (self.rows.get(data, data),), binding.var, source_bindings=(binding,))
             return True
@@ -274,6 +300,19 @@ class _Recognizer:
             self._add_row(step, conv, (data,), binding.var, constants)
         else:
             self._add(step, conv, (data,), binding.var, constants, (binding,))
+        return True
+
+    def _dense(self, step: Step, binding: Any, data: str, weight: Array) -> bool:
+        """A dense layer on the last axis, on rows of a matrix: of more axes, all but the last count as one."""
+        *outer, features = self.tensors[data].shape
+        dense = Dense(math.prod(outer), features, len(weight))
+        constants = {"weight": weight, "bias": zeros(len(weight))}
+        if len(outer) == 1:
+            self._add(step, dense, (data,), binding.var, constants, (binding,))
+            return True
+        rows = self._new_matrix(dense.batch, features)
+        self.nodes.append(Node(step.layer, View(), (data,), (rows,)))
+        self._remember(binding.var, self._add_matrix(step, dense, rows, binding.var, constants))
         return True
 
     def _transposed(self, step: Step, binding: Any, attrs: Any, data: str, weight: Array) -> bool:
@@ -376,6 +415,10 @@ class _Recognizer:
         else:
             self._add(step, ChannelAffine(), (data,), variable, constants, bindings)
 
+    def _per_feature(self, step: Step, matrix: str, variable: Any, scale: Array, shift: Array) -> None:
+        constants = {"scale": scale, "shift": shift}
+        self._remember(variable, self._add_matrix(step, ChannelAffine(), matrix, variable, constants))
+
     def _binary(self, step: Step, binding: Any, name: str, values: list[Any]) -> bool:
         left, right = values
         out = _shape(binding.var)
@@ -385,14 +428,15 @@ class _Recognizer:
         if (
             not isinstance(data, str)
             or self.tensors[data].shape != out
-            or not (len(out) in (2, 4) or data in self.rows)
+            or not (len(out) in (2, 4) or data in self.rows or data in self.matrices)
         ):
             return False
         constant = right if isinstance(left, str) else left
-        channel = _per_channel(constant, out)
+        axis = len(out) - 1 if data in self.matrices else 1
+        channel = _per_channel(constant, out, axis)
         if channel is None or (name == "relax.divide" and not isinstance(left, str)):
             return False
-        one, zero = np.ones(out[1]), np.zeros(out[1])
+        one, zero = np.ones(out[axis]), np.zeros(out[axis])
         if name == "relax.add":
             scale, shift = one, channel
         elif name == "relax.multiply":
@@ -403,7 +447,10 @@ class _Recognizer:
             scale, shift = one, -channel
         else:
             scale, shift = -one, channel
-        self._affine(step, data, binding.var, scale, shift, (binding,))
+        if data in self.matrices:
+            self._per_feature(step, self.matrices[data], binding.var, scale, shift)
+        else:
+            self._affine(step, data, binding.var, scale, shift, (binding,))
         return True
 
     def _elementwise(self, step: Step, binding: Any, name: str, left: str, right: str) -> bool:
@@ -484,14 +531,26 @@ def _is_call_tir(call: Any) -> bool:
     return getattr(call.op, "name", "") == "relax.call_tir"
 
 
-def _per_channel(constant: Any, out: tuple[int, ...]) -> Array | None:
-    """`constant` as float64 `[C]`, if it broadcasts along axis 1 of `out` alone."""
+def _per_channel(constant: Any, out: tuple[int, ...], channels: int) -> Array | None:
+    """`constant` as float64 `[C]`, if it broadcasts along the axis `channels` of `out` alone."""
     if not isinstance(constant, np.ndarray) or constant.ndim > len(out):
         return None
     shape = (1,) * (len(out) - constant.ndim) + constant.shape
-    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, out[1]):
+    count = out[channels]
+    if any(size != 1 for axis, size in enumerate(shape) if axis != channels) or shape[channels] not in (1, count):
         return None
-    return np.broadcast_to(constant.reshape(-1).astype(np.float64), (out[1],)).copy()
+    return np.broadcast_to(constant.reshape(-1).astype(np.float64), (count,)).copy()
+
+
+def _readers(imported: ImportedNetwork) -> Counter[Any]:
+    """How often each variable is read; what is renamed or put into a tuple counts as read twice."""
+    from tvm import relax
+
+    counts: Counter[Any] = Counter(variable for _, value in imported.outputs for variable in _variables(value))
+    for binding in (binding for step in imported.steps for binding in step.bindings):
+        times = 1 if isinstance(binding.value, relax.Call) else 2
+        counts.update(_variables(binding.value) * times)
+    return counts
 
 
 def _variables(expression: Any) -> list[Any]:

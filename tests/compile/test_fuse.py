@@ -285,6 +285,57 @@ def test_a_pooled_dense_layer_stays_within_a_groups_local_memory(channels: int, 
         assert local_bytes(ops[-1], schedule) <= gpu.local_bytes
 
 
+def test_a_linear_layer_per_token_is_one_launch_with_bias_scale_and_activation(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "linear.weight"], ["a"], name="linear"),
+        helper.make_node("Add", ["linear.bias", "a"], ["b"]),
+        helper.make_node("Mul", ["b", "scale"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    constants = {"linear.weight": weights(6, 5), "linear.bias": weights(5), "scale": weights(1, 1, 5)}
+    path = save(tmp_path / "net.onnx", nodes, {"x": [2, 7, 6]}, ["y"], constants)
+    network = fused(path)
+    assert operators(network) == ["View", "Dense", "View"]
+    assert network.nodes[1].op == Dense(14, 6, 5, activation="relu")
+    assert network.nodes[1].layer == "linear"
+    assert_means_the_same(network, path, (2, 7, 6))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"),
+    [
+        # The product without its bias is read again: by another operator, as an output, by the same operator.
+        ([("Add", ["a", "bias"], "b"), ("Abs", ["a"], "c")], ["b", "c"]),
+        ([("Add", ["a", "bias"], "b")], ["a", "b"]),
+        ([("Mul", ["a", "a"], "b")], ["b"]),
+        # What lies along another axis, or makes the result larger, is none of its features.
+        ([("Add", ["a", "column"], "b")], ["b"]),
+        ([("Add", ["a", "wider"], "b")], ["b"]),
+        ([("BatchNormalization", ["a", "tokens", "tokens", "tokens", "tokens"], "b")], ["b"]),
+        # A dense layer takes one activation along, and nothing after it.
+        ([("Relu", ["a"], "b"), ("Sigmoid", ["b"], "c")], ["c"]),
+        ([("Relu", ["a"], "b"), ("Add", ["b", "bias"], "c")], ["c"]),
+    ],
+)
+def test_what_a_linear_layer_per_token_cannot_take_along_is_left_to_tvm(
+    tmp_path: Path, nodes: list[tuple[str, list[str], str]], outputs: list[str]
+) -> None:
+    made = [helper.make_node("MatMul", ["x", "w"], ["a"])]
+    made += [helper.make_node(operator, inputs, [output]) for operator, inputs, output in nodes]
+    constants = {
+        "w": weights(6, 6),
+        "bias": weights(6),
+        "tokens": np.ones(6, np.float32),
+        "column": weights(6, 1),
+        "wider": weights(2, 1, 6),
+    }
+    path = save(tmp_path / "net.onnx", made, {"x": [1, 6, 6]}, outputs, constants)
+    network = fused(path)
+    generic = [node for node in network.nodes if isinstance(node.op, Generic)]
+    assert generic
+    assert all(node.source for node in generic)  # TVM has something to lower
+
+
 def test_the_affine_before_an_activation_network_s_convolution_is_depthwise(tmp_path: Path) -> None:
     nodes = [
         conv("first", "x", "a"),

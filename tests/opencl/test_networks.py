@@ -266,6 +266,32 @@ class Movement(nn.Module):
         return F.softmax(y, 1), y.permute(0, 2, 3, 1).flatten(1).mean(1)
 
 
+class Tokens(nn.Module):
+    """Linear layers on the last of several axes, with all that may stand beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.along_a_row = nn.Linear(16, 9)
+        self.wide, self.narrow = nn.Linear(6, 13), nn.Linear(13, 6)
+        self.queries, self.keys, self.values = (nn.Linear(6, 4, bias=bias) for bias in (True, False, True))
+        self.norm = nn.LayerNorm(6)
+        self.scale = nn.Parameter(torch.rand(6))
+        self.one_channel = nn.Conv2d(6, 1, (16, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
+        y = self.norm(x.permute(0, 2, 3, 1))
+        y = self.narrow(F.gelu(self.wide(y))) * self.scale  # on four axes, as in ConvNeXt
+        x = x + y.permute(0, 3, 1, 2)
+        tokens = x.flatten(2)[:, :, ::16].transpose(1, 2)
+        queries, values = F.relu(self.queries(tokens)), self.values(tokens)
+        gates = F.softmax(queries @ self.keys(tokens).transpose(1, 2), -1)
+        # Of channel blocks: along every row, and of an image that is a single one.
+        rows = F.hardswish(self.along_a_row(x)), self.along_a_row(self.one_channel(x))
+        return gates @ values + values.tanh(), values, torch.sigmoid(F.silu(queries)), *rows
+
+
 def every_pixel_of_odd_channels_into_a_dense_layer() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 7, 3, padding=1), nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(7 * 64, 9), nn.ReLU(),
@@ -290,7 +316,7 @@ class SharedTensors(nn.Module):
         return s, F.silu(t + t) - 0.5 * a
 
 
-@pytest.mark.parametrize("make", [Movement, every_pixel_of_odd_channels_into_a_dense_layer, SharedTensors])
+@pytest.mark.parametrize("make", [Movement, Tokens, every_pixel_of_odd_channels_into_a_dense_layer, SharedTensors])
 def test_constructs_that_need_care(make: Callable[[], nn.Module], runner: Runner, tmp_path: Path) -> None:
     torch.manual_seed(1)
     agrees(runner, export(make(), INPUT_SHAPE, tmp_path / "net.onnx"), INPUT_SHAPE)
