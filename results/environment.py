@@ -23,6 +23,7 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
     """
     manifest = read_json(run_dir / "build" / "pruned.clbundle" / "manifest.json", schema=1)
     train = records["train"]
+    loaded = train["data"].get("config", {})
     versions = {**records["export"]["versions"], **manifest["versions"]}
     session, state = records["measure"]["opencl"], records["measure"]["environment"]
     device_fields = ("name", "vendor", "platform", "driver", "version", "type", "compute_units", "clock_mhz", "fp16")
@@ -43,7 +44,7 @@ def describe_environment(records: Mapping[str, dict[str, Any]], run_dir: Path) -
         "data": {
             **{field: train["data"][field] for field in ("name", "train_images", "test_images")},
             # Whether the files are the published ones, byte for byte; None where nobody has published any.
-            "verified": train["data"].get("config", {}).get("verify") if train["data"]["name"] in CHECKSUMMED else None,
+            "verified": loaded.get("verify") if loaded.get("name") in CHECKSUMMED else None,
         },
         "seed": train["seed"],
     }

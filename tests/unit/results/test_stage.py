@@ -185,7 +185,7 @@ def test_whether_images_were_checked_is_told_of_those_that_have_published_checks
     tmp_path: Path, name: str, verify: bool, expected: bool | None
 ) -> None:
     records = stage_records()
-    records["train"]["data"] |= {"name": name, "config": {"verify": verify}}
+    records["train"]["data"] |= {"name": "my own", "config": {"name": name, "verify": verify}}
     assert report(tmp_path, records).result.environment["data"]["verified"] is expected
 
 
