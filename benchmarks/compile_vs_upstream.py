@@ -99,7 +99,7 @@ def main() -> None:
         for device, runner in found:
             for name in options.networks:
                 measured = row(name, device, runner, models, options.runs)
-                rows.append(measured | {"runs": options.runs, "commit": source_commit()})
+                rows.append(measured | {"runs": options.runs, "commit": source_commit(), "made_by": command_line()})
                 print(rows[-1], flush=True)
                 write(options.out, rows)  # TVM's schedules take minutes: what was measured is kept
 
@@ -132,7 +132,8 @@ def write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         ),
     )  # fmt: skip
     print(table)
-    write_record(out, made_by=command_line(), kind="host", rows=rows, table=table)
+    commands = dict.fromkeys(item["made_by"] for item in rows)
+    write_record(out, made_by="; ".join(commands), kind="host", rows=rows, table=table)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ from export.config import ExportConfig
 from export.export_network import Samples, Score, export_network
 from structadmm.errors import UserError
 from structadmm.files import read_json
-from structadmm.graph.module import GraphModule, first_output, flat_outputs
+from structadmm.graph.module import MOST_APART, GraphModule, apart_by, first_output, flat_outputs
 from structadmm.graph.save import read_tensors
 from structadmm.progress import Reporter
 
 _IMAGES_AT_ONCE = 256
-_MOST_APART = 1e-2
-"""Of the largest output. Rounding on another processor is far below; any other network is far above."""
 
 
 def run_export(config: ExportConfig, train_dir: Path, out: Path, reporter: Reporter) -> None:
@@ -101,10 +99,8 @@ def _refuse_other_code(model: torch.nn.Module, entry: str, path: Path, samples: 
         if "outputs" not in arrays:
             return  # of a run from before they were kept
         trained = torch.from_numpy(arrays["outputs"])
-    found = first_output(model, samples.inputs)
-    scale = max(float(trained.abs().max()), 1e-6)
-    apart = float((found - trained).abs().max()) / scale if found.shape == trained.shape else float("inf")
-    if not apart <= _MOST_APART:
+    apart = apart_by(first_output(model, samples.inputs), trained)
+    if apart > MOST_APART:
         raise UserError(
             f"{entry} gives other outputs than the network that was trained (up to {apart:.1g} of the largest, on the "
             f"images of {path}): its code has changed since; restore it, or run from train"

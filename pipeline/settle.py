@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device.candidates import facts_of_target
+from device.errors import TargetOfflineError, TargetRefusedError
 from device.runner_client import Runner
 from device.target import Target
 from results.statistics import SpeedUp, paired_speed_up
@@ -23,6 +24,9 @@ from tvm_build.tuning.tuned import TunedSchedules
 
 _RUNS = 20
 _ROUNDS = 200
+
+_GONE = (TargetOfflineError, TargetRefusedError)
+"""What says something of the way to the device or its disk, and nothing of a network."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class _Settling:
                 precision=self.precision,
                 scratch=Path(scratch),
                 reporter=self.reporter,
+                fatal=_GONE,
             )
             if not contest.records:
                 return Settled(network, contest.networks)
@@ -147,6 +152,8 @@ class _Settling:
         untuned, found = bundles
         try:
             self.runner.check(found)
+        except _GONE:
+            raise
         except StructadmmError as error:
             self.runner.check(untuned)  # where that fails, too, the reason is not what was found
             return Settled(network, compared, failure=str(error))

@@ -18,7 +18,7 @@ from torch import nn
 import structadmm
 from structadmm.errors import UserError
 from structadmm.files import atomic_path, write_json
-from structadmm.graph.module import first_output
+from structadmm.graph.module import MOST_APART, apart_by, first_output
 from structadmm.progress import Reporter
 from structadmm.source import describe_machine, source_commit
 from train.checkpoint import load_checkpoint, save_tensors
@@ -85,7 +85,7 @@ def _train(config: TrainConfig, out: Path, reporter: Reporter, find_smaller: Fin
         _write_results(config, kwargs, dataset, len(held_out) if fraction else 0, run, out)
         if fraction:
             count = min(_HELD_OUT_SAMPLES, _HELD_OUT_BYTES // (4 * math.prod(dataset.image_shape)))
-            _write_samples(out / HELD_OUT, dataset, held_out, whole.held_out_labels(fraction), count)
+            _write_samples(out / HELD_OUT, _samples(dataset, held_out, whole.held_out_labels(fraction), count))
         for line in layer_table(run.network, run.masks):
             reporter.say(line)
         (out / CHECKPOINT).unlink(missing_ok=True)
@@ -149,15 +149,32 @@ def _load_weights(path: Path, model: nn.Module, option: str) -> None:
         raise UserError(f"{option}: {path} does not fit the model ({problem})") from error
 
 
-def _write_samples(
-    path: Path, dataset: Dataset, images: Images, labels: torch.Tensor, count: int, model: nn.Module | None = None
-) -> None:
-    """Images and labels; with `model` also its first output on them, in float32 on the CPU."""
-    arrays = {"images": dataset.normalised(images[:count]), "labels": labels[:count]}
-    if model is not None:
-        arrays["outputs"] = first_output(copy.deepcopy(model).to("cpu", torch.float32), arrays["images"])
+def _write_samples(path: Path, samples: Mapping[str, torch.Tensor]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
+        np.savez(stream, **{name: array.numpy() for name, array in samples.items()})  # type: ignore[arg-type]
+
+
+def _samples(dataset: Dataset, images: Images, labels: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    return {"images": dataset.normalised(images[:count]), "labels": labels[:count]}
+
+
+def _outputs(entry: str, kwargs: dict[str, Any], trained: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a network that is built anew gives with the trained weights, as export builds it: the first output.
+
+    Raises:
+        UserError: the trained network gives something else, which its weights do not tell.
+    """
+    anew = build_model(entry, kwargs)
+    anew.load_state_dict({name: tensor.detach().cpu() for name, tensor in trained.state_dict().items()})
+    outputs = first_output(anew.float(), images)
+    device = next((tensor.device for tensor in trained.state_dict().values()), images.device)
+    apart = apart_by(first_output(trained, images.to(device)).float().cpu(), outputs)
+    if apart > MOST_APART:
+        raise UserError(
+            f"{entry}, built anew with the trained weights, gives other outputs (up to {apart:.1g} of the largest): "
+            "it depends on something that training changed and that is neither a parameter nor a buffer; register it"
+        )
+    return outputs
 
 
 def layer_table(network: Network, masks: Mapping[str, torch.Tensor]) -> list[str]:
@@ -185,7 +202,9 @@ def _write_results(
     save_tensors(out / PRUNED, run.model.state_dict())
     masks = {name: mask.cpu() for name, mask in run.masks.items()}
     save_tensors(out / MASKS, masks)
-    _write_samples(out / SAMPLES, dataset, dataset.test_images, dataset.test_labels, _SAMPLES, run.model)
+    samples = _samples(dataset, dataset.test_images, dataset.test_labels, _SAMPLES)
+    samples["outputs"] = _outputs(config.model.entry, kwargs, run.model, samples["images"])
+    _write_samples(out / SAMPLES, samples)
     layers: list[dict[str, Any]] = []
     for layer in run.network.layers:
         filters, columns = kept_filters_and_columns(layer, masks)

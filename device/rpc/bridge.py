@@ -326,7 +326,8 @@ class Bridge:
             return {"refused": str(error)}, ""
         except OSError as error:  # of this machine's disk; a target's are `DeviceError`
             why = f"its machine cannot keep a candidate ({error.strerror or error})"
-            return {"refused": f"{why}: free some space in {tempfile.gettempdir()}"}, ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return {"refused": f"{why}{f': free some space in {tempfile.gettempdir()}' if full else ''}"}, ""
         self._tried += 1
         answer = {"outcome": outcome.model_dump(mode="json"), "trial": asdict(trial)}
         return answer, (outcome.message or "no word from it") if outcome.status == "lost" else ""

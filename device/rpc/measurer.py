@@ -30,6 +30,9 @@ _TURN_S = 20.0
 """For so long a device is kept although others wait: changing hands takes a second or two."""
 
 _LOOK_EVERY_S = 5.0
+_OURS_S = 10.0
+"""So long a server is busy with a session that could not be started, at the most."""
+
 _SAY_EVERY_S = 10.0
 _DISMISS_S = 5.0
 """For threads that wait for a tracker's answer and hold no device."""
@@ -166,7 +169,7 @@ class _Waiting:
         others = crew.fleet.used
         if others:
             self._hopeless_since = now
-        why = crew.fleet.trouble or crew.trouble or ("others use them" if others else "none is free")
+        why = crew.fleet.trouble or ("others use them" if others else crew.trouble or "none is free")
         if now - self._hopeless_since > self._wait_s:
             raise UserError(
                 f"no device of key {self._key!r} could be had from the tracker {self._tracker} for {self._wait_s:g} s "
@@ -184,7 +187,7 @@ class _FleetState:
 
     Attributes:
         servers: how many there are; at least 1.
-        used: whether somebody uses one of them, us included.
+        used: whether somebody uses one of them: others, or we in a session that works.
         trouble: why none of them can be had; empty where there are some.
     """
 
@@ -216,6 +219,7 @@ class _Crew:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._links: set[Link] = set()
+        self._tried: dict[str, float] = {}
         self._linked = 0
         self._requests = 0
         self._owed = 0
@@ -275,7 +279,7 @@ class _Crew:
             pending = 0  # nobody can wait there
         else:
             servers = fleet.of_key(self._key)
-            used = any(server.busy for server in servers)
+            used = any(server.busy and not self._tried_lately(server.address) for server in servers)
             self.fleet = _FleetState(max(1, len(servers)), used, "" if servers else "none is registered")
             pending = fleet.pending.get(self._key, 0)
         with self._lock:
@@ -284,6 +288,11 @@ class _Crew:
             while len(self._threads) < self.fleet.servers and not self._stopped.is_set():
                 self._threads.append(threading.Thread(target=self._work, daemon=True))
                 self._threads[-1].start()
+
+    def _tried_lately(self, address: str) -> bool:
+        """Whether a server may be busy with nothing but a session of ours that did not come about."""
+        with self._lock:
+            return address in self._tried and time.monotonic() - self._tried[address] < _OURS_S
 
     def _work(self) -> None:
         try:
@@ -320,10 +329,11 @@ class _Crew:
         """Try candidates on a device until it breaks, others wait for it, or there are no more."""
         if ticket is None:
             return
-        link = Link(ticket)
+        link, server = Link(ticket), str(Address(ticket.host, ticket.port))
         with self._lock:
             if self._stopped.is_set():
                 return
+            self._tried[server] = time.monotonic()
             self._links.add(link)  # before it waits for anything: `dismiss` ends that
         try:
             facts = link.open()
@@ -335,6 +345,7 @@ class _Crew:
             self.trouble = ""
             with self._lock:
                 self._linked += 1
+                self._tried.pop(server, None)
             try:
                 self._try_candidates(link)
             finally:

@@ -229,8 +229,9 @@ class TrackerClient:
             code, (host, port, match_key) = value
             if code != TrackerCode.SUCCESS:
                 raise self._misunderstood(value)
+            str(match_key).encode()  # what is no text was made up by nobody who serves
             return Ticket(str(host), int(port), str(match_key))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._misunderstood(value) from None
 
     def _expect_success(self, message: list[Any]) -> None:
@@ -293,5 +294,5 @@ def _server(info: Any) -> RegisteredServer | None:
         return RegisteredServer(
             str(info["key"]).removeprefix("server:"), str(host), int(port), about if isinstance(about, dict) else {}
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 from typing import Any
 
 from tvm.rpc.tracker import TCPEventHandler, TrackerServerHandler
@@ -46,5 +47,7 @@ class TrackerHandler(TrackerServerHandler):  # type: ignore[misc]  # TVM has no 
         # One connection whose key is no text would turn every answer into an error.
         for connection in list(self._connections):
             if not isinstance(connection.summary().get("key", ""), str):
-                connection.close()
+                with suppress(Exception):  # TVM's forgets what it offered, and fails where that was never so
+                    connection.close()
+                self._connections.discard(connection)
         return super().summary()

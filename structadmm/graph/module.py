@@ -74,6 +74,19 @@ def first_output(network: nn.Module, inputs: Tensor) -> Tensor:
         return flat_outputs(network.eval()(inputs))[0]
 
 
+MOST_APART = 1e-2
+"""Of the largest output: rounding on another processor is far below, another network far above."""
+
+
+def apart_by(outputs: Tensor, others: Tensor) -> float:
+    """The largest difference of two outputs over the largest number; 0 where one is not finite, which others tell."""
+    if outputs.shape != others.shape:
+        return float("inf")
+    if not (bool(torch.isfinite(outputs).all()) and bool(torch.isfinite(others).all())):
+        return 0.0
+    return float((outputs - others).abs().max()) / max(float(others.abs().max()), 1e-6)
+
+
 class GraphModule(nn.Module):
     """Executes a graph; trainable, `torch.export`-able, with the `state_dict()` keys of the network it was traced from.
 

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from device.local_target import LocalDevice
 from device.rpc import measurer
 from device.rpc.address import Address
 from device.rpc.fleet import query_fleet
+from device.rpc.handshake import accept_client
 from device.rpc.link import Link, LinkError
 from device.rpc.measurer import MAX_ATTEMPTS, RpcMeasurer
 from device.rpc.tracker_client import TrackerClient
@@ -162,6 +163,48 @@ def test_a_device_that_another_client_uses_is_waited_for_with_a_line_now_and_the
     assert [outcome.status for outcome in outcomes] == ["ok"]
     assert all(f"waiting for a device of key {key}: " in line for line in listener.lines)
     assert listener.lines[-1].endswith("(others use them)")
+
+
+def test_a_server_whose_sessions_never_come_about_is_not_taken_for_used_by_others(
+    tracker: Address, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurer, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(measurer, "_SAY_EVERY_S", 4.5)
+    facts = {"gpu": "g", "driver_family": "f", "driver": "d", "kind": "host", "type": "cpu", "fp16": False}
+    stopped = threading.Event()
+
+    def serve() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(0.1)
+        port = listener.getsockname()[1]
+        with TrackerClient(tracker) as client, listener:
+
+            def announce(busy: bool) -> None:
+                about = {"schema": 1, "device": "d", "facts": facts, "busy": busy, "tried": 0}
+                client.announce(key, None, port, about)
+
+            announce(False)
+            match_key = client.offer(key, None, port)
+            while not stopped.is_set():
+                with suppress(TimeoutError):
+                    session = accept_client(listener, key, match_key)
+                    if session is not None:
+                        announce(True)
+                        stopped.wait(1.0)  # its process fails as it starts
+                        session.close()
+                        announce(False)
+                        match_key = client.offer(key, None, port)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        wait_for(lambda: query_fleet(tracker).of_key(key), "the server at the tracker")
+        waiting = Listener(lambda line: pytest.fail(line) if ": 2" in line else None)  # twenty seconds and more
+        with pytest.raises(UserError, match=r"could be had .* for 4 s "):
+            measure(tracker, key, [write_candidate(tmp_path)], wait_s=4.0, reporter=waiting)
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def test_waiting_for_a_device_that_nobody_has_ends_in_one_line(

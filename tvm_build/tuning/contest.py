@@ -93,6 +93,7 @@ def hold_contest(
     precision: Precision,
     scratch: Path,
     reporter: Reporter,
+    fatal: tuple[type[Exception], ...] = (),
     rounds: int = ROUNDS,
 ) -> Contest:
     """Compile the contenders of a network, let them take turns, and make records of their launches.
@@ -109,11 +110,12 @@ def hold_contest(
         precision: of the kernels.
         scratch: where bundles are written.
         reporter: hears of the rounds.
+        fatal: errors of `profile` that say nothing of a contender.
         rounds: turns of each network.
 
     Raises:
         UserError: the network cannot be compiled.
-        StructadmmError: what `profile` raises of the untuned network.
+        StructadmmError: what `profile` raises of the untuned network, or if it is `fatal`.
     """
     entries = _entries(network, records, source, gpu, precision, scratch)
     if len(entries) == 1:
@@ -129,7 +131,7 @@ def hold_contest(
                 try:
                     times_ms = profile(entry.bundle)
                 except StructadmmError as error:
-                    if entry is entries[0]:
+                    if entry is entries[0] or isinstance(error, fatal):
                         raise
                     left.remove(entry)
                     reporter.say(f"one way to compile {network.name} is left out of the comparison: {error}")

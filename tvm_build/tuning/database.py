@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from structadmm.errors import UserError
-from structadmm.files import sha256_file, write_bytes
+from structadmm.files import names_in_errors, sha256_file, write_bytes
 from tvm_build.tuning.candidate_bundle import MAX_REST_BYTES
 from tvm_build.tuning.measurer import CandidateOutcome, CandidateTimes, DeviceFacts
 from tvm_build.tuning.schedules import read_schedule, schedule_line
@@ -254,15 +254,17 @@ def decisive(known: TrialRecord, record: TrialRecord) -> TrialRecord:
 class DatabaseWriter:
     """Appends records; they are on the disk when `append` returns."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
+        self._path = path
 
     def append(self, *records: TrialRecord) -> None:
         """Write records, in one piece as far as the system lets it."""
         data = b"".join(record.line() for record in records)
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        with names_in_errors(self._path):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
 
 
 @contextmanager
@@ -276,7 +278,7 @@ def open_database(path: Path) -> Iterator[tuple[list[TrialRecord], DatabaseWrite
     with _locked(path, os.O_CREAT) as descriptor:
         records = read_database(path)
         _drop_torn_line(path, descriptor)
-        yield records, DatabaseWriter(descriptor)
+        yield records, DatabaseWriter(descriptor, path)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from structadmm.progress import Reporter
 from tvm_build.gpu import Gpu
 from tvm_build.kernel_bundle import KernelCase, write_kernel_bundle
 from tvm_build.network import Network
-from tvm_build.ops import Conv2d
+from tvm_build.ops import Conv2d, Interleave
 from tvm_build.precision import Precision
 from tvm_build.tuning.expected import task_data
 from tvm_build.tuning.tuned import TunedSchedules
@@ -84,7 +84,13 @@ def layer_grids(network: Network, points: int) -> list[LayerGrid]:
     Raises:
         UserError: it has none.
     """
-    grids = [_grid(node.layer, node.op, points) for node in network.nodes if isinstance(node.op, Conv2d)]
+    # The filters of a strided transposed convolution are phases here, and none of the network's: it stays in the rest.
+    phases = {node.inputs[0] for node in network.nodes if isinstance(node.op, Interleave)}
+    grids = [
+        _grid(node.layer, node.op, points)
+        for node in network.nodes
+        if isinstance(node.op, Conv2d) and node.output not in phases
+    ]
     if not grids:
         raise UserError("the network has no convolution: there is nothing to prune by latency")
     return grids

@@ -212,7 +212,7 @@ def test_an_unexpected_error_is_one_line_and_shows_its_traceback_with_debug(
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "a file cannot be written (No space left on device): free"),
         (OSError(errno.EROFS, "Read-only file system", "x/y"), "x/y cannot be written (Read-only file system): name"),
-        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y cannot be used (Permission denied): name"),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y cannot be used (Permission denied): see to"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_a_mistake_in_one_line(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import pipeline.settle
+from device.errors import TargetOfflineError
 from pipeline.settle import Settled, settle
 from results.statistics import SpeedUp
 from structadmm.errors import UserError
@@ -101,6 +102,18 @@ def test_a_network_that_fails_with_what_was_found_stays_untuned(
     assert found.stays_untuned
     assert "stays untuned, it fails with what was found: its output is wrong" in str(found)
     assert verdicts(database) == {True}
+
+
+def test_a_phone_that_was_away_for_a_moment_is_no_verdict(
+    network: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(bundle: Path) -> None:
+        if bundle.stem == "tuned":
+            raise TargetOfflineError("the connection was lost")
+
+    with pytest.raises(TargetOfflineError):
+        settled(network, database, monkeypatch, check=check)
+    assert verdicts(database) == set()
 
 
 def test_where_the_untuned_network_fails_as_well_nothing_is_written(

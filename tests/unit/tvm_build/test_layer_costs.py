@@ -81,6 +81,19 @@ def test_the_measured_table_is_one_that_training_reads(small: tuple[Graph, Netwo
     assert costs.rest == pytest.approx(1.0 - whole, abs=1e-6)
 
 
+def test_a_strided_transposed_convolution_stays_in_the_rest(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.Conv2d(6, 5, 3)).eval()
+    graph, state = capture(model, (torch.zeros(1, 3, 8, 8),))
+    export_onnx(graph, state, tmp_path / "n.onnx", batch=1)
+    grids = layer_grids(recognize(import_onnx(tmp_path / "n.onnx")), 2)
+    assert [grid.layer for grid in grids] == ["0", "2"]
+    table = costs_table(
+        grids, GPU, FLOAT32, None, flops_as_ms, whole_ms=1.0, source="a test", reporter=SilentReporter()
+    )
+    (tmp_path / "costs.json").write_text(json.dumps(table))
+    assert set(load_costs(tmp_path / "costs.json", graph).layers) == {"0", "2"}
+
+
 def test_removed_columns_never_cost_more_than_the_ordinary_kernel(small: tuple[Graph, Network]) -> None:
     def later_is_slower(bundle: Path) -> Sequence[float]:
         return [1.0 + number for number in range(len(read_bundle(bundle).plan.launches))]

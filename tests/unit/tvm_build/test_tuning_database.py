@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,3 +282,15 @@ def test_lists_of_columns_of_one_structure_are_one_task() -> None:
     assert key(0, 9, 18, 27) == key(1, 10, 19, 28)
     assert key(0, 9, 18, 27) != key(0, 9, 18)
     assert key(0, 9, 18, 27) != key(0, 1, 2, 3)  # as many columns, of four blocks instead of one
+
+
+def test_a_full_disk_names_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "db.jsonl"
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_database(path) as (_, writer):
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OSError, match=r"db\.jsonl"):
+            writer.append(record())
