@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from structadmm.errors import UserError
-from structadmm.files import refuse_folder
+from structadmm.files import refuse_unwritable
 from tvm_build.gpu import GPU_NAMES
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def execute(
     arrays = [_load_array(path) for path in inputs]
     _check_arrays(bundle, inputs, arrays)
     for path in outputs:
-        refuse_folder(path)
+        refuse_unwritable(path)
     with _runner(device) as runner:
         result = runner.run(bundle, arrays)
     if len(outputs) != len(result.outputs):

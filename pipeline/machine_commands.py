@@ -107,10 +107,10 @@ def build_runner(
     import shutil
 
     from device.runner_build import build_runner as build
-    from structadmm.files import atomic_path, refuse_folder
+    from structadmm.files import atomic_path, refuse_unwritable
 
     if out is not None:
-        refuse_folder(out)
+        refuse_unwritable(out)
     executable = build(abi)
     if out is not None:
         with atomic_path(out) as temporary:

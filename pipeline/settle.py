@@ -24,6 +24,8 @@ from tvm_build.tuning.tuned import TunedSchedules
 
 _RUNS = 20
 _ROUNDS = 200
+_PROFILE_S = 900.0
+"""For a network's kernels to be built, which a phone may take minutes for, and a profile: more is a hang."""
 
 _GONE = (TargetOfflineError, TargetRefusedError)
 """What says something of the way to the device or its disk, and nothing of a network."""
@@ -143,7 +145,10 @@ class _Settling:
         return known
 
     def _profile(self, bundle: Path) -> list[float]:
-        return [launch.median_ms for launch in self.runner.profile(bundle, runs=_RUNS, check=True).launches]
+        return [
+            launch.median_ms
+            for launch in self.runner.profile(bundle, runs=_RUNS, check=True, timeout_s=_PROFILE_S).launches
+        ]
 
     def _before_and_after(self, network: Path, tuned: TunedSchedules, compared: int, scratch: Path) -> Settled:
         bundles = [scratch / "untuned.clbundle", scratch / "tuned.clbundle"]

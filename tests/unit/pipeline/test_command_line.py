@@ -162,6 +162,10 @@ def test_arrays_that_are_none_and_places_that_are_taken(capsys: pytest.CaptureFi
         assert said in line
     line = refused(capsys, "exec", "x.clbundle", "--input", tmp_path / "good.npy", "--output", tmp_path)
     assert "is a folder, expected a file to write" in line
+    line = refused(
+        capsys, "exec", "x.clbundle", "--input", tmp_path / "good.npy", "--output", tmp_path / "good.npy" / "y"
+    )
+    assert "good.npy/y cannot be written" in line
     bundle = tmp_path / "net.clbundle"
     bundle.mkdir()
     entry = {"name": "x", "shape": [1, 3], "dtype": "float32"}
