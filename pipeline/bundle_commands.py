@@ -214,17 +214,8 @@ def bench(
     from pipeline.tables import print_table
 
     headings = (
-        f"ms ({kind})",
-        "for",
-        "min",
-        "p10",
-        "median",
-        "mean",
-        "p90",
-        "p99",
-        "first run",
-        "build",
-        "speed-up (95 %)",
+        *(f"ms ({kind})", "for", "min", "p10", "median", "mean", "p90", "p99"),
+        *("first run", "build", "speed-up (95 %)"),
     )
     rows = []
     for name, times, speed_up in zip(_distinct_names(bundles), result.bundles, speed_ups, strict=True):

@@ -185,8 +185,8 @@ _COMPARABLE = """## What can be compared, and what cannot
   network makes a fine ratio. Both of ours are compiled and timed alike, with kernels of ours, scheduled by the cost
   model, which is what one has without a search on the device; the second table has what a search makes of it. Intervals
   are of the rounds of one process: between processes and hours of this machine a ratio moves by more. Of five
-  measurements of the tuned network of 55x within ten minutes, three were 6.9 to 7.0, one 7.2 and one 5.5 (by hand; no
-  other program, and none of them drifted). Host figures say nothing about a phone."""
+  measurements of the tuned network of 55x within ten minutes, three were 6.9 to 7.0, one 7.2 and one 5.5 (by hand).
+  Host figures say nothing about a phone."""
 
 
 def accuracy_points(entries: Sequence[Entry]) -> list[Point]:

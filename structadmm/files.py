@@ -69,13 +69,13 @@ def disk_problem(error: Exception) -> str | None:
     """What to tell of a full disk, or of a place that may not be written; None if `error` is about something else."""
     if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
         return None
-    if error.errno == errno.EACCES and error.filename is None:
+    denied = error.errno == errno.EACCES
+    if denied and error.filename is None:
         return None  # a socket's, say
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space, or " if full else ""
-    remedy = "see to its permissions, or " if error.errno == errno.EACCES else remedy
+    remedy = "free some space, or " if full else "see to its permissions, or " if denied else ""
     return (
-        f"{error.filename or 'a file'} cannot be {'used' if error.errno == errno.EACCES else 'written'} "
+        f"{error.filename or 'a file'} cannot be {'used' if denied else 'written'} "
         f"({error.strerror}): {remedy}name another place (the cache's is STRUCTADMM_CACHE)"
     )
 

@@ -74,9 +74,12 @@ class _Recognizer:
         return network.without_dead_nodes()
 
     def _new_tensor(self, variable: Any) -> str:
+        self.value[variable] = name = self._fresh(_shape(variable), str(variable.ty.dtype))
+        return name
+
+    def _fresh(self, shape: tuple[int, ...], dtype: str = "float32") -> str:
         name = f"t{len(self.tensors)}"
-        self.tensors[name] = Tensor(name, _shape(variable), str(variable.ty.dtype))
-        self.value[variable] = name
+        self.tensors[name] = Tensor(name, shape, dtype)
         return name
 
     def _output(self, name: str, value: Any) -> str:
@@ -199,30 +202,20 @@ class _Recognizer:
     ) -> None:
         """A node on images of one row; `variable`, without that side, is a view of its result."""
         batch, channels, length = _shape(variable)
-        row = self._new_row(batch, channels, length)
+        row = self._fresh((batch, channels, 1, length))
         self.nodes.append(Node(step.layer, op, inputs, (row,), constants or {}))
         self._add(step, View(), (row,), variable)
         self.rows[self.value[variable]] = row
-
-    def _new_row(self, batch: int, channels: int, length: int) -> str:
-        row = Tensor(f"t{len(self.tensors)}", (batch, channels, 1, length))
-        self.tensors[row.name] = row
-        return row.name
 
     def _add_matrix(
         self, step: Step, op: NodeOperator, data: str, variable: Any, constants: dict[str, Array] | None = None
     ) -> str:
         """A node on the matrix `data`, and its result, of which `variable` is a view."""
         *outer, features = _shape(variable)
-        matrix = self._new_matrix(math.prod(outer), features)
+        matrix = self._fresh((math.prod(outer), features))
         self.nodes.append(Node(step.layer, op, (data,), (matrix,), constants or {}))
         self._add(step, View(), (matrix,), variable)
         return matrix
-
-    def _new_matrix(self, rows: int, features: int) -> str:
-        matrix = Tensor(f"t{len(self.tensors)}", (rows, features))
-        self.tensors[matrix.name] = matrix
-        return matrix.name
 
     def _remember(self, variable: Any, matrix: str) -> None:
         """Only if whatever comes next can be joined: as a node of its own it has no bindings for TVM."""
@@ -233,7 +226,7 @@ class _Recognizer:
         """A 3-D tensor as an image of one row: what it is a view of, if it is one."""
         if name not in self.rows:
             batch, channels, length = self.tensors[name].shape
-            row = self._new_row(batch, channels, length)
+            row = self._fresh((batch, channels, 1, length))
             self.nodes.append(Node(step.layer, View(), (name,), (row,)))
             return row
         return self.rows[name]
@@ -310,7 +303,7 @@ class _Recognizer:
         if len(outer) == 1:
             self._add(step, dense, (data,), binding.var, constants, (binding,))
             return True
-        rows = self._new_matrix(dense.batch, features)
+        rows = self._fresh((dense.batch, features))
         self.nodes.append(Node(step.layer, View(), (data,), (rows,)))
         self._remember(binding.var, self._add_matrix(step, dense, rows, binding.var, constants))
         return True
@@ -328,11 +321,9 @@ class _Recognizer:
         if phases.interleave is None:
             self._add(step, conv, (data,), binding.var, constants, (binding,))
             return True
-        shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
-        computed = Tensor(f"t{len(self.tensors)}", shape)
-        self.tensors[computed.name] = computed
-        self.nodes.append(Node(step.layer, conv, (data,), (computed.name,), constants))
-        self._add(step, phases.interleave, (computed.name,), binding.var)
+        computed = self._fresh((conv.batch, conv.out_channels, conv.out_height, conv.out_width))
+        self.nodes.append(Node(step.layer, conv, (data,), (computed,), constants))
+        self._add(step, phases.interleave, (computed,), binding.var)
         return True
 
     def _pool(self, step: Step, binding: Any, name: str, attrs: Any, data: str) -> bool:
@@ -379,7 +370,7 @@ class _Recognizer:
         elif len(out) == 3:
             self._add_row(step, average, (data,), binding.var)
         else:
-            pooled = self._new_row(batch, channels, 1)
+            pooled = self._fresh((batch, channels, 1, 1))
             self.nodes.append(Node(step.layer, average, (data,), (pooled,)))
             self._add(step, View(), (pooled,), binding.var)
         return True

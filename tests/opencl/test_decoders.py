@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper
 
-from device.local_target import LocalTarget, find_local_devices
 from device.runner_client import Runner
 from tests.compile.onnx_models import conv, save, weights
 from tvm_build.compile import compile_onnx
-
-
-@pytest.fixture(scope="module", params=[device.driver.name for device in find_local_devices().devices])
-def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    target = LocalTarget(request.param)
-    yield Runner(target)
-    target.close()
 
 
 def decoder(path: Path) -> Path:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from onnx import helper
 
-from device.local_target import LocalTarget, find_local_devices
 from device.runner_client import Runner
 from tests.compile.onnx_models import conv, save, weights
 from tvm_build import storage, winograd
 from tvm_build.bundle import read_bundle
 from tvm_build.compile import compile_onnx
 from tvm_build.launch_plan import Image1dBuffer, Image2d
-
-
-@pytest.fixture(scope="module", params=[device.driver.name for device in find_local_devices().devices])
-def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    target = LocalTarget(request.param)
-    yield Runner(target)
-    target.close()
 
 
 def network(path: Path) -> Path:

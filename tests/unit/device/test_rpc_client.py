@@ -13,6 +13,7 @@ import pytest
 
 from device.rpc import client
 from device.rpc.client import ClientError, RpcClient
+from tests.rpc.sockets import receive
 
 MAGIC, KEY, HANDLE = 0xFF271, b"server:k", 0x7F0000001000
 
@@ -33,13 +34,6 @@ GREETING = struct.pack("<ii", MAGIC, len(KEY)) + KEY
 STARTED = packet(4, arguments(struct.pack("<i", 0)))
 FOUND = packet(4, arguments(struct.pack("<iQ", 4, HANDLE)))
 ANSWER = packet(4, arguments(struct.pack("<iq", 1, 65), raw_string(b"yes")))
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    data = sock.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise EOFError
-    return data
 
 
 @contextmanager

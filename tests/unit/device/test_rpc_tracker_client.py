@@ -16,15 +16,9 @@ import pytest
 from device.rpc import tracker_client
 from device.rpc.address import Address
 from device.rpc.tracker_client import TrackerClient, TrackerCode, TrackerError
+from tests.rpc.sockets import receive
 
 Say = Callable[[Any], None]
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    data = sock.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise EOFError
-    return data
 
 
 @contextmanager
